@@ -1,0 +1,43 @@
+"""agentsd: Stable Diffusion with agent attention and token merging, faster without training."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import AgentSDError, GenerationError, LoadError, PatchError, ScheduleError
+    from .inspection import Inspection
+    from .patch import apply_patch, inspect_patch, patched, remove_patch
+    from .pipelines import load_pipeline
+    from .schedule import Phase, Schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentSDError",
+    "GenerationError",
+    "Inspection",
+    "LoadError",
+    "PatchError",
+    "Phase",
+    "Schedule",
+    "ScheduleError",
+    "apply_patch",
+    "inspect_patch",
+    "load_pipeline",
+    "patched",
+    "remove_patch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for: diffusers takes seconds to import."""
+    if name in __all__:
+        for module in ("errors", "schedule", "inspection", "patch", "pipelines"):
+            home = import_module(f".{module}", __name__)
+            if name in vars(home):
+                return getattr(home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,57 @@
+"""Agent attention on plain tensors (Han et al., ECCV 2024, arXiv 2312.08874)."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Softmax attention ``(q, k, v, scale) -> out``, all of shape ``[B, H, ·, d]``."""
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Scaled dot-product attention, PyTorch's own (shapes as in :func:`agent_attention`)."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def agent_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    agents: Tensor,
+    *,
+    k_scale2: float = 0.3,
+    k_shortcut: float = 0.075,
+    attend: Attend = softmax_attention,
+) -> Tensor:
+    """Attend through a few agent tokens, at a cost linear in the number of tokens.
+
+    The agents first gather from the keys, then every query reads from the agents
+    (arXiv 2312.08874, eq. 3; ``k_scale2`` and ``k_shortcut`` are those of its training-free
+    use in Stable Diffusion)::
+
+        V_A = softmax(A Kᵀ · d^-0.5) V
+        O   = softmax(Q Aᵀ · d^(-0.5·k_scale2)) V_A + k_shortcut · V
+
+    Args:
+        q: Queries ``[B, H, N, d]``.
+        k: Keys ``[B, H, N, d]``.
+        v: Values ``[B, H, N, d]``; as many as queries, since ``k_shortcut`` adds them.
+        agents: Agent queries ``[B, H, n, d]``, usually ``n`` much smaller than ``N``.
+        k_scale2: Exponent of the second softmax's scale. Below 1 it is sharper than usual.
+        k_shortcut: Share of the values added to the output, which restores diversity.
+        attend: Softmax attention to use; PyTorch's by default.
+
+    Returns:
+        ``[B, H, N, d]`` in the dtype of ``q``.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 2, 8, 64, 40).unbind(0)
+        >>> agent_attention(q, k, v, agents=q[:, :, ::16]).shape
+        torch.Size([2, 8, 64, 40])
+    """
+    scale = q.shape[-1] ** -0.5
+    agent_values = attend(agents, k, v, scale)  # [B, H, n, d]
+    out = attend(q, agents, agent_values, scale**k_scale2)  # [B, H, N, d]
+    return out + k_shortcut * v if k_shortcut else out

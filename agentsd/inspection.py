@@ -1,0 +1,123 @@
+"""What a patch does to every attention layer, as a dict for programs and a table for people."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from rich.console import Console
+from rich.table import Table
+
+from .processor import AgentAttnProcessor
+from .runtime import Position, Runtime
+from .sites import Site, find_sites
+
+
+class Inspection(dict[str, Any]):
+    """A dict that shows itself as a table, in a terminal and in a notebook."""
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        count = max((len(layer["phases"]) for layer in self["layers"]), default=0)
+        header = ["layer", "downsample", "tokens", *(f"phase {i + 1}" for i in range(count)), "why"]
+        rows = []
+        for layer in self["layers"]:
+            shown = [_phase_text(phase) for phase in layer["phases"]]
+            shown += [""] * (count - len(shown))
+            rows.append(
+                [
+                    layer["name"],
+                    str(layer["downsample"]),
+                    f"{layer['tokens']:,}",
+                    *shown,
+                    layer["reason"] or "patched",
+                ]
+            )
+        return header, rows
+
+    @property
+    def _title(self) -> str:
+        patched = sum(layer["patched"] for layer in self["layers"])
+        return (
+            f"{patched} of {len(self['layers'])} attention layers patched, "
+            f"at {self['height']}×{self['width']}"
+        )
+
+    def _table(self) -> Table:
+        header, rows = self._rows()
+        table = Table(*header, title=self._title)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def __str__(self) -> str:
+        out = StringIO()
+        Console(file=out, width=160).print(self._table())
+        return out.getvalue()
+
+    def _repr_html_(self) -> str:
+        header, rows = self._rows()
+        head = "".join(f"<th>{cell}</th>" for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
+        )
+        return f"<p>{self._title}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _phase_text(phase: dict[str, Any]) -> str:
+    method = phase["method"]
+    if method == "full":
+        return "full"
+    if method == "keys":
+        return f"keys: {phase['keys']:,}"
+    agents = f", {phase['agents']:,} agents" if phase["agents"] else ""
+    return f"{method}: {phase['merged_tokens']:,}{agents}"
+
+
+def describe(
+    unet: UNet2DConditionModel, runtime: Runtime | None, height: int, width: int, factor: int
+) -> Inspection:
+    """Describe every attention layer for images of ``height × width``.
+
+    Args:
+        unet: The UNet.
+        runtime: Its patch, or None where it has none.
+        height: Of the image, in pixels.
+        width: Likewise.
+        factor: Pixels that a row of latents stands for.
+
+    Returns:
+        The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
+    """
+    layers = [
+        _describe_layer(site, runtime, height // factor, width // factor)
+        for site in find_sites(unet)
+    ]
+    return Inspection(height=height, width=width, layers=layers)
+
+
+def _describe_layer(site: Site, runtime: Runtime | None, rows: int, columns: int) -> dict[str, Any]:
+    installed = isinstance(site.module.processor, AgentAttnProcessor) and runtime is not None
+    phases = []
+    if installed and runtime is not None:
+        for phase in runtime.schedule.phases:
+            plan = runtime.step_at(Position(0, 1), phase, rows, columns).plan(site.downsample)
+            method = "full" if plan.untouched else phase.method
+            phases.append({"method": method, **plan._asdict()})
+    works = any(phase["method"] != "full" for phase in phases)
+    if site.obstacle is not None:
+        reason: str | None = site.obstacle
+    elif runtime is None:
+        reason = "no patch applied"
+    elif not installed:
+        reason = "below max_downsample"
+    else:
+        reason = None if works else "the schedule changes nothing at this size"
+    return {
+        "name": site.name,
+        "downsample": site.downsample,
+        "tokens": -(-rows // site.downsample) * -(-columns // site.downsample),
+        "patched": installed,
+        "reason": reason,
+        "phases": phases,
+    }

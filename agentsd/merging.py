@@ -1,0 +1,97 @@
+"""Token merging by owner index (after ToMe for Stable Diffusion, arXiv 2303.17604).
+
+``owner[b, i]`` is the row of the merged sequence that token ``i`` belongs to. Merging is a mean
+by owner, unmerging one gather by owner. The merged sequence starts with the destinations; the
+tokens that stay for themselves follow in their order. Attention does not depend on that order.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Matching(NamedTuple):
+    """Every token's most similar destination."""
+
+    destinations: Tensor
+    """``[n]`` token indices of the destinations."""
+    best: Tensor
+    """``[B, N]`` rank in ``destinations`` of each token's most similar one."""
+    similarity: Tensor
+    """``[B, N]`` cosine to it; ``-inf`` for the destinations, which never merge."""
+
+
+def match(x: Tensor, destinations: Tensor) -> Matching:
+    """Find each token's most similar destination (bipartite soft matching).
+
+    Args:
+        x: Tokens ``[B, N, C]`` to compare by cosine.
+        destinations: ``[n]`` distinct token indices, the same for the whole batch.
+
+    Returns:
+        The :class:`Matching`, from which :func:`owners` makes any number of merges.
+    """
+    unit = F.normalize(x, dim=-1)
+    similarity, best = (unit @ unit[:, destinations].mT).max(dim=-1)  # both [B, N]
+    similarity = similarity.index_fill(1, destinations, -torch.inf)
+    return Matching(destinations, best, similarity)
+
+
+def owners(matching: Matching, merges: int) -> Tensor:
+    """Merge the ``merges`` most similar tokens into their destinations.
+
+    Args:
+        matching: What :func:`match` returned.
+        merges: How many tokens to merge, from 0 to ``N - n``.
+
+    Returns:
+        ``owner`` ``[B, N]``: the row of each token among the ``N - merges`` merged ones.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]])
+        >>> owners(match(x, torch.tensor([0, 2])), merges=2)
+        tensor([[0, 0, 1, 1]])
+    """
+    destinations, best, similarity = matching
+    n = destinations.shape[0]
+    merged = torch.zeros_like(best, dtype=torch.bool)
+    merged.scatter_(1, similarity.topk(merges, dim=1, sorted=False).indices, True)
+    stays = (~merged).index_fill(1, destinations, False)
+    owner = torch.where(merged, best, n - 1 + stays.cumsum(dim=1))
+    owner[:, destinations] = torch.arange(n, device=best.device)
+    return owner
+
+
+def _flat(owner: Tensor, rows: int) -> Tensor:
+    """``owner`` as ``[B·N]`` rows of a flattened batch: one fast index for the whole batch."""
+    start = torch.arange(owner.shape[0], device=owner.device) * rows
+    return (owner + start[:, None]).flatten()
+
+
+def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
+    """Average the tokens of each owner.
+
+    Args:
+        x: Tokens ``[B, N, C]``.
+        owner: ``[B, N]`` with values in ``[0, rows)``, each taken at least once.
+        rows: Length of the merged sequence.
+
+    Returns:
+        Merged tokens ``[B, rows, C]`` in the dtype of ``x``; sums are kept in float32 or better,
+        since counts above 256 are not exact in bfloat16.
+    """
+    batch, _, channels = x.shape
+    index = _flat(owner, rows)
+    total = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))  # [B·N, C]
+    count = total.new_zeros(batch * rows).index_add_(0, index, total.new_ones(index.shape))
+    mean = total.new_zeros(batch * rows, channels).index_add_(0, index, total) / count[:, None]
+    return mean.to(x.dtype).view(batch, rows, channels)
+
+
+def unmerge(y: Tensor, owner: Tensor) -> Tensor:
+    """Give every token its owner's row: ``[B, rows, C]`` and ``[B, N]`` to ``[B, N, C]``."""
+    batch, rows, channels = y.shape
+    return y.flatten(0, 1).index_select(0, _flat(owner, rows)).view(batch, -1, channels)

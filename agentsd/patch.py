@@ -1,0 +1,205 @@
+"""Put agent attention into a UNet, take it out again, and tell what it does there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .errors import PatchError
+from .inspection import Inspection, describe
+from .processor import LAYER, AgentAttnProcessor, Layer
+from .runtime import Runtime
+from .schedule import Phase, Schedule
+from .sites import find_sites, find_unet
+
+T = TypeVar("T")
+
+DEFAULT_SCHEDULE = "paper"
+_PATCH = "_agentsd_patch"
+"""Attribute of a patched UNet that holds its :class:`Patch`."""
+
+
+class Patch(NamedTuple):
+    """What :func:`apply_patch` leaves on a UNet, for :func:`remove_patch` to take away."""
+
+    runtime: Runtime
+    hook: RemovableHandle
+
+
+def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
+    """Give the self-attention of a UNet to agent attention under a schedule.
+
+    Only the processors of the self-attention modules change (cross-attention, LoRA and
+    IP-Adapter are left alone), in this one UNet. Applying twice equals applying once with the
+    newer settings, and :func:`remove_patch` restores the model bit for bit.
+
+    Args:
+        x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
+            where there is one: its scheduler tells how long a run is.
+        schedule: A :class:`Schedule`, a preset's name (``"paper"``, ``"keys"``), or the path of
+            a YAML file. ``None`` is the published two-phase schedule, ``"paper"``.
+        **overrides: Parameters of :class:`Phase`, under their published names. Without a
+            schedule they make one constant phase (``method`` is ``"agent"`` unless given); with
+            one they change its phases that read them.
+
+    Returns:
+        ``x``, patched.
+
+    Raises:
+        ScheduleError: If the schedule or an override is not valid.
+        PatchError: If ``x`` has no UNet to patch, or no layer of it matches.
+
+    Example:
+        >>> from agentsd import apply_patch, load_pipeline
+        >>> pipe = apply_patch(load_pipeline("pocket"), sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
+        >>> image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
+        >>> image.size
+        (128, 128)
+    """
+    if schedule is None and overrides:
+        settings = Schedule(phases=(Phase(**overrides),))
+    else:
+        settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
+        settings = settings.override(**overrides) if overrides else settings
+    unet = find_unet(x)
+    top = min((s.downsample for s in find_sites(unet) if s.obstacle is None), default=None)
+    if top is None:
+        raise PatchError(_nothing_to_patch(unet))
+    if settings.reach(top) < top:
+        raise PatchError(
+            f"max_downsample={settings.reach(top)} matches no layer: the self-attention of this "
+            f"UNet begins at downsample {top}; give {top} or more, or leave it out"
+        )
+    remove_patch(unet)
+    _install(unet, Runtime(settings, top, pipeline=None if isinstance(x, nn.Module) else x))
+    return x
+
+
+def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
+    """Hook the UNet and exchange its processors; all of it or nothing."""
+    reach = runtime.schedule.reach(runtime.top_downsample)
+    try:
+        hook = unet.register_forward_pre_hook(runtime.begin, with_kwargs=True)
+        setattr(unet, _PATCH, Patch(runtime, hook))
+        for site in find_sites(unet):
+            if site.obstacle is None and site.downsample <= reach:
+                layer = Layer(runtime, site.downsample, site.module.processor)
+                setattr(site.module, LAYER, layer)
+                site.module.set_processor(AgentAttnProcessor())
+    except BaseException:
+        remove_patch(unet)
+        raise
+
+
+def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
+    found = Counter(site.obstacle for site in find_sites(unet))
+    listed = "; ".join(f"{count} × {reason}" for reason, count in found.items())
+    return (
+        "no self-attention layer to patch: agentsd looks for the attn1 of transformer blocks, "
+        f"with diffusers' own softmax processors, and found {listed or 'no attention at all'}"
+    )
+
+
+def remove_patch(x: T) -> T:
+    """Take the patch out: every module is again as it was before, bit for bit.
+
+    Processors that something else put in place since (an IP-Adapter, say) are left as they are.
+
+    Args:
+        x: What was given to :func:`apply_patch`, or its UNet; patched or not.
+
+    Returns:
+        ``x``, unpatched.
+
+    Raises:
+        PatchError: If ``x`` has no UNet.
+    """
+    unet = find_unet(x)
+    for module in unet.modules():
+        layer = module.__dict__.get(LAYER)
+        if layer is not None:
+            if isinstance(module.processor, AgentAttnProcessor):
+                module.set_processor(layer.original)
+            delattr(module, LAYER)
+    patch = _patch_of(unet)
+    if patch is not None:
+        patch.hook.remove()
+        delattr(unet, _PATCH)
+    return x
+
+
+def _patch_of(unet: UNet2DConditionModel) -> Patch | None:
+    found: Patch | None = unet.__dict__.get(_PATCH)
+    return found
+
+
+@contextmanager
+def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> Iterator[T]:
+    """Patch for the length of a ``with`` block, then restore what was there, errors or not.
+
+    Args:
+        x: As for :func:`apply_patch`.
+        schedule: As for :func:`apply_patch`.
+        **overrides: As for :func:`apply_patch`.
+
+    Yields:
+        ``x``, patched.
+
+    Example:
+        >>> from agentsd import load_pipeline, patched
+        >>> pipe = load_pipeline("pocket")
+        >>> with patched(pipe, "keys"):
+        ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
+    """
+    unet = find_unet(x)
+    before = _patch_of(unet)
+    apply_patch(x, schedule, **overrides)
+    try:
+        yield x
+    finally:
+        remove_patch(unet)
+        if before is not None:
+            _install(unet, before.runtime)
+
+
+def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -> Inspection:
+    """Tell which attention layers are patched, which are left alone, and why.
+
+    Args:
+        x: A pipeline or UNet, patched or not.
+        height: Height of the image in pixels (of the latents for a UNet on its own); the
+            model's own size by default.
+        width: Width, likewise.
+
+    Returns:
+        A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
+        ``layers``, each with ``name``, ``downsample``, ``tokens``, ``patched``, ``reason``, and
+        ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
+        ``keys`` after every cap.
+
+    Raises:
+        PatchError: If ``x`` has no UNet, or a size is no multiple of the model's factor.
+
+    Example:
+        >>> from agentsd import apply_patch, inspect_patch, load_pipeline
+        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket")))["layers"]
+        >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
+        [256, 0]
+    """
+    unet = find_unet(x)
+    factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
+    size = unet.config.sample_size or 64
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = height or rows * factor, width or columns * factor
+    for name, value in (("height", height), ("width", width)):
+        if value < factor or value % factor:
+            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value})")
+    patch = _patch_of(unet)
+    return describe(unet, patch.runtime if patch else None, height, width, factor)

@@ -1,0 +1,175 @@
+"""What changes while a UNet runs: the step, its phase, the size of the latents.
+
+Nothing is counted and nothing outlives a call of the UNet: each call says anew where in its run
+it stands. So a run that raised midway, a swapped scheduler or another image size leave nothing
+behind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ScheduleError
+from .sampling import cells, cycled_places, random_places, tokens_at
+from .schedule import Phase, Plan, Schedule
+
+TRAIN_TIMESTEPS = 1000
+"""Length of the noise scale that Stable Diffusion's timesteps count on."""
+
+UNTOUCHED = Phase(method="full")
+
+
+class Position(NamedTuple):
+    """Where a call of the UNet stands in its run: denoising step ``step`` of ``num_steps``."""
+
+    step: int
+    num_steps: int
+    listed: bool = True
+    """False where no list of timesteps was found and the two only tell the level of noise."""
+
+
+def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
+    """Tell the denoising step from the timestep a UNet was called with.
+
+    Pipelines and loops hand the UNet one entry of the scheduler's list of timesteps, as a view
+    of it. Its place in memory is its place in the list: unambiguous where the list repeats a
+    timestep (PNDM, Heun), the whole list's where a run starts in its middle (img2img), and known
+    without waiting for the device. Calls that belong to one step (Heun makes two, PNDM repeats
+    its first) share its number. Only a timestep that is no view is told by its value, which may
+    wait for the device.
+
+    Args:
+        timestep: What the UNet was called with: a tensor of no or one dimension, or a number.
+        scheduler: The pipeline's scheduler, or None for a UNet on its own.
+
+    Returns:
+        The step and the number of steps. Without any list to look into, the step's place on
+        the noise scale out of 1,000 stands for both.
+    """
+    known = getattr(scheduler, "timesteps", None)
+    known = known if isinstance(known, Tensor) and known.ndim == 1 and len(known) else None
+    index = length = None
+    if isinstance(timestep, Tensor):
+        storage = timestep.untyped_storage()
+        size = storage.nbytes() // timestep.element_size()
+        if known is not None and storage.data_ptr() == known.untyped_storage().data_ptr():
+            index, length = timestep.storage_offset() - known.storage_offset(), len(known)
+        elif size > 1 and all(stride == 0 for stride in timestep.stride()):
+            index, length = timestep.storage_offset(), size
+    if index is None or length is None:
+        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        found = [i for i, t in enumerate(known.tolist()) if t == value] if known is not None else []
+        if known is None or not found:
+            step = TRAIN_TIMESTEPS - 1 - round(value)
+            return Position(min(max(step, 0), TRAIN_TIMESTEPS - 1), TRAIN_TIMESTEPS, listed=False)
+        index, length = found[0], len(known)
+    num_steps = length
+    if known is not None and length == len(known):
+        num_steps = getattr(scheduler, "num_inference_steps", None) or length
+    # Solvers that call the UNet more often than there are steps list more timesteps than steps.
+    return Position(min(index * num_steps // length, num_steps - 1), num_steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the UNet: its place in the run, its phase and the size of its latents."""
+
+    position: Position
+    phase: Phase
+    top_downsample: int
+    seed: int
+    height: int
+    width: int
+    _drawn: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def grid(self, downsample: int) -> tuple[int, int]:
+        """Tokens down and across at a resolution; a halving rounds up, as the UNet's does."""
+        return -(-self.height // downsample), -(-self.width // downsample)
+
+    def plan(self, downsample: int) -> Plan:
+        """What the phase makes of the tokens at a resolution."""
+        reaches = downsample <= (self.phase.max_downsample or self.top_downsample)
+        return (self.phase if reaches else UNTOUCHED).plan(*self.grid(downsample))
+
+    def destinations(self, downsample: int, device: torch.device) -> Tensor:
+        """``[cells]`` tokens that the others of this resolution may merge into."""
+        return self._once("destinations", downsample, 0, device)
+
+    def keys(self, downsample: int, heads: int, device: torch.device) -> Tensor:
+        """``[heads, cells]`` tokens that serve as keys at this resolution."""
+        return self._once("keys", downsample, heads, device)
+
+    def _once(self, what: str, downsample: int, heads: int, device: torch.device) -> Tensor:
+        """Draw once for all layers of a resolution."""
+        key = (what, downsample, heads, device)
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(downsample, heads, device)
+        return self._drawn[key]
+
+    def _draw(self, downsample: int, heads: int, device: torch.device) -> Tensor:
+        phase, (height, width) = self.phase, self.grid(downsample)
+        rows, columns = cells(height, width, phase.sy, phase.sx, partial=heads > 0)
+        shape = (heads, rows * columns) if heads else (rows * columns,)
+        select = phase.select if heads else ("random" if phase.use_rand else "grid")
+        if select == "grid":
+            place = torch.zeros(shape, dtype=torch.int64, device=device)
+        else:
+            # A cycle needs steps that follow each other; a level of noise does not tell them.
+            cycle = select == "cycle" and self.position.listed
+            choose = cycled_places if cycle else random_places
+            size = phase.sy * phase.sx
+            place = choose(shape, size, self.position.step, self.seed, device)
+        return tokens_at(place, height, width, phase.sy, phase.sx, rows)
+
+
+class Runtime:
+    """Follows the calls of one UNet; a forward pre-hook of it.
+
+    Args:
+        schedule: What each step does.
+        top_downsample: Highest resolution with self-attention, which ``max_downsample=None`` means.
+        pipeline: The pipeline whose scheduler names the steps, or None for a UNet on its own.
+    """
+
+    def __init__(self, schedule: Schedule, top_downsample: int, pipeline: Any = None) -> None:
+        self.schedule = schedule
+        self.top_downsample = top_downsample
+        # Weak, so that a UNet kept for itself does not keep its pipeline's other models. Asked
+        # at every call, so that a scheduler swapped in later is the one that counts.
+        self._pipeline: Callable[[], Any] = (
+            weakref.ref(pipeline) if pipeline is not None else _nothing
+        )
+        self.step: Step | None = None
+
+    def begin(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take step and size from the arguments of a UNet's call.
+
+        Raises:
+            ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
+        """
+        sample, timestep = (
+            kwargs[name] if name in kwargs else args[i]
+            for i, name in enumerate(("sample", "timestep"))
+        )
+        position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
+        if self.schedule.counts_steps and not position.listed:
+            raise ScheduleError(
+                "until_step counts steps, but this UNet was called with a timestep that belongs "
+                "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
+            )
+        phase = self.schedule.phase_at(position.step, position.num_steps)
+        self.step = self.step_at(position, phase, *sample.shape[-2:])
+
+    def step_at(self, position: Position, phase: Phase, height: int, width: int) -> Step:
+        """A step on latents of ``height × width``."""
+        return Step(position, phase, self.top_downsample, self.schedule.seed, height, width)
+
+
+def _nothing() -> None:
+    return None

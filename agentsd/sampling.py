@@ -1,0 +1,77 @@
+"""Which token of each cell serves: draws that depend on seed, step and grid alone.
+
+The draws are a hash of what they are for, not a stream. So nothing is stored or moved between
+devices, PyTorch's generators are not touched, and an image cannot depend on its batch or on what
+ran before. A *place* counts row by row within a cell of ``sy × sx`` tokens.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Mix 32-bit integers, held in int64 so that no product overflows."""
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x045D9F3B) & _MASK
+    return x ^ (x >> 16)
+
+
+def draw(shape: tuple[int, ...], *key: int, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform 32-bit integers, int64 of ``shape``, that depend on ``shape`` and ``key`` alone."""
+    state = torch.zeros((), dtype=torch.int64, device=device)
+    for part in (*shape, *key):
+        state = _hash(state + 0x9E3779B9 + (part & _MASK) & _MASK)
+    count = torch.Size(shape).numel()
+    return _hash(state + _hash(torch.arange(count, device=device)) & _MASK).view(shape)
+
+
+def cells(height: int, width: int, sy: int, sx: int, *, partial: bool) -> tuple[int, int]:
+    """Rows and columns of cells on a grid; ``partial`` also counts those cut by its edge."""
+    if partial:
+        return -(-height // sy), -(-width // sx)
+    return height // sy, width // sx
+
+
+def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: int) -> Tensor:
+    """Turn a place in every cell into a token of the row-major grid.
+
+    Args:
+        place: ``[..., rows · columns]`` in ``[0, sy · sx)``, cells row by row.
+        height: Tokens down the grid.
+        width: Tokens across it.
+        sy: Height of a cell.
+        sx: Width of a cell.
+        rows: Rows of cells; cells that the edge cuts wrap the place into what is left of them.
+
+    Returns:
+        Token indices, of the shape of ``place``.
+    """
+    cell = torch.arange(place.shape[-1], device=place.device)
+    columns = place.shape[-1] // rows
+    top, left = cell // columns * sy, cell % columns * sx
+    y = top + place // sx % (height - top).clamp(max=sy)
+    x = left + place % sx % (width - left).clamp(max=sx)
+    return y * width + x
+
+
+def random_places(
+    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device
+) -> Tensor:
+    """A place in ``[0, size)`` drawn anew at each step, of ``shape`` (heads and cells)."""
+    return draw(shape, seed, step, device=device) % size
+
+
+def cycled_places(
+    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device
+) -> Tensor:
+    """Places that visit every token of their cell once in ``size`` steps.
+
+    Each entry of ``shape`` (heads and cells) starts at a place of its own and moves along one
+    fixed random order, so that the sampling errors of neighbouring steps and of different heads
+    cancel, as in low-discrepancy integration.
+    """
+    order = draw((size,), seed, 1, device=device).argsort()
+    start = draw(shape, seed, 2, device=device)
+    return order[(start + step) % size]

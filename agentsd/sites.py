@@ -1,0 +1,95 @@
+"""Find a UNet in what the user gives, and the attention layers in a UNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+)
+from torch import nn
+
+from .errors import PatchError
+from .processor import AgentAttnProcessor
+
+REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
+"""Processors of plain softmax attention: agentsd knows what they compute and can stand in."""
+
+_SUPPORTED = "agentsd patches UNet2DConditionModel (Stable Diffusion 1.x, 2.x, SDXL and the like)"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention module of a UNet, with the resolution at which it works."""
+
+    name: str
+    module: Attention
+    downsample: int
+    obstacle: str | None
+    """Why no schedule can patch it; None where one can."""
+
+
+def find_unet(x: Any) -> UNet2DConditionModel:
+    """The UNet of a pipeline, or ``x`` itself; a compiled module stands for what it wraps.
+
+    Raises:
+        PatchError: Says what was found instead.
+    """
+    found = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
+    found = getattr(found, "_orig_mod", found)
+    if isinstance(found, UNet2DConditionModel):
+        return found
+    what = type(x).__name__
+    if found is not None and found is not x:
+        what += f", whose unet is a {type(found).__name__}"
+    elif isinstance(getattr(x, "transformer", None), nn.Module):
+        what += f", whose model is a transformer ({type(x.transformer).__name__}), not a UNet"
+    elif isinstance(x, DiffusionPipeline):
+        what += f", which has no unet but {', '.join(x.components)}"
+    raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: give the pipeline or its unet")
+
+
+def find_sites(unet: UNet2DConditionModel) -> list[Site]:
+    """Every attention module of the UNet, in order, with its resolution and its obstacle."""
+    blocks = {name: b for name, b in unet.named_modules() if isinstance(b, BasicTransformerBlock)}
+    sites = []
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            parent, _, role = name.rpartition(".")
+            obstacle = _obstacle(module) if role == "attn1" and parent in blocks else _OTHER_ROLE
+            sites.append(Site(name, module, _downsample(unet, name), obstacle))
+    return sites
+
+
+_OTHER_ROLE = "not the self-attention of a transformer block"
+
+
+def _obstacle(attn: Attention) -> str | None:
+    if attn.is_cross_attention:
+        return "cross-attention in the place of self-attention"
+    if type(attn.processor) not in REPLACEABLE:
+        return f"its processor is another's ({type(attn.processor).__name__})"
+    for part in ("group_norm", "spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim"):
+        if getattr(attn, part, None) is not None:
+            return f"unlike Stable Diffusion's, it has {part}"
+    if attn.residual_connection or attn.rescale_output_factor != 1:
+        return "unlike Stable Diffusion's, it rescales its output or adds its input"
+    return None
+
+
+def _downsample(unet: UNet2DConditionModel, name: str) -> int:
+    """How many latent rows a row of tokens stands for: follows the UNet down and up again."""
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    halvings = [bool(getattr(block, "downsamplers", None)) for block in down]
+    doublings = [bool(getattr(block, "upsamplers", None)) for block in up]
+    part, _, rest = name.partition(".")
+    index = int(rest.partition(".")[0]) if part.endswith("_blocks") else 0
+    if part == "down_blocks":
+        return 1 << sum(halvings[:index])
+    return 1 << sum(halvings) - (sum(doublings[:index]) if part == "up_blocks" else 0)
