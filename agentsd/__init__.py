@@ -4,7 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import AgentSDError, GenerationError, LoadError, PatchError, ScheduleError
+    from .errors import (
+        AgentSDError,
+        LoadError,
+        OutputError,
+        PatchError,
+        ScheduleError,
+        SettingsError,
+    )
     from .inspection import Inspection
     from .patch import apply_patch, inspect_patch, patched, remove_patch
     from .pipelines import load_pipeline
@@ -14,13 +21,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSDError",
-    "GenerationError",
     "Inspection",
     "LoadError",
+    "OutputError",
     "PatchError",
     "Phase",
     "Schedule",
     "ScheduleError",
+    "SettingsError",
     "apply_patch",
     "inspect_patch",
     "load_pipeline",

@@ -4,9 +4,20 @@
 class AgentSDError(Exception):
     """Base of every error that agentsd raises on purpose."""
 
+    exit_code = 1
+    """What the command line exits with."""
+
 
 class ScheduleError(AgentSDError, ValueError):
     """A schedule or phase has an unknown key, a wrong type or a value out of range."""
+
+    exit_code = 2
+
+
+class SettingsError(AgentSDError, ValueError):
+    """A setting of an image is of the wrong type or out of range."""
+
+    exit_code = 2
 
 
 class PatchError(AgentSDError):
@@ -17,5 +28,5 @@ class LoadError(AgentSDError):
     """A model could not be loaded."""
 
 
-class GenerationError(AgentSDError, ValueError):
-    """A generation setting is out of range, or its output cannot be written."""
+class OutputError(AgentSDError):
+    """A result could not be written."""

@@ -1,1 +1,115 @@
-def load_pipeline(): ...
+"""Load a pipeline: the embedded pocket model, a folder, a hub id or a single file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import SafetensorError, safe_open
+
+from .errors import LoadError
+
+POCKET = Path(__file__).resolve().parent / "pocket"
+"""Folder of the embedded model."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(
+    model: str | Path = "pocket",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **kwargs: Any,
+) -> DiffusionPipeline:
+    """Load a diffusers pipeline, ready to run and to patch.
+
+    Args:
+        model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
+            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or the id
+            of a model on the Hugging Face hub. Weights in pickle format are refused, since
+            loading them can run any code.
+        device: Where to run; by default CUDA where there is one, else MPS, else the CPU.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
+            float32 on the CPU and float16 elsewhere.
+        **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
+            (``revision``, ``variant``; ``config``, a folder that spares a single file the hub).
+
+    Returns:
+        The pipeline on its device.
+
+    Raises:
+        LoadError: If there is no such model, device or dtype, or the model cannot be read.
+
+    Example:
+        >>> from agentsd import load_pipeline
+        >>> pipe = load_pipeline("pocket")
+        >>> type(pipe).__name__
+        'StableDiffusionPipeline'
+    """
+    target = _device(device)
+    kwargs["torch_dtype"] = _dtype(dtype, target)
+    path = POCKET if model == "pocket" else Path(model)
+    try:
+        if path.is_file():
+            pipe = _single_file_class(path).from_single_file(str(path), **kwargs)
+        elif path.is_dir():
+            if not (path / "model_index.json").is_file():
+                raise LoadError(f"{path} holds no model_index.json: not a diffusers pipeline")
+            pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **kwargs)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **kwargs)
+    except LoadError:
+        raise
+    except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
+        where = "" if path.exists() else "; it is neither a folder nor a file here, nor 'pocket'"
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LoadError(f"cannot load the model {str(model)!r}: {first}{where}") from error
+    return pipe.to(target)
+
+
+def _single_file_class(path: Path) -> type[DiffusionPipeline]:
+    if path.suffix != ".safetensors":
+        raise LoadError(
+            f"{path} is no .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can run any "
+            "code when loaded and are refused: convert it to safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{path} is not a whole safetensors file ({error})") from None
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise LoadError(
+            f"{path} holds no whole Stable Diffusion checkpoint (no model.diffusion_model.*); "
+            "parts such as LoRAs or VAEs are loaded onto a pipeline, not as one"
+        )
+    if any(name.startswith("conditioner.") for name in names):
+        return StableDiffusionXLPipeline  # type: ignore[no-any-return]
+    return StableDiffusionPipeline  # type: ignore[no-any-return]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise LoadError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
+    assert isinstance(found, torch.dtype)
+    return found

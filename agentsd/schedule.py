@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from .errors import ScheduleError
 from .sampling import cells
+from .validation import Strict
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -49,42 +49,11 @@ class Plan(NamedTuple):
         return not self.agents and self.merged_tokens == self.keys == self.tokens
 
 
-class _Strict(BaseModel):
-    """Frozen, unknown keys and loose types refused, errors told as :class:`ScheduleError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise ScheduleError(_tell(error, type(self))) from None
-
-
-def _tell(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say each problem as ``key: what is allowed (got value)``."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, model.model_fields, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            lines.append(f"unknown key {key!r}: {hint}allowed are {', '.join(model.model_fields)}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: is missing")
-        else:
-            says = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"{key}: {says} (got {problem['input']!r})")
-    return "; ".join(lines)
-
-
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
 
 
-class Phase(_Strict):
+class Phase(Strict):
     """A stretch of denoising steps that share one method and its parameters.
 
     Those worth changing first are ``method``, ``sx``, ``sy`` and ``ratio``. A parameter that the
@@ -121,6 +90,8 @@ class Phase(_Strict):
         >>> Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(64, 64)
         Plan(tokens=4096, merged_tokens=2458, agents=256, keys=2458)
     """
+
+    error: ClassVar = ScheduleError
 
     method: Literal["agent", "merge", "keys", "full"] = "agent"
     until: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -173,7 +144,7 @@ class Phase(_Strict):
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
-class Schedule(_Strict):
+class Schedule(Strict):
     """The phases of a run, in order.
 
     Args:
@@ -193,6 +164,8 @@ class Schedule(_Strict):
         >>> schedule.phase_at(19, 50).method, schedule.phase_at(20, 50).method
         ('agent', 'keys')
     """
+
+    error: ClassVar = ScheduleError
 
     phases: tuple[Phase, ...]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

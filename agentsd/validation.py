@@ -1,0 +1,43 @@
+"""Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import AgentSDError
+
+
+class Strict(BaseModel):
+    """Base of agentsd's settings; what is wrong with them is told as ``error``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    error: ClassVar[type[AgentSDError]] = AgentSDError
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise self.error(_tell(error, list(type(self).model_fields))) from None
+
+
+def _tell(error: ValidationError, names: list[str]) -> str:
+    """Say each problem as ``key: what is allowed (got value)``."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            lines.append(f"unknown key {key!r}: {hint}allowed are {', '.join(names)}")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: is missing")
+        else:
+            says = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"{key}: {says} (got {problem['input']!r})")
+    return "; ".join(lines)
