@@ -1,0 +1,157 @@
+"""Real diffusers classes at tiny sizes, with random weights and nothing to download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from agentsd.processor import LAYER, AgentAttnProcessor, Layer
+from agentsd.runtime import Position, Runtime
+from agentsd.schedule import Phase, Schedule
+
+WIDTH = 32
+"""Channels of the text embeddings."""
+
+
+def build(make: Any, seed: int = 0) -> Any:
+    """Call ``make`` with seeded weights, and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    return model.eval() if isinstance(model, nn.Module) else model
+
+
+def tiny_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
+    """A UNet with self-attention at downsample 1 and 2, and at 4 in its middle."""
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+        "cross_attention_dim": WIDTH,
+    }
+    return build(lambda: UNet2DConditionModel(**settings | config), seed)
+
+
+def smallest_unet() -> UNet2DConditionModel:
+    """A UNet of one level, for runs of many steps."""
+    return tiny_unet(
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        mid_block_type=None,
+    )
+
+
+def sdxl_unet() -> UNet2DConditionModel:
+    """Shaped like SDXL's: no attention at downsample 1, one and two transformer blocks below."""
+    return tiny_unet(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=8 * 6 + WIDTH,
+    )
+
+
+def call(unet: UNet2DConditionModel, timestep: Any = 500, **inputs: Any) -> Tensor:
+    """One forward pass on inputs that are the same at each call; ``size`` and ``batch`` vary."""
+    height, width = inputs.pop("size", (16, 16))
+    batch = inputs.pop("batch", 2)
+    random = torch.Generator().manual_seed(1)
+    sample = torch.randn(batch, 4, height, width, generator=random)
+    text = torch.randn(batch, 7, WIDTH, generator=random)
+    if unet.config.addition_embed_type == "text_time":
+        added = {"text_embeds": torch.ones(batch, WIDTH), "time_ids": torch.ones(batch, 6)}
+        inputs.setdefault("added_cond_kwargs", added)
+    with torch.no_grad():
+        dtype = unet.dtype
+        return unet(sample.to(dtype), timestep, text.to(dtype), **inputs).sample
+
+
+def tiny_pipeline(folder: Path, unet: UNet2DConditionModel | None = None) -> Any:
+    """A Stable Diffusion pipeline whose latents are half the image's size.
+
+    Args:
+        folder: Where the tokenizer's two files may be written.
+        unet: Its UNet; a fresh :func:`tiny_unet` by default.
+    """
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+    text_config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
+    )
+    vae_config: dict[str, Any] = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+    }
+    pipe = StableDiffusionPipeline(
+        vae=build(lambda: AutoencoderKL(**vae_config)),
+        text_encoder=build(lambda: CLIPTextModel(text_config)),
+        tokenizer=tokenizer,
+        unet=unet or tiny_unet(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_layer(channels: int = 16, heads: int = 2, dtype: torch.dtype = torch.float64) -> Attention:
+    """A self-attention layer on its own."""
+    layer = build(lambda: Attention(channels, heads=heads, dim_head=channels // heads))
+    return layer.to(dtype).requires_grad_(False)
+
+
+def run_layer(
+    attn: Attention, x: Tensor, phase: Phase, height: int, width: int, **at: int
+) -> Tensor:
+    """Call ``attn`` on ``x`` as it would run in a UNet patched with ``phase``.
+
+    Args:
+        attn: The layer; left as it was.
+        x: Tokens ``[B, height · width, C]``.
+        phase: What it is patched with.
+        height: Tokens down the grid.
+        width: Tokens across it.
+        **at: ``step`` of the run (0) and ``seed`` of the schedule (0).
+    """
+    runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), top_downsample=1)
+    runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
+    original = attn.processor
+    setattr(attn, LAYER, Layer(runtime, 1, original))
+    attn.set_processor(AgentAttnProcessor())
+    try:
+        return attn(x)
+    finally:
+        attn.set_processor(original)
+        delattr(attn, LAYER)
