@@ -50,7 +50,7 @@ def load_pipeline(
         'StableDiffusionPipeline'
     """
     target = _device(device)
-    kwargs["torch_dtype"] = _dtype(dtype, target)
+    kwargs["dtype"] = _dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
     try:
         if path.is_file():

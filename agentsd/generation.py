@@ -1,0 +1,221 @@
+"""Prompts to images: one image at a time, each from its own seed, with a record of how."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from pydantic import Field, field_validator
+
+from . import __version__
+from .errors import SettingsError
+from .output import next_number, save_png, side_by_side, write_whole
+from .patch import patched
+from .schedule import Schedule
+from .validation import Strict
+
+Side = Annotated[int, Field(ge=64, le=8192)]
+
+
+class ImageSettings(Strict):
+    """All that an image depends on, besides the model and the schedule.
+
+    Args:
+        prompt: What to draw; not empty.
+        negative_prompt: What to keep away from; used where ``guidance_scale`` is above 1.
+        seed: Seed of the initial noise, in [0, 2**63).
+        num_inference_steps: Denoising steps, 1 to 1,000.
+        guidance_scale: Weight of the prompt (classifier-free guidance), in [0, 100]; 1 or less
+            turns guidance off and halves the work.
+        height: In pixels, 64 to 8,192, a multiple of 8; ``None`` is the model's own size.
+        width: Likewise.
+
+    Raises:
+        SettingsError: Names the setting, its value and what is allowed.
+    """
+
+    error: ClassVar = SettingsError
+
+    prompt: Annotated[str, Field(min_length=1)]
+    negative_prompt: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    height: Side | None = None
+    width: Side | None = None
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _printable(cls, text: str) -> str:
+        if "\0" in text or (not text.isprintable() and not text.replace("\n", " ").isprintable()):
+            raise SettingsError("a prompt must not hold control characters or broken Unicode")
+        return text
+
+    @field_validator("height", "width")
+    @classmethod
+    def _multiple_of_8(cls, side: int | None) -> int | None:
+        if side is not None and side % 8:
+            raise SettingsError(f"height and width must be multiples of 8 (got {side})")
+        return side
+
+
+class Made(NamedTuple):
+    """An image with what it took."""
+
+    image: Image.Image
+    seconds: float
+
+
+def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = "") -> Made:
+    """Make one image, from a generator of its own on the CPU, so that devices agree on the noise.
+
+    Args:
+        pipe: A text-to-image pipeline, patched or not.
+        settings: What to make.
+        label: Named by the progress bar on stderr.
+
+    Returns:
+        The image and the seconds from prompt to image.
+
+    Raises:
+        SettingsError: If the pipeline refuses the settings.
+    """
+    pipe.set_progress_bar_config(desc=label, leave=False)
+    begun = time.perf_counter()
+    try:
+        image = pipe(
+            **settings.model_dump(exclude={"seed"}),
+            generator=torch.Generator("cpu").manual_seed(settings.seed),
+        ).images[0]
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{type(pipe).__name__} refused the settings: {error}") from error
+    return Made(image, time.perf_counter() - begun)
+
+
+def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
+    """What the model's tokenizer will lose of a prompt: its end, or words it does not know."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return []
+    found = []
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompt, truncation=False).input_ids
+    if len(ids) > limit:
+        lost = tokenizer.decode(ids[limit - 1 : -1])
+        found.append(f"the prompt is longer than the model's {limit - 2} tokens; lost: {lost!r}")
+    words = re.findall(r"\w+", prompt)
+    unknown = [w for w in words if tokenizer.unk_token_id in tokenizer(w).input_ids[1:-1]]
+    if unknown:
+        found.append(f"the model does not know the words: {', '.join(unknown)}")
+    return found
+
+
+def record(
+    pipe: DiffusionPipeline, settings: ImageSettings, model: str, schedule: Schedule | None
+) -> dict[str, Any]:
+    """All that made an image, as plain values; ``schedule`` is None for an unpatched one."""
+    return {
+        **settings.model_dump(),
+        "model": model,
+        "scheduler": type(pipe.scheduler).__name__,
+        "schedule": schedule.to_dict() if schedule else None,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "agentsd": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def generate(
+    pipe: DiffusionPipeline,
+    settings: ImageSettings,
+    out: Path,
+    *,
+    schedule: Schedule | None,
+    model: str,
+    num_images: int = 1,
+    compare: bool = False,
+) -> dict[str, Any]:
+    """Make images into a folder, numbered on from those there, and a summary of the run.
+
+    Args:
+        pipe: A text-to-image pipeline.
+        settings: Of the first image; the others' seeds count up from it.
+        out: Folder, made if missing.
+        schedule: What to patch the pipeline with; ``None`` leaves it unpatched.
+        model: What the pipeline was loaded from, for the record.
+        num_images: How many images.
+        compare: Also make each image unpatched, and a picture of both. Both ways are run for a
+            few steps first, which are not counted, and they take turns at going first.
+
+    Returns:
+        The summary, which is also in ``out/summary.json``: per image its files, seed and
+        seconds; with ``compare`` the median seconds of both ways and the speed-up.
+
+    Raises:
+        SettingsError: If the pipeline refuses the settings.
+        OutputError: If the folder cannot be written to. What was made before stays.
+    """
+    ways = {"agentsd": schedule, "unpatched": None} if compare else {"agentsd": schedule}
+    if compare and schedule is not None:
+        short = settings.model_copy(update={"num_inference_steps": 1 + len(schedule.phases)})
+        for way, plan in ways.items():
+            _make(pipe, short, plan, f"warm-up, {way}")
+    first = next_number(out)
+    images: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {"model": model, "images": images}
+    for index in range(num_images):
+        one = settings.model_copy(update={"seed": settings.seed + index})
+        made = {
+            way: _make(pipe, one, ways[way], f"image {index + 1}/{num_images}, {way}")
+            for way in (ways if index % 2 else reversed(ways))
+        }
+        stem = f"{first + index:05d}"
+        entry: dict[str, Any] = {"seed": one.seed}
+        for way in ways:
+            name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"
+            save_png(made[way].image, out / name, record(pipe, one, model, ways[way]))
+            prefix = "" if way == "agentsd" else f"{way}_"
+            entry |= {f"{prefix}file": name, f"{prefix}seconds": round(made[way].seconds, 3)}
+        if compare:
+            entry["comparison_file"] = f"{stem}-compare.png"
+            sheet = _comparison(made["unpatched"], made["agentsd"])
+            save_png(sheet, out / entry["comparison_file"])
+        images.append(entry)
+        summary |= _times(images, compare) | record(pipe, settings, model, schedule)
+        write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def _make(
+    pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule | None, label: str
+) -> Made:
+    if schedule is None:
+        return make_image(pipe, settings, label)
+    with patched(pipe, schedule):
+        return make_image(pipe, settings, label)
+
+
+def _comparison(unpatched: Made, ours: Made) -> Image.Image:
+    faster = unpatched.seconds / ours.seconds
+    return side_by_side(
+        {
+            f"unpatched, {unpatched.seconds:.1f} s": unpatched.image,
+            f"agentsd, {ours.seconds:.1f} s ({faster:.2f}× as fast)": ours.image,
+        }
+    )
+
+
+def _times(images: list[dict[str, Any]], compare: bool) -> dict[str, float]:
+    times = {"seconds": median(image["seconds"] for image in images)}
+    if compare:
+        times["unpatched_seconds"] = median(image["unpatched_seconds"] for image in images)
+        times["speedup"] = round(times["unpatched_seconds"] / times["seconds"], 3)
+    return times
