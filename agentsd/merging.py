@@ -33,7 +33,8 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
     Returns:
         The :class:`Matching`, from which :func:`owners` makes any number of merges.
     """
-    unit = F.normalize(x, dim=-1)
+    # The default eps is 0 in float16, where a token of zeros would turn all similarities into NaN.
+    unit = F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
     similarity, best = (unit @ unit[:, destinations].mT).max(dim=-1)  # both [B, N]
     similarity = similarity.index_fill(1, destinations, -torch.inf)
     return Matching(destinations, best, similarity)
