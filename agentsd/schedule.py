@@ -121,7 +121,8 @@ class Phase(Strict):
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
         if self.until_step is not None:
             return step < self.until_step
-        return self.until is None or step < self.until * num_steps
+        # Divided, not multiplied: 0.14 * 50 is above 7 in floating point, 7 / 50 is 0.14.
+        return self.until is None or step / num_steps < self.until
 
     def plan(self, height: int, width: int) -> Plan:
         """Count what the phase makes of a grid of ``height × width`` tokens."""
