@@ -107,6 +107,14 @@ class Phase(Strict):
     attn_precision: Literal["fp32"] | None = None
     max_downsample: Literal[1, 2, 4, 8] | None = None
 
+    @field_validator("max_downsample", mode="before")
+    @classmethod
+    def _is_whole(cls, value: Any) -> Any:
+        # A Literal compares with ==, which lets True and 1.0 pass for 1.
+        if value is not None and type(value) is not int:
+            raise ScheduleError(f"max_downsample: input should be 1, 2, 4 or 8 (got {value!r})")
+        return value
+
     def model_post_init(self, _: Any) -> None:
         if self.until is not None and self.until_step is not None:
             raise ScheduleError("give until or until_step, not both")
