@@ -95,29 +95,17 @@ class TestPhaseRefuses:
         name, value = list(settings.items())[-1]
         refused(lambda: Phase(**settings), f"{name}: ", allowed, f"(got {value!r})")
 
-    @pytest.mark.parametrize(
-        "name", [n for n in Phase.model_fields if n not in ("until", "until_step")]
-    )
+    @pytest.mark.parametrize("name", [n for n, f in Phase.model_fields.items() if f.default])
     def test_none_where_none_means_nothing(self, name: str) -> None:
-        if Phase.model_fields[name].default is None:
-            assert getattr(Phase(**{name: None}), name) is None
-        else:
-            refused(
-                lambda: (
-                    Phase(method="agent", **{name: None})
-                    if name != "method"
-                    else Phase(method=None)
-                ),
-                f"{name}: ",
-                "(got None)",
-            )
+        method = {"method": "keys"} if name == "select" else {}
+        refused(lambda: Phase(**method | {name: None}), f"{name}: ", "(got None)")
 
     @pytest.mark.parametrize(
         ("key", "meant"),
         [
             ("rato", "ratio"),
             ("agent-ratio", "agent_ratio"),
-            ("Sx", "sx"),
+            ("untilstep", "until_step"),
             ("k_shortcat", "k_shortcut"),
         ],
     )
@@ -181,7 +169,7 @@ class TestPhaseTakes:
         for name in type(made).model_fields:
             with pytest.raises(ValueError, match="frozen"):
                 setattr(made, name, getattr(made, name))
-        with pytest.raises(ValueError, match="no field|object has no attribute"):
+        with pytest.raises(ValueError, match="frozen"):
             made.another = 1
         assert isinstance(hash(made), int)
 
@@ -280,13 +268,11 @@ class TestPhaseAt:
         expected = [n for n, length in enumerate(lengths, start=1) for _ in range(length)]
         assert found == expected
 
-    @pytest.mark.parametrize("num_steps", [10, 25, 30, 50, 100])
+    @pytest.mark.parametrize("num_steps", [10, 20, 25, 50, 100])
     def test_a_share_of_whole_steps_is_exact(self, num_steps: int) -> None:
-        """0.14 of 50 steps are 7, though ``0.14 * 50`` is a little more in floating point."""
+        """0.14 of 50 steps are 7, though ``0.14 * 50`` is a little more."""
         for steps in range(1, num_steps + 1):
-            phase = Phase(
-                until=float(f"{steps / num_steps:.6g}") if num_steps != 30 else steps / 30
-            )
+            phase = Phase(until=float(f"{steps / num_steps:.15g}"))
             assert sum(phase.holds(step, num_steps) for step in range(num_steps)) == steps
 
     def test_counts_steps(self) -> None:
