@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from . import __version__
 from .errors import SettingsError
-from .output import next_number, save_png, side_by_side, write_whole
+from .output import next_number, prepare_folder, save_png, side_by_side, write_whole
 from .patch import patched
 from .schedule import Schedule
 from .validation import Strict
@@ -94,7 +94,7 @@ def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = ""
             **settings.model_dump(exclude={"seed"}),
             generator=torch.Generator("cpu").manual_seed(settings.seed),
         ).images[0]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise SettingsError(f"{type(pipe).__name__} refused the settings: {error}") from error
     return Made(image, time.perf_counter() - begun)
 
@@ -163,6 +163,7 @@ def generate(
         SettingsError: If the pipeline refuses the settings.
         OutputError: If the folder cannot be written to. What was made before stays.
     """
+    prepare_folder(out)
     ways = {"agentsd": schedule, "unpatched": None} if compare else {"agentsd": schedule}
     if compare and schedule is not None:
         short = settings.model_copy(update={"num_inference_steps": 1 + len(schedule.phases)})

@@ -1,0 +1,32 @@
+# Set-up, demonstration and checks. `make demo` and `make test` need only Python >= 3.10 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT ?= three red circles in a row on a blue background
+
+.PHONY: demo test lint wheel clean
+
+demo: .venv/.demo
+	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: .venv/.test
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv dist out
+
+# Made again only when what to install has changed.
+.venv/.demo: EXTRAS =
+.venv/.test: EXTRAS = [test]
+.venv/.lint: EXTRAS = [lint]
+.venv/.demo .venv/.test .venv/.lint: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(EXTRAS)"
+	touch $@

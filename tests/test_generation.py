@@ -1,0 +1,111 @@
+"""Settings, images and their records, on a tiny pipeline with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from agentsd import OutputError, Schedule, SettingsError, inspect_patch
+from agentsd.generation import ImageSettings, generate, make_image, warnings_for
+
+SCHEDULE = Schedule.preset("keys")
+
+
+def settings(**changes: Any) -> ImageSettings:
+    return ImageSettings(**{"prompt": "red", "num_inference_steps": 2} | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("prompt", "", "at least 1 character"),
+        ("prompt", "a\0b", "control characters"),
+        ("prompt", "a\ud800", "unicode string"),
+        ("prompt", 3, "valid string"),
+        ("negative_prompt", "\x1b[31m", "control characters"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**63, "less than"),
+        ("seed", 1.5, "valid integer"),
+        ("num_inference_steps", 0, "greater than or equal to 1"),
+        ("num_inference_steps", 1001, "less than or equal to 1000"),
+        ("guidance_scale", -0.1, "greater than or equal to 0"),
+        ("guidance_scale", float("nan"), "finite"),
+        ("height", 0, "greater than or equal to 64"),
+        ("width", 100, "multiples of 8"),
+        ("width", 10_000, "less than or equal to 8192"),
+    ],
+)
+def test_settings_out_of_range(name: str, value: Any, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        settings(**{name: value})
+
+
+def test_an_image_depends_on_its_seed_and_leaves_the_global_one(pipe: Any) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (make_image(pipe, settings(seed=s)).image for s in (3, 3, 4))
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_generate_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    summary = generate(
+        pipe,
+        settings(seed=5),
+        out,
+        schedule=SCHEDULE,
+        model="tiny",
+        num_images=2,
+        compare=True,
+    )
+    assert summary == json.loads((out / "summary.json").read_text())
+    names = {p.name for p in out.iterdir()}
+    kinds = ("", "-unpatched", "-compare")
+    assert names == {f"0000{i}{k}.png" for i in range(2) for k in kinds} | {"summary.json"}
+    assert summary["speedup"] == pytest.approx(
+        summary["unpatched_seconds"] / summary["seconds"], abs=1e-3
+    )
+    for entry, seed in zip(summary["images"], (5, 6), strict=True):
+        ours, theirs = (Image.open(out / entry[k]) for k in ("file", "unpatched_file"))
+        assert ours.tobytes() != theirs.tobytes()
+        assert entry["seed"] == seed
+        assert json.loads(ours.text["agentsd"])["schedule"] == SCHEDULE.to_dict()
+        assert json.loads(theirs.text["agentsd"])["schedule"] is None
+        assert theirs.tobytes() == make_image(pipe, settings(seed=seed)).image.tobytes()
+    assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+
+
+def test_a_second_run_replaces_nothing(pipe: Any, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        generate(pipe, settings(seed=seed), tmp_path / "o", schedule=None, model="tiny")
+    seeds = [
+        json.loads(Image.open(tmp_path / "o" / f"0000{i}.png").text["agentsd"])["seed"]
+        for i in range(2)
+    ]
+    assert seeds == [1, 2]
+
+
+def test_a_place_that_cannot_be_written_costs_no_image(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    pipe.unet.forward = None  # a call of the model would raise something else
+    with pytest.raises(OutputError, match="file"):
+        generate(pipe, settings(), tmp_path / "file", schedule=None, model="tiny")
+
+
+def test_what_the_pipeline_refuses_is_a_settings_error(pipe: Any) -> None:
+    with pytest.raises(SettingsError, match="StableDiffusionPipeline refused"):
+        make_image(pipe, settings().model_copy(update={"height": 65}))
+
+
+def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
+    assert warnings_for(pipe, "red") == []
+    (long,) = warnings_for(pipe, "abcdefghijklmnop qrst")
+    assert "longer than the model's 14 tokens" in long
+    assert "qrst" in long.replace(" ", "")
+    assert warnings_for(pipe, "red ñ") == ["the model does not know the words: ñ"]

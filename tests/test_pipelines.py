@@ -1,0 +1,114 @@
+"""Loading: folders, single files, and everything that is not a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from single_file import save_single_file
+
+from agentsd import LoadError, load_pipeline
+from agentsd.pipelines import POCKET
+
+
+@pytest.fixture
+def folder(pipe: Any, tmp_path: Path) -> Path:
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    parts = ("unet", "vae", "text_encoder")
+    pairs = [(getattr(a, p).state_dict(), getattr(b, p).state_dict()) for p in parts]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
+
+
+def test_folder_and_single_file_hold_the_same_model(
+    pipe: Any, folder: Path, tmp_path: Path
+) -> None:
+    file = save_single_file(pipe, tmp_path / "model.safetensors")
+    from_file = load_pipeline(file, device="cpu", config=str(folder))
+    assert same_weights(load_pipeline(str(folder), device="cpu"), pipe)
+    assert same_weights(from_file, pipe)
+    from_file.unet.conv_in.bias.data += 1
+    assert not same_weights(from_file, pipe)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_dtype(folder: Path, dtype: Any) -> None:
+    wanted = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    loaded = load_pipeline(folder, device="cpu", dtype=dtype)
+    for part in ("unet", "vae", "text_encoder"):
+        assert {p.dtype for p in getattr(loaded, part).parameters()} == {wanted}
+
+
+def test_pocket_is_float32_on_the_cpu() -> None:
+    pipe = load_pipeline("pocket", device="cpu")
+    for part in ("unet", "vae", "text_encoder"):
+        assert {p.dtype for p in getattr(pipe, part).parameters()} == {torch.float32}
+    assert sum(f.stat().st_size for f in POCKET.rglob("*") if f.is_file()) <= 40 * 2**20
+    assert pipe.unet.config.sample_size == 64
+
+
+def broken(folder: Path, tmp_path: Path, kind: str) -> str:
+    """Make something that is not a model and return what a user would give for it."""
+    if kind == "missing":
+        return str(tmp_path / "nowhere")
+    if kind == "hub id":
+        return "nobody-at-all/no-such-model"
+    if kind == "empty folder":
+        (tmp_path / "empty").mkdir()
+        return str(tmp_path / "empty")
+    if kind == "half a folder":
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        return str(folder)
+    if kind == "pickle folder":
+        part = folder / "unet"
+        (part / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save({}, part / "diffusion_pytorch_model.bin")
+        return str(folder)
+    file = tmp_path / "file.safetensors"
+    if kind == "torn file":
+        save_file({"a": torch.zeros(1000)}, file)
+        file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "another file":
+        save_file({"a": torch.zeros(2)}, file)
+    else:
+        file = tmp_path / "model.ckpt"
+        torch.save({}, file)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "neither a folder nor a file"),
+        ("hub id", "neither a folder nor a file"),
+        ("empty folder", "model_index.json"),
+        ("half a folder", "cannot load the model"),
+        ("pickle folder", "cannot load the model"),
+        ("torn file", "not a whole safetensors file"),
+        ("another file", "no whole Stable Diffusion checkpoint"),
+        ("pickle file", "refused"),
+    ],
+)
+def test_what_is_no_model_is_a_load_error(
+    folder: Path, tmp_path: Path, kind: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LoadError, match=says):
+        load_pipeline(broken(folder, tmp_path, kind), device="cpu")
+
+
+def test_unknown_device_and_dtype(folder: Path) -> None:
+    with pytest.raises(LoadError, match="no device 'abacus' here"):
+        load_pipeline(folder, device="abacus")
+    with pytest.raises(LoadError, match="float32, float16, bfloat16"):
+        load_pipeline(folder, device="cpu", dtype="int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(LoadError, match="no device 'cuda' here"):
+            load_pipeline(folder, device="cuda")
