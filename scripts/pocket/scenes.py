@@ -1,0 +1,238 @@
+"""The pocket world: scenes of flat shapes, their captions and their pictures.
+
+A scene is what the caption says plus a seed for what it leaves unsaid (exact tints, rotation, size,
+place). Repeated shapes share all that is unsaid: structure over long distances that a model can
+only keep through self-attention.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = {
+    "red": (0.86, 0.10, 0.12),
+    "orange": (0.97, 0.52, 0.06),
+    "yellow": (0.97, 0.89, 0.14),
+    "green": (0.12, 0.62, 0.22),
+    "blue": (0.12, 0.27, 0.86),
+    "purple": (0.55, 0.16, 0.66),
+    "white": (0.94, 0.94, 0.94),
+    "black": (0.06, 0.06, 0.06),
+}
+TINT = 0.05  # largest shift of a colour channel, either way
+
+# corners, inner radius over outer radius, outer radius over nominal size (evens out the areas),
+# angle of the first corner from the top
+SHAPES = {
+    "circle": (0, 1.0, 1.0, 0.0),
+    "square": (4, math.cos(math.pi / 4), 1.22, math.pi / 4),
+    "triangle": (3, math.cos(math.pi / 3), 1.32, 0.0),
+    "star": (5, 0.45, 1.32, 0.0),
+}
+TURN = math.radians(25)  # largest rotation, either way
+
+PAIRS = {"above": "above", "below": "below", "left": "to the left of", "right": "to the right of"}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+LAYOUTS = {  # share of the training scenes
+    "single": 0.14,
+    "pair": 0.24,
+    "line": 0.30,
+    "ring": 0.11,
+    "grid": 0.10,
+    "mirrored": 0.11,
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a caption names."""
+
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says, and a seed for the rest.
+
+    Args:
+        layout: "single", a key of PAIRS, "row", "column", "ring", "grid" or "mirrored".
+        items: two for pairs and mirrored scenes, else one.
+        count: shapes of the first item: 2 to 4 in rows and columns, fixed by the layout elsewhere.
+        background: a colour that no item has.
+        seed: decides tints, rotation, size and place.
+    """
+
+    layout: str
+    items: tuple[Item, ...]
+    count: int
+    background: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A shape on the canvas: centre and size in units of the canvas side, angle in radians."""
+
+    shape: str
+    rgb: tuple[float, float, float]
+    x: float
+    y: float
+    size: float
+    angle: float
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene from the training distribution."""
+    kind = rng.choice(list(LAYOUTS), p=list(LAYOUTS.values()))
+    colours = [str(c) for c in rng.permutation(list(COLOURS))]
+    shapes = [str(s) for s in rng.choice(list(SHAPES), 2)]
+    background, first, second = colours[:3]
+    if shapes[0] != shapes[1] and rng.random() < 0.15:
+        second = first  # so that colour alone never tells the two items apart
+    items = (Item(first, shapes[0]), Item(second, shapes[1]))
+    seed = int(rng.integers(2**31))
+    if kind == "pair":
+        return Scene(str(rng.choice(list(PAIRS))), items, 1, background, seed)
+    if kind == "mirrored":
+        return Scene("mirrored", items, 2, background, seed)
+    if kind == "line":
+        layout, count = str(rng.choice(["row", "column"])), int(rng.integers(2, 5))
+        return Scene(layout, items[:1], count, background, seed)
+    return Scene(kind, items[:1], {"single": 1, "ring": 6, "grid": 9}[kind], background, seed)
+
+
+def caption(scene: Scene) -> str:
+    """Say in words what the scene fixes."""
+    names = [f"{item.colour} {item.shape}" for item in scene.items]
+    if scene.layout == "single":
+        what = f"a {names[0]}"
+    elif scene.layout in PAIRS:
+        what = f"a {names[0]} {PAIRS[scene.layout]} a {names[1]}"
+    elif scene.layout in ("row", "column"):
+        what = f"{NUMBERS[scene.count]} {names[0]}s in a {scene.layout}"
+    elif scene.layout == "ring":
+        what = f"a ring of six {names[0]}s"
+    elif scene.layout == "grid":
+        what = f"a 3 by 3 grid of {names[0]}s"
+    else:
+        what = f"two mirrored {names[0]}s above two mirrored {names[1]}s"
+    return f"{what} on a {scene.background} background".replace("a orange", "an orange")
+
+
+def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
+    """Decide what the caption leaves open.
+
+    Returns:
+        The background's RGB in 0..1 and the shapes to draw, in order.
+    """
+    rng = np.random.default_rng(scene.seed)
+
+    def tint(colour: str) -> tuple[float, float, float]:
+        shift = rng.uniform(-TINT, TINT, 3)
+        return tuple(np.clip(np.array(COLOURS[colour]) + shift, 0, 1).tolist())
+
+    background = tint(scene.background)
+    looks = [(item.shape, tint(item.colour)) for item in scene.items]
+    turns = rng.uniform(-TURN, TURN, 2)
+
+    def put(which: int, x: float, y: float, size: float, flip: bool = False) -> Placed:
+        shape, rgb = looks[which]
+        return Placed(shape, rgb, x, y, size, -turns[which] if flip else turns[which])
+
+    u = rng.uniform
+    if scene.layout == "single":
+        size = u(0.21, 0.30)
+        return background, [put(0, u(0.42, 0.58), u(0.42, 0.58), size)]
+    if scene.layout in PAIRS:
+        near, far = u(0.25, 0.30), u(0.70, 0.75)
+        if scene.layout in ("below", "right"):
+            near, far = far, near
+        across, size = u(0.43, 0.57, 2), u(0.135, 0.17)
+        spots = [(across[0], near), (across[1], far)]
+        if scene.layout in ("left", "right"):
+            spots = [(y, x) for x, y in spots]
+        return background, [put(i, *spot, size) for i, spot in enumerate(spots)]
+    if scene.layout in ("row", "column"):
+        gap, size = {2: (0.44, 0.155), 3: (0.305, 0.114), 4: (0.235, 0.088)}[scene.count]
+        gap, size, across = gap * u(0.97, 1.03), size * u(0.88, 1.05), u(0.40, 0.60)
+        steps = [0.5 + gap * (i - (scene.count - 1) / 2) for i in range(scene.count)]
+        row = scene.layout == "row"
+        return background, [put(0, *((s, across) if row else (across, s)), size) for s in steps]
+    if scene.layout == "ring":
+        radius, size, phase = u(0.32, 0.345), u(0.092, 0.112), u(0, math.tau / 6)
+        angles = [phase + math.tau * i / 6 for i in range(6)]
+        spots = [(0.5 + radius * math.sin(a), 0.5 - radius * math.cos(a)) for a in angles]
+        return background, [put(0, *spot, size) for spot in spots]
+    if scene.layout == "grid":
+        gap, size = u(0.285, 0.305), u(0.09, 0.106)
+        steps = [0.5 - gap, 0.5, 0.5 + gap]
+        return background, [put(0, x, y, size) for y in steps for x in steps]
+    size, shapes = u(0.115, 0.145), []
+    for i, y in enumerate((u(0.25, 0.30), u(0.70, 0.75))):
+        x = u(0.20, 0.30)
+        shapes += [put(i, x, y, size), put(i, 1 - x, y, size, flip=True)]
+    return background, shapes
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float, angle: float) -> np.ndarray:
+    """Signed distance to the nearest edge's line, negative inside; x to the right, y down."""
+    corners, inner, scale, first = SHAPES[shape]
+    outer = size * scale
+    radius = np.hypot(x, y)
+    if not corners:
+        return radius - outer
+    # Fold the plane onto the wedge between a corner and the middle (or notch) that follows it.
+    half = math.pi / corners
+    fold = np.abs((np.arctan2(x, -y) - angle - first + half) % (2 * half) - half)
+    end = (inner * outer * math.cos(half), inner * outer * math.sin(half))
+    edge = (end[0] - outer, end[1])
+    normal = (edge[1] / math.hypot(*edge), -edge[0] / math.hypot(*edge))
+    return (radius * np.cos(fold) - outer) * normal[0] + radius * np.sin(fold) * normal[1]
+
+
+def render(scene: Scene, size: int) -> np.ndarray:
+    """Draw a scene, antialiased.
+
+    Args:
+        scene: what to draw.
+        size: side of the square image in pixels; the layout is the same at every size.
+
+    Returns:
+        uint8 array [size, size, 3].
+    """
+    background, shapes = place(scene)
+    image = np.empty((size, size, 3), np.float32)
+    image[:] = background
+    for shape in shapes:
+        reach = shape.size * SHAPES[shape.shape][2] * size + 2
+        cx, cy = shape.x * size - 0.5, shape.y * size - 0.5
+        left, right = max(0, int(cx - reach)), min(size, int(cx + reach) + 2)
+        top, bottom = max(0, int(cy - reach)), min(size, int(cy + reach) + 2)
+        y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
+        edge = _distance(shape.shape, x - cx, y - cy, shape.size * size, shape.angle)
+        cover = np.clip(0.5 - edge, 0, 1)[..., None]
+        patch = image[top:bottom, left:right]
+        patch += cover * (np.array(shape.rgb, np.float32) - patch)
+    return (image * 255 + 0.5).astype(np.uint8)
+
+
+def labels(scene: Scene) -> list[int]:
+    """What the caption says as class numbers: layout with count, background, and each item's colour
+    and shape (the number after the last class where there is no second item)."""
+    layouts = ["single", *PAIRS, *(f"{lay}{n}" for lay in ("row", "column") for n in NUMBERS)]
+    layouts += ["ring", "grid", "mirrored"]
+    lined = scene.layout in ("row", "column")
+    colours, shapes = list(COLOURS), list(SHAPES)
+    found = [layouts.index(f"{scene.layout}{scene.count}" if lined else scene.layout)]
+    found.append(colours.index(scene.background))
+    for item in (*scene.items, None)[:2]:
+        found.append(colours.index(item.colour) if item else len(colours))
+        found.append(shapes.index(item.shape) if item else len(shapes))
+    return found
+
+
+LABEL_CLASSES = (14, len(COLOURS), *(len(COLOURS) + 1, len(SHAPES) + 1) * 2)

@@ -1,0 +1,56 @@
+"""What every stage of a run shares."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+EVALUATION_SEED = 10**6  # added to the run's seed: evaluation never sees a training sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the training.
+
+    Args:
+        out: folder for the exported model.
+        work: folder for checkpoints, plots and sample grids.
+        device: "cpu", "cuda" or "auto".
+        seed: start of every random stream.
+        smoke: a few steps at the smallest sizes, to try the machinery.
+        save_every: seconds between two checkpoints.
+        resume: take up checkpoints found in `work`.
+        workers: processes that draw pictures ahead; 0 on a CPU.
+        shards: threads that split a step of the denoiser on a CPU.
+    """
+
+    out: Path
+    work: Path
+    device: torch.device
+    seed: int = 0
+    smoke: bool = False
+    save_every: float = 180.0
+    resume: bool = True
+    workers: int = 0
+    shards: int = 2
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the run is on a GPU."""
+        return self.device.type == "cuda"
+
+    def prepare(self) -> None:
+        """Seed torch, and leave the process id where a watcher finds it."""
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+        if self.gpu:
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / "pid").write_text(f"{os.getpid()}\n")

@@ -1,0 +1,123 @@
+"""Train the pocket model from nothing into a folder that diffusers loads.
+
+    python scripts/train_pocket.py --hours 3                  # everything, into agentsd/pocket
+    python scripts/train_pocket.py --stage unet --hours 8     # go on with one stage
+    python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
+
+Stages leave checkpoints in the work folder and take them up again, also after a kill. A stage that
+has used up its hours is done; give it more to train it on. Figures go to stdout as JSON, progress
+to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from pocket.clip import build_clip, train_clip
+from pocket.export import assemble, export
+from pocket.progress import say
+from pocket.scores import score, show
+from pocket.settings import Settings
+from pocket.tokenizer import build_tokenizer
+from pocket.unet import Trainer, train_unet
+from pocket.vae import build_vae, train_vae
+
+STAGES = ("vae", "clip", "unet", "export", "score")
+SHARES = {"vae": 0.12, "clip": 0.18, "unet": 0.70}  # of the hours, among the stages chosen
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--stage", nargs="+", choices=("all", *STAGES), default=["all"])
+    parser.add_argument(
+        "--hours", type=float, default=3.0, help="training time of the chosen stages"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--out", type=Path, default=Path("agentsd/pocket"), help="the exported model"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(".training"), help="checkpoints and plots"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=min(4, os.cpu_count() or 1), help="CPU cores"
+    )
+    parser.add_argument(
+        "--save-every", type=float, default=180.0, help="seconds between checkpoints"
+    )
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--smoke", action="store_true", help="a few steps at the smallest sizes")
+    parser.add_argument("--images", type=int, default=64, help="images that the score generates")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the chosen stages in order."""
+    given = arguments()
+    device = given.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(given.threads)
+    settings = Settings(
+        out=given.out,
+        work=given.work,
+        device=torch.device(device),
+        seed=given.seed,
+        smoke=given.smoke,
+        save_every=given.save_every,
+        resume=given.resume,
+        workers=max(0, (os.cpu_count() or 1) - 2) if device == "cuda" else 0,
+        shards=given.threads,
+    )
+    settings.prepare()
+    stages = STAGES if "all" in given.stage else tuple(s for s in STAGES if s in given.stage)
+    trained = {stage: SHARES[stage] for stage in stages if stage in SHARES}
+    seconds = {
+        s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
+    }
+
+    # A stage that was not chosen still hands on what its checkpoint holds.
+    tokenizer = build_tokenizer(settings.work / "tokenizer")
+    if "vae" in stages:
+        train_vae(settings, seconds["vae"])
+    if "clip" in stages:
+        train_clip(settings, seconds["clip"])
+    if "unet" in stages or "export" in stages:
+        vae, clip = build_vae(), build_clip(tokenizer)
+        vae.load_state_dict(_weights(settings, "vae")["model"])
+        clip.load_state_dict(_weights(settings, "clip")["model"])
+    if "unet" in stages:
+        train_unet(settings, seconds["unet"], vae, clip, tokenizer)
+    if "export" in stages:
+        trainer = Trainer(settings, vae, clip, tokenizer)
+        trainer.restore(_weights(settings, "unet"))
+        trainer.average.swap()
+        pipe = assemble(trainer.unet, trainer.text, vae, tokenizer)
+        say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")
+    if "score" in stages:
+        print(json.dumps(score(settings, generated=given.images), indent=2))
+        if not settings.smoke:
+            show(settings)
+
+
+def _weights(settings: Settings, stage: str) -> dict:
+    path = settings.work / f"{stage}.pt"
+    if not path.exists():
+        raise SystemExit(f"error: {path} is missing; run --stage {stage} first")
+    return torch.load(path, map_location=settings.device, weights_only=True)
+
+
+if __name__ == "__main__":
+    main()
