@@ -21,6 +21,9 @@ from .patch import patched
 from .schedule import Schedule
 from .validation import Strict
 
+WHOLE_WORDS = 4096
+"""A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
+
 Side = Annotated[int, Field(ge=64, le=8192)]
 
 
@@ -100,7 +103,7 @@ def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = ""
 
 
 def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
-    """What the model's tokenizer will lose of a prompt: its end, or words it does not know."""
+    """What a model will miss of a prompt: its end, or words that it never saw."""
     tokenizer = getattr(pipe, "tokenizer", None)
     if tokenizer is None:
         return []
@@ -110,10 +113,12 @@ def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
         found.append(f"the prompt is longer than the model's {limit - 2} tokens; lost: {lost!r}")
-    words = re.findall(r"\w+", prompt)
-    unknown = [w for w in words if tokenizer.unk_token_id in tokenizer(w).input_ids[1:-1]]
-    if unknown:
-        found.append(f"the model does not know the words: {', '.join(unknown)}")
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) < WHOLE_WORDS:
+        words = re.findall(r"\w+", prompt.lower())
+        unknown = [word for word in words if f"{word}</w>" not in vocabulary]
+        if unknown:
+            found.append(f"the model does not know the words: {', '.join(unknown)}")
     return found
 
 
