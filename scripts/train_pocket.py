@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--save-every", type=float, default=180.0, help="seconds between checkpoints"
     )
+    parser.add_argument("--steps", type=int, default=0, help="last step of each stage, 0: by time")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--smoke", action="store_true", help="a few steps at the smallest sizes")
     parser.add_argument("--images", type=int, default=64, help="images that the score generates")
@@ -76,6 +77,7 @@ def main() -> None:
         device=torch.device(device),
         seed=given.seed,
         smoke=given.smoke,
+        steps=given.steps,
         save_every=given.save_every,
         resume=given.resume,
         workers=max(0, (os.cpu_count() or 1) - 2) if device == "cuda" else 0,

@@ -140,13 +140,13 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
         )  # fmt: skip
 
     groups = 2 if settings.smoke else 256 if settings.gpu else 32
-    steps, saved_at = 3 if settings.smoke else math.inf, time.monotonic()
+    saved_at = time.monotonic()
     batches = stream(HardGroups(settings.seed, SIZE, step * groups), groups, settings.workers)
     watch = Watch(
         "clip", settings.work, resumed=saved is not None, every=1 if settings.smoke else 20
     )
     with watch:
-        while clock.tick() < 1 and step < steps:
+        while clock.tick() < 1 and step < settings.last_step:
             progress = clock.progress
             for group in optimiser.param_groups:
                 warm = min(1.0, (step + 1) / 60)

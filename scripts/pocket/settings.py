@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Settings:
         device: "cpu", "cuda" or "auto".
         seed: start of every random stream.
         smoke: a few steps at the smallest sizes, to try the machinery.
+        steps: where each stage's training ends at the latest; 0 leaves it to the time.
         save_every: seconds between two checkpoints.
         resume: take up checkpoints found in `work`.
         workers: processes that draw pictures ahead; 0 on a CPU.
@@ -34,6 +36,7 @@ class Settings:
     device: torch.device
     seed: int = 0
     smoke: bool = False
+    steps: int = 0
     save_every: float = 180.0
     resume: bool = True
     workers: int = 0
@@ -43,6 +46,11 @@ class Settings:
     def gpu(self) -> bool:
         """Whether the run is on a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def last_step(self) -> float:
+        """The step at which a stage's training ends even with time left."""
+        return self.steps or (3 if self.smoke else math.inf)
 
     def prepare(self) -> None:
         """Seed torch, and leave the process id where a watcher finds it."""

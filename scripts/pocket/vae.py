@@ -109,11 +109,11 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
             path,
         )  # fmt: skip
 
-    steps, saved_at = 3 if settings.smoke else math.inf, time.monotonic()
+    saved_at = time.monotonic()
     with Watch(
         "vae", settings.work, resumed=saved is not None, every=1 if settings.smoke else 50
     ) as watch:
-        while clock.tick() < 1 and step < steps:
+        while clock.tick() < 1 and step < settings.last_step:
             progress = clock.progress
             for group in optimiser.param_groups:
                 group["lr"] = LEARNING_RATE * (0.5 + 0.5 * math.cos(math.pi * progress)) + 1e-6
