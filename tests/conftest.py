@@ -15,6 +15,11 @@ FIGURE = "parity"
 """Property of a test report under which a figure for the table travels."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # diffusers' schedulers hand tensors to NumPy in a way that it will drop; tens of thousands.
+    config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tiny tensors gain nothing from threads, and lose much on a busy machine."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from agentsd.processor import LAYER, AgentAttnProcessor, Layer
-from agentsd.runtime import Position, Runtime
+from agentsd.runtime import Position, Runtime, Step
 from agentsd.schedule import Phase, Schedule
 
 WIDTH = 32
@@ -155,3 +155,35 @@ def run_layer(
     finally:
         attn.set_processor(original)
         delattr(attn, LAYER)
+
+
+def patched_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
+    """Names and modules of the layers that a patch has in hand."""
+    return [(name, module) for name, module in unet.named_modules() if LAYER in vars(module)]
+
+
+def watch(unet: nn.Module) -> list[Step]:
+    """A list that fills, at each call of a patched UNet, with the step it stood at."""
+    seen: list[Step] = []
+
+    def note(module: nn.Module, *_: Any) -> None:
+        _, layer = patched_layers(module)[0]
+        seen.append(getattr(layer, LAYER).runtime.step)
+
+    unet.register_forward_hook(note)
+    return seen
+
+
+def latents(pipe: Any, steps: int = 4, size: tuple[int, int] = (32, 32), **inputs: Any) -> Tensor:
+    """Run a pipeline to its latents, for one prompt or several, each image with its own seed."""
+    prompts = inputs.pop("prompt", ["a cat"])
+    seeds = inputs.pop("seeds", range(len(prompts)))
+    return pipe(
+        prompts,
+        num_inference_steps=steps,
+        height=size[0],
+        width=size[1],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+        **inputs,
+    ).images
