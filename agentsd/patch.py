@@ -77,25 +77,33 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
             f"max_downsample={settings.reach(top)} matches no layer: the self-attention of this "
             f"UNet begins at downsample {top}; give {top} or more, or leave it out"
         )
-    remove_patch(unet)
-    _install(unet, Runtime(settings, top, pipeline=None if isinstance(x, nn.Module) else x))
+    runtime = Runtime(settings, top, pipeline=None if isinstance(x, nn.Module) else x)
+    before = _patch_of(unet)
+    try:
+        remove_patch(unet)
+        _install(unet, runtime)
+    except BaseException:
+        _restore(unet, before)
+        raise
     return x
 
 
 def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
-    """Hook the UNet and exchange its processors; all of it or nothing."""
+    """Hook the UNet and exchange its processors."""
     reach = runtime.schedule.reach(runtime.top_downsample)
-    try:
-        hook = unet.register_forward_pre_hook(runtime.begin, with_kwargs=True)
-        setattr(unet, _PATCH, Patch(runtime, hook))
-        for site in find_sites(unet):
-            if site.obstacle is None and site.downsample <= reach:
-                layer = Layer(runtime, site.downsample, site.module.processor)
-                setattr(site.module, LAYER, layer)
-                site.module.set_processor(AgentAttnProcessor())
-    except BaseException:
-        remove_patch(unet)
-        raise
+    hook = unet.register_forward_pre_hook(runtime.begin, with_kwargs=True)
+    setattr(unet, _PATCH, Patch(runtime, hook))
+    for site in find_sites(unet):
+        if site.obstacle is None and site.downsample <= reach:
+            setattr(site.module, LAYER, Layer(runtime, site.downsample, site.module.processor))
+            site.module.set_processor(AgentAttnProcessor())
+
+
+def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
+    """Put back the patch that was there before, or none."""
+    remove_patch(unet)
+    if before is not None:
+        _install(unet, before.runtime)
 
 
 def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
@@ -164,9 +172,7 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
     try:
         yield x
     finally:
-        remove_patch(unet)
-        if before is not None:
-            _install(unet, before.runtime)
+        _restore(unet, before)
 
 
 def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -> Inspection:
