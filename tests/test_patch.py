@@ -1,0 +1,532 @@
+"""Apply and remove: removal is bit-exact whatever happened, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
+from peft import LoraConfig
+from tiny_models import (
+    WIDTH,
+    build,
+    call,
+    latents,
+    patched_layers,
+    sdxl_unet,
+    smallest_unet,
+    tiny_pipeline,
+    tiny_unet,
+    watch,
+)
+from torch import Tensor, nn
+
+from agentsd import PatchError, ScheduleError, apply_patch, inspect_patch, patched, remove_patch
+from agentsd.processor import LAYER, AgentAttnProcessor
+from agentsd.runtime import Runtime
+from agentsd.schedule import Phase, Schedule
+
+AGENTS: dict[str, Any] = {"sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2}
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything that hangs on every module, by identity: hooks, processors, weights, flags."""
+    return {
+        name: {
+            "": type(module),
+            **{k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()},
+        }
+        for name, module in model.named_modules()
+    }
+
+
+def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    """The model has what it had: the same objects, under the same names, in the same order."""
+    after = snapshot(model)
+    assert list(after) == list(before), "modules differ"
+    for name, attributes in before.items():
+        assert list(after[name]) == list(attributes), f"attributes of {name or 'the model'} differ"
+        for key, value in attributes.items():
+            now = after[name][key]
+            same = now is value
+            if isinstance(value, dict) and isinstance(now, dict):
+                ids = [[(k, id(v)) for k, v in part.items()] for part in (value, now)]
+                same = ids[0] == ids[1]
+            assert same, f"{name}.{key} differs"
+
+
+def check_reversal(unet: nn.Module, outputs: Callable[[], Tensor], **settings: Any) -> None:
+    """Patched is another model, unpatched is the one that was there, bit for bit."""
+    before, base = snapshot(unet), outputs()
+    apply_patch(unet, **settings or AGENTS)
+    with pytest.raises(AssertionError, match="differ"):
+        check_unchanged(unet, before)
+    assert not torch.equal(outputs(), base)
+    remove_patch(unet)
+    check_unchanged(unet, before)
+    assert torch.equal(outputs(), base)
+
+
+def add_lora(unet: Any) -> None:
+    """A LoRA on self- and cross-attention with weights that change the output."""
+    names = ["to_q", "to_k", "to_v", "to_out.0"]
+    build(lambda: unet.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False)))
+    unet.eval()
+
+
+def ip_adapter(unet: Any) -> dict[str, dict[str, Tensor]]:
+    """The weights of an IP-Adapter, as its published files hold them."""
+    weights, number = {}, 1
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention) and name.endswith("attn2"):
+            for kind in ("k", "v"):
+                weights[f"{number}.to_{kind}_ip.weight"] = torch.randn(module.inner_dim, WIDTH)
+            number += 2
+    projection = {
+        "proj.weight": torch.randn(4 * WIDTH, 8),
+        "proj.bias": torch.zeros(4 * WIDTH),
+        "norm.weight": torch.ones(WIDTH),
+        "norm.bias": torch.zeros(WIDTH),
+    }
+    return {"image_proj": projection, "ip_adapter": weights}
+
+
+def load_ip_adapter(pipe: Any) -> None:
+    state = build(lambda: ip_adapter(pipe.unet))
+    pipe.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
+
+
+def with_image(pipe: Any) -> Tensor:
+    embedding = torch.ones(2, 1, 8)  # the negative and the positive half of guidance
+    return latents(pipe, steps=2, ip_adapter_image_embeds=[embedding])
+
+
+class TestReversal:
+    @pytest.mark.parametrize("make", [tiny_unet, smallest_unet, sdxl_unet])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            AGENTS,
+            {"method": "merge", "max_downsample": 8},
+            {"method": "keys"},
+            {"schedule": "paper"},
+        ],
+        ids=["agent", "merge", "keys", "paper"],
+    )
+    def test_unet(self, make: Any, settings: dict[str, Any]) -> None:
+        unet = make()
+        if make is sdxl_unet:
+            settings = {k: v for k, v in settings.items() if k != "max_downsample"}
+        size = (32, 32) if make is sdxl_unet else (16, 16)
+        check_reversal(unet, lambda: call(unet, size=size), **settings)
+
+    @pytest.mark.parametrize("original", [AttnProcessor, AttnProcessor2_0])
+    def test_processors_are_the_same_objects(self, unet: Any, original: type) -> None:
+        unet.set_attn_processor(original())
+        check_reversal(unet, lambda: call(unet))
+        assert {type(p) for p in unet.attn_processors.values()} == {original}
+
+    def test_fused_projections(self, unet: Any) -> None:
+        unet.fuse_qkv_projections()
+        check_reversal(unet, lambda: call(unet))
+
+    def test_lora(self, unet: Any) -> None:
+        plain = call(unet)
+        add_lora(unet)
+        assert not torch.equal(call(unet), plain)
+        check_reversal(unet, lambda: call(unet))
+
+    def test_lora_counts_while_patched(self, unet: Any) -> None:
+        apply_patch(unet, **AGENTS)
+        plain = call(unet)
+        add_lora(unet)
+        assert not torch.equal(call(unet), plain)
+        unet.disable_adapters()
+        torch.testing.assert_close(call(unet), plain)
+
+    def test_ip_adapter_before_the_patch(self, pipe: Any) -> None:
+        load_ip_adapter(pipe)
+        kinds = {type(p) for n, p in pipe.unet.attn_processors.items() if "attn2" in n}
+        assert kinds == {IPAdapterAttnProcessor2_0}
+        check_reversal(pipe.unet, lambda: with_image(pipe))
+
+    def test_ip_adapter_after_the_patch(self, pipe: Any, tmp_path: Path) -> None:
+        """diffusers then makes the processors of self-attention anew from their class."""
+        expected = tiny_pipeline(tmp_path)
+        load_ip_adapter(expected)
+        base = with_image(expected)
+        attn1 = {n: p for n, p in pipe.unet.attn_processors.items() if "attn1" in n}
+        apply_patch(pipe, **AGENTS)
+        load_ip_adapter(pipe)
+        moved = with_image(pipe)
+        apply_patch(expected, **AGENTS)
+        assert torch.equal(moved, with_image(expected))
+        assert not torch.equal(moved, base)
+        remove_patch(pipe)
+        assert torch.equal(with_image(pipe), base)
+        assert not patched_layers(pipe.unet)
+        now = pipe.unet.attn_processors
+        assert not any(isinstance(p, AgentAttnProcessor) for p in now.values())
+        restored = {n for n, p in attn1.items() if now[n] is p}
+        assert restored, "the processors that were there before are back"
+
+    def test_ip_adapter_unloaded_while_patched(self, pipe: Any) -> None:
+        base = latents(pipe, steps=2)
+        load_ip_adapter(pipe)
+        apply_patch(pipe, **AGENTS)
+        pipe.unload_ip_adapter()
+        assert not torch.equal(latents(pipe, steps=2), base)
+        remove_patch(pipe)
+        assert torch.equal(latents(pipe, steps=2), base)
+
+    def test_processors_that_came_later_stay(self, unet: Any) -> None:
+        apply_patch(unet, **AGENTS)
+        name, module = patched_layers(unet)[0]
+        newer = AttnProcessor()
+        module.set_processor(newer)
+        call(unet)
+        remove_patch(unet)
+        assert unet.attn_processors[f"{name}.processor"] is newer
+
+    def test_after_a_run_that_raised(self, pipe: Any) -> None:
+        before, base = snapshot(pipe.unet), latents(pipe)
+        apply_patch(pipe, **AGENTS)
+        with pytest.raises(ZeroDivisionError):
+            latents(pipe, callback_on_step_end=lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError):
+            pipe.unet(torch.zeros(1, 5, 16, 16), 0, torch.zeros(1, 7, WIDTH))
+        remove_patch(pipe)
+        check_unchanged(pipe.unet, before)
+        assert torch.equal(latents(pipe), base)
+
+    def test_removing_nothing(self, unet: Any) -> None:
+        before = snapshot(unet)
+        assert remove_patch(unet) is unet
+        check_unchanged(unet, before)
+
+    def test_removing_by_the_unet_or_the_pipeline(self, pipe: Any) -> None:
+        before = snapshot(pipe.unet)
+        remove_patch(apply_patch(pipe, **AGENTS).unet)
+        check_unchanged(pipe.unet, before)
+        apply_patch(pipe.unet, **AGENTS)
+        assert remove_patch(pipe) is pipe
+        check_unchanged(pipe.unet, before)
+
+    def test_hooks_of_the_user_stay(self, unet: Any) -> None:
+        calls = []
+        unet.register_forward_pre_hook(lambda *_: calls.append("user"))
+        check_reversal(unet, lambda: call(unet))
+        assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda unet: setattr(unet.down_blocks[0], "left_behind", 1),
+        lambda unet: unet.mid_block.register_forward_hook(lambda *_: None),
+        lambda unet: unet.set_attn_processor(AttnProcessor2_0()),
+        lambda unet: delattr(unet, "encoder_hid_proj"),
+        lambda unet: setattr(unet, "conv_out", nn.Identity()),
+    ],
+    ids=["attribute", "hook", "processor", "missing", "module"],
+)
+def test_what_is_left_behind_is_seen(unet: Any, spoil: Callable[[Any], Any]) -> None:
+    before = snapshot(unet)
+    check_unchanged(unet, before)
+    spoil(unet)
+    with pytest.raises(AssertionError, match="differ"):
+        check_unchanged(unet, before)
+
+
+class TestApply:
+    def test_returns_what_it_was_given(self, pipe: Any, unet: Any) -> None:
+        assert apply_patch(pipe) is pipe
+        assert apply_patch(unet) is unet
+
+    def test_twice_is_once_with_the_newer(self, unet: Any) -> None:
+        before = snapshot(unet)
+        once = tiny_unet()
+        apply_patch(once, method="merge", ratio=0.3)
+        apply_patch(apply_patch(unet, max_downsample=4, sx=4, sy=4), method="merge", ratio=0.3)
+        assert torch.equal(call(unet), call(once))
+        names = [name for name, _ in patched_layers(unet)]
+        assert names == [name for name, _ in patched_layers(once)]
+        for (_, module), (_, other) in zip(unet.named_modules(), once.named_modules(), strict=True):
+            assert list(vars(module)) == list(vars(other))
+            assert len(module._forward_pre_hooks) == len(other._forward_pre_hooks)
+        remove_patch(unet)
+        check_unchanged(unet, before)
+
+    def test_default_is_the_published_schedule(self, pipe: Any) -> None:
+        expected = latents(apply_patch(pipe, "paper"))
+        assert torch.equal(latents(apply_patch(pipe)), expected)
+        assert not torch.equal(latents(apply_patch(pipe, "keys")), expected)
+
+    def test_overrides_make_a_phase_or_change_a_schedule(self, pipe: Any, tmp_path: Path) -> None:
+        paper = Schedule.preset("paper")
+        expected = latents(apply_patch(pipe, paper.override(ratio=0.2)))
+        assert torch.equal(latents(apply_patch(pipe, "paper", ratio=0.2)), expected)
+        path = tmp_path / "mine.yaml"
+        path.write_text(paper.to_yaml())
+        assert torch.equal(latents(apply_patch(pipe, path, ratio=0.2)), expected)
+        one = Schedule(phases=[Phase(ratio=0.2)])
+        assert torch.equal(latents(apply_patch(pipe, ratio=0.2)), latents(apply_patch(pipe, one)))
+
+    def test_touches_self_attention_of_this_unet_alone(self, pipe: Any, unet: Any) -> None:
+        before, base = snapshot(unet), call(unet)
+        text, vae = snapshot(pipe.text_encoder), snapshot(pipe.vae)
+        attn2 = {n: p for n, p in pipe.unet.attn_processors.items() if "attn2" in n}
+        apply_patch(pipe, **AGENTS)
+        check_unchanged(unet, before)
+        check_unchanged(pipe.text_encoder, text)
+        check_unchanged(pipe.vae, vae)
+        assert torch.equal(call(unet), base)
+        assert {n: p for n, p in pipe.unet.attn_processors.items() if "attn2" in n} == attn2
+        assert all(name.endswith("attn1") for name, _ in patched_layers(pipe.unet))
+
+    @pytest.mark.parametrize(
+        ("reach", "expected"), [(None, {1}), (1, {1}), (2, {1, 2}), (4, {1, 2, 4}), (8, {1, 2, 4})]
+    )
+    def test_reach(self, unet: Any, reach: int | None, expected: set[int]) -> None:
+        apply_patch(unet, max_downsample=reach)
+        assert {getattr(m, LAYER).downsample for _, m in patched_layers(unet)} == expected
+
+    @pytest.mark.parametrize("failing", [1, 3])
+    @pytest.mark.parametrize("how", [apply_patch, lambda *a, **k: patched(*a, **k).__enter__()])
+    def test_half_failed_rolls_back(
+        self, unet: Any, how: Any, failing: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before, calls = snapshot(unet), []
+        install = Attention.set_processor
+
+        def fail_once(self: Attention, processor: Any) -> None:
+            calls.append(processor)
+            if len(calls) == failing:
+                raise MemoryError("half way")
+            install(self, processor)
+
+        monkeypatch.setattr(Attention, "set_processor", fail_once)
+        with pytest.raises(MemoryError, match="half way"):
+            how(unet, **AGENTS)
+        check_unchanged(unet, before)
+        expected = call(apply_patch(unet, **AGENTS))
+        calls.clear()
+        with pytest.raises(MemoryError, match="half way"):
+            how(unet, method="keys")
+        assert torch.equal(call(unet), expected), "the earlier patch is back"
+
+    def test_compiled_unet_stands_for_what_it_wraps(self, unet: Any) -> None:
+        compiled = torch.compile(unet)
+        before = snapshot(unet)
+        apply_patch(compiled, **AGENTS)
+        assert patched_layers(unet)
+        remove_patch(compiled)
+        check_unchanged(unet, before)
+
+    def test_weights_are_saved_and_loaded_as_ever(self, unet: Any, tmp_path: Path) -> None:
+        names = list(unet.state_dict())
+        apply_patch(unet, **AGENTS)
+        assert list(unet.state_dict()) == names
+        unet.save_pretrained(tmp_path)
+        loaded = type(unet).from_pretrained(tmp_path)
+        assert not patched_layers(loaded)
+        assert torch.equal(call(loaded), call(remove_patch(unet)))
+
+
+class TestPatched:
+    @pytest.mark.parametrize("what", ["pipe", "unet"])
+    def test_restores_the_unpatched_model(self, what: str, request: pytest.FixtureRequest) -> None:
+        x = request.getfixturevalue(what)
+        unet = getattr(x, "unet", x)
+        before, base = snapshot(unet), call(unet)
+        with patched(x, **AGENTS) as inside:
+            assert inside is x
+            assert not torch.equal(call(unet), base)
+        check_unchanged(unet, before)
+
+    @pytest.mark.parametrize("raises", [False, True])
+    def test_restores_the_earlier_patch(self, pipe: Any, raises: bool) -> None:
+        apply_patch(pipe, Schedule(phases=[Phase(until_step=2, **AGENTS), Phase(method="keys")]))
+        expected = latents(pipe)
+        names = [name for name, _ in patched_layers(pipe.unet)]
+        try:
+            with patched(pipe, method="merge"), patched(pipe, method="keys", sx=4):
+                assert not torch.equal(latents(pipe), expected)
+                if raises:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert raises
+        assert torch.equal(latents(pipe), expected)
+        assert [name for name, _ in patched_layers(pipe.unet)] == names
+
+    def test_restores_after_an_error_inside(self, unet: Any) -> None:
+        before = snapshot(unet)
+        with pytest.raises(RuntimeError), patched(unet, **AGENTS):
+            call(unet, size=(0, 0))
+        check_unchanged(unet, before)
+
+    @pytest.mark.parametrize("wrong", [{"ratio": 2}, {"schedule": "none"}, {"schedule": 3}])
+    def test_a_wrong_schedule_changes_nothing(self, unet: Any, wrong: dict[str, Any]) -> None:
+        apply_patch(unet, **AGENTS)
+        before = snapshot(unet)
+        with pytest.raises(ScheduleError), patched(unet, **wrong):
+            raise AssertionError("not reached")
+        check_unchanged(unet, before)
+
+
+class TestFallsBack:
+    """What the processor was not made for goes to the one before it, bit for bit."""
+
+    @pytest.fixture
+    def layer(self, unet: Any) -> Attention:
+        apply_patch(unet, **AGENTS)
+        call(unet)  # the runtime stands at a step on 16×16 latents
+        return patched_layers(unet)[0][1]
+
+    @pytest.mark.parametrize(
+        ("tokens", "inputs"),
+        [
+            (256, {"attention_mask": torch.zeros(2, 1, 256)}),
+            (256, {"attention_mask": torch.full((2, 1, 256), -1e4).triu(9)}),
+            (256, {"encoder_hidden_states": torch.linspace(-1, 1, 2 * 9 * 16).view(2, 9, 16)}),
+            (255, {}),
+            (64, {}),
+        ],
+        ids=["zero mask", "mask", "cross-attention", "odd count", "another resolution"],
+    )
+    def test_to_the_original(self, layer: Attention, tokens: int, inputs: dict[str, Any]) -> None:
+        x = torch.linspace(-2, 2, 2 * tokens * 16).sin().view(2, tokens, 16)
+        expected = getattr(layer, LAYER).original(layer, x, **inputs)
+        assert torch.equal(layer(x, **inputs), expected)
+
+    def test_grids_of_channels_first(self, layer: Attention) -> None:
+        x = torch.linspace(-2, 2, 16 * 256).sin().view(1, 16, 16, 16)
+        assert torch.equal(layer(x), getattr(layer, LAYER).original(layer, x))
+
+    def test_control_the_plain_call_is_patched(self, layer: Attention) -> None:
+        x = torch.linspace(-2, 2, 2 * 256 * 16).sin().view(2, 256, 16)
+        assert not torch.equal(layer(x), getattr(layer, LAYER).original(layer, x))
+
+    def test_layers_called_before_any_unet_call(self, unet: Any) -> None:
+        apply_patch(unet, **AGENTS)
+        layer = patched_layers(unet)[0][1]
+        x = torch.ones(1, 256, 16)
+        assert torch.equal(layer(x), getattr(layer, LAYER).original(layer, x))
+
+
+class _Holder:
+    """Has parts, as a pipeline has."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("x", "says"),
+        [
+            (None, "no UNet to patch in NoneType"),
+            ("stable-diffusion", "no UNet to patch in str"),
+            (3, "no UNet to patch in int"),
+            (nn.Linear(2, 2), "no UNet to patch in Linear"),
+            (_Holder(transformer=nn.Linear(2, 2)), "whose model is a transformer (Linear)"),
+            (_Holder(unet=nn.Linear(2, 2)), "whose unet is a Linear"),
+            (_Holder(unet=None), "no UNet to patch in _Holder"),
+            (tiny_unet, "no UNet to patch in function"),
+            (type(tiny_unet()), "no UNet to patch in"),
+        ],
+    )
+    @pytest.mark.parametrize("verb", [apply_patch, remove_patch, inspect_patch])
+    def test_no_unet(self, verb: Callable[[Any], Any], x: Any, says: str) -> None:
+        with pytest.raises(PatchError) as caught:
+            verb(x)
+        assert says in str(caught.value)
+        assert "give the pipeline or its unet" in str(caught.value)
+
+    def test_a_pipeline_of_another_kind(self) -> None:
+        from diffusers import DDIMScheduler, DiTPipeline
+
+        pipe = DiTPipeline(transformer=None, vae=None, scheduler=DDIMScheduler())
+        with pytest.raises(PatchError, match="DiTPipeline"):
+            apply_patch(pipe)
+
+    def test_processors_of_others(self, unet: Any) -> None:
+        class Theirs(AttnProcessor2_0):
+            pass
+
+        unet.set_attn_processor(Theirs())
+        before = snapshot(unet)
+        with pytest.raises(PatchError) as caught:
+            apply_patch(unet)
+        assert "no self-attention layer to patch" in str(caught.value)
+        assert "7 × its processor is another's (Theirs)" in str(caught.value)
+        check_unchanged(unet, before)
+
+    def test_one_processor_of_another_is_left_alone(self, unet: Any) -> None:
+        class Theirs(AttnProcessor2_0):
+            pass
+
+        theirs = Theirs()
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.set_processor(theirs)
+        apply_patch(unet)
+        assert theirs in unet.attn_processors.values()
+        assert len(patched_layers(unet)) == 2
+
+    def test_sdxl_has_nothing_at_downsample_1(self) -> None:
+        unet = sdxl_unet()
+        before = snapshot(unet)
+        with pytest.raises(PatchError, match=r"max_downsample=1 matches no layer.* downsample 2"):
+            apply_patch(unet, max_downsample=1)
+        check_unchanged(unet, before)
+        apply_patch(unet)
+        assert {getattr(m, LAYER).downsample for _, m in patched_layers(unet)} == {2}
+        assert len(patched_layers(unet)) == 3
+
+    @pytest.mark.parametrize(
+        ("schedule", "says"),
+        [
+            ("papre", "no preset schedule 'papre'"),
+            (3, "got int"),
+            ({"phases": []}, "got dict"),
+            ([Phase()], "got list"),
+            ("none/here.yaml", "cannot be read"),
+        ],
+    )
+    def test_wrong_schedule(self, unet: Any, schedule: Any, says: str) -> None:
+        apply_patch(unet, **AGENTS)
+        before = snapshot(unet)
+        with pytest.raises(ScheduleError, match=says):
+            apply_patch(unet, schedule)
+        check_unchanged(unet, before)
+
+    def test_unknown_setting(self, unet: Any) -> None:
+        with pytest.raises(ScheduleError, match="did you mean 'agent_ratio'"):
+            apply_patch(unet, agentratio=0.9)
+        with pytest.raises(ScheduleError, match="no phase of this schedule reads 'select'"):
+            apply_patch(unet, "paper", select="cycle")
+
+
+def test_processors_can_be_pickled_and_made_anew() -> None:
+    assert isinstance(pickle.loads(pickle.dumps(AgentAttnProcessor())), AgentAttnProcessor)
+
+
+def test_two_pipelines_over_one_process(pipe: Any, tmp_path: Path) -> None:
+    """Each with a patch of its own, in turns."""
+    other = tiny_pipeline(tmp_path)
+    expected = [latents(apply_patch(pipe, "paper")), latents(apply_patch(other, "keys"))]
+    for _ in range(2):
+        assert torch.equal(latents(pipe), expected[0])
+        assert torch.equal(latents(other), expected[1])
+    assert isinstance(Runtime, type)
+    seen = watch(pipe.unet)
+    latents(other)
+    assert not seen
