@@ -203,7 +203,8 @@ def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -
     factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
     size = unet.config.sample_size or 64
     rows, columns = (size, size) if isinstance(size, int) else size
-    height, width = height or rows * factor, width or columns * factor
+    height = rows * factor if height is None else height
+    width = columns * factor if width is None else width
     for name, value in (("height", height), ("width", width)):
         if value < factor or value % factor:
             raise PatchError(f"{name} must be a positive multiple of {factor} (got {value})")
