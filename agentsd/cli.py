@@ -103,6 +103,7 @@ def generate(
         raise SettingsError("--compare needs a schedule other than 'none'")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; --out takes a folder")
+    _quiet_libraries()
     with stderr.status(f"loading {model} …"):
         pipe = load_pipeline(model, device=device, dtype=dtype.value if dtype else None)
     for note in generation.warnings_for(pipe, prompt):
@@ -131,6 +132,15 @@ def _told(summary: dict[str, Any], out: Path) -> str:
             f"agentsd {summary['seconds']:.1f} s: {summary['speedup']:.2f}× as fast"
         )
     return "\n".join(lines)
+
+
+def _quiet_libraries() -> None:
+    """Loading takes a moment, and both libraries draw bars for each of its parts."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from pocket.tokenizer import build_tokenizer
 from pocket.unet import Trainer, train_unet
 from pocket.vae import build_vae, train_vae
 
-STAGES = ("vae", "clip", "unet", "export", "score")
+STAGES = ("vae", "clip", "unet", "export", "score", "samples")
 SHARES = {"vae": 0.12, "clip": 0.18, "unet": 0.70}  # of the hours, among the stages chosen
 
 
@@ -110,8 +110,8 @@ def main() -> None:
         say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")
     if "score" in stages:
         print(json.dumps(score(settings, generated=given.images), indent=2))
-        if not settings.smoke:
-            show(settings)
+    if "samples" in stages and not settings.smoke:
+        show(settings)
 
 
 def _weights(settings: Settings, stage: str) -> dict:

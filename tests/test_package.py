@@ -1,0 +1,62 @@
+"""The wheel brings the pocket model and the presets, and works far from the clone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentsd.schedule import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out)]
+    subprocess.run([sys.executable, "-m", "pip", *build, str(ROOT)], check=True)
+    return next(out.glob("agentsd-*.whl"))
+
+
+def test_wheel_holds_the_model_the_presets_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for part in ("unet", "vae", "text_encoder", "clip"):
+        weights = [n for n in names if n.startswith(f"agentsd/pocket/{part}/")]
+        assert any(name.endswith(".safetensors") for name in weights), part
+    for preset in PRESETS.glob("*.yaml"):
+        assert f"agentsd/configs/{preset.name}" in names
+    assert [n for n in names if not n.startswith(("agentsd/", "agentsd-"))] == []
+    assert wheel.stat().st_size <= 40 * 2**20
+
+
+def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
+    wheel: Path, tmp_path: Path
+) -> None:
+    env, empty = tmp_path / "env", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
+    # The packages that agentsd needs are lent to it; agentsd itself is not: a path given in a
+    # .pth file is searched, but the .pth files found there, an editable install's, are not read.
+    site = next(env.glob("lib/python*/site-packages"))
+    (site / "lent.pth").write_text(str(Path(torch.__file__).parents[1]))
+    python = str(env / "bin" / "python")
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run([sys.executable, *install], check=True)
+    where = "import agentsd; print(agentsd.__file__)"
+    found = subprocess.run(
+        [python, "-c", where], cwd=empty, check=True, capture_output=True, text=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(env)
+    command = [str(env / "bin" / "agentsd"), "generate", "--prompt", "a red circle", "--json"]
+    size = ["--height", "128", "--width", "128", "--num-inference-steps", "2"]
+    made = subprocess.run(
+        [*command, *size, "--out", "out"], cwd=empty, check=True, capture_output=True, text=True
+    )
+    assert json.loads(made.stdout)["images"][0]["file"] == "00000.png"
+    assert (empty / "out" / "00000.png").is_file()
