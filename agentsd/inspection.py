@@ -45,7 +45,9 @@ class Inspection(dict[str, Any]):
 
     def _table(self) -> Table:
         header, rows = self._rows()
-        table = Table(*header, title=self._title)
+        table = Table(title=self._title)
+        for name in header:
+            table.add_column(name, no_wrap=name != "why")
         for row in rows:
             table.add_row(*row)
         return table
