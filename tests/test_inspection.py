@@ -1,0 +1,205 @@
+"""What inspect_patch tells is what a run does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from tiny_models import call, latents, patched_layers, sdxl_unet
+
+from agentsd import Inspection, PatchError, apply_patch, inspect_patch, processor
+from agentsd.schedule import Schedule
+
+TWO = Schedule(
+    phases=[
+        {"until": 0.5, "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2},
+        {"method": "keys", "sx": 2, "sy": 3},
+    ]
+)
+
+
+def by_name(told: Inspection) -> dict[str, dict[str, Any]]:
+    return {layer["name"]: layer for layer in told["layers"]}
+
+
+def check_facts(told: Inspection, facts: list[dict[str, tuple[int, int, int]]]) -> None:
+    """Tokens, queries and keys (or agents) of every softmax in a run are those that were told.
+
+    Args:
+        told: What :func:`inspect_patch` said.
+        facts: For each phase, by layer: its queries, agents and keys, as seen in a run.
+    """
+    for number, seen in enumerate(facts):
+        expected = {}
+        for name, layer in by_name(told).items():
+            if layer["patched"] and layer["phases"][number]["method"] != "full":
+                phase = layer["phases"][number]
+                expected[name] = (phase["merged_tokens"], phase["agents"], phase["keys"])
+        assert seen == expected
+
+
+@pytest.fixture
+def facts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a pipeline of two steps and notes the shapes of each layer's softmaxes."""
+
+    def run(pipe: Any, **size: int) -> list[dict[str, tuple[int, int, int]]]:
+        names = {id(module): name for name, module in patched_layers(pipe.unet)}
+        current: list[str] = []
+        shapes: list[tuple[str, int, int]] = []
+        dispatch = processor.dispatch_attention_fn
+        own_call = processor.AgentAttnProcessor.__call__
+
+        def note_layer(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            current.append(names[id(attn)])
+            return own_call(self, attn, *args, **kwargs)
+
+        def note_shapes(q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
+            shapes.append((current[-1], q.shape[1], k.shape[1]))
+            return dispatch(q, k, *args, **kwargs)
+
+        monkeypatch.setattr(processor.AgentAttnProcessor, "__call__", note_layer)
+        monkeypatch.setattr(processor, "dispatch_attention_fn", note_shapes)
+        by_step: list[dict[str, tuple[int, int, int]]] = [{}]
+        latents(
+            pipe,
+            steps=2,
+            callback_on_step_end=lambda *a: [by_step.append(_read(shapes)), a[3]][1],
+            **size,
+        )
+        return by_step[1:]
+
+    return run
+
+
+def _read(shapes: list[tuple[str, int, int]]) -> dict[str, tuple[int, int, int]]:
+    """Queries, agents and keys by layer; an agent layer makes two softmaxes."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, queries, keys in shapes:
+        if name in found:
+            agents, _, all_keys = found[name]
+            assert keys == agents
+            found[name] = (queries, agents, all_keys)
+        else:
+            found[name] = (queries, 0, keys)
+    shapes.clear()
+    return found
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (64, 32)])
+def test_tells_what_a_run_does(pipe: Any, facts: Any, size: tuple[int, int]) -> None:
+    apply_patch(pipe, TWO)
+    told = inspect_patch(pipe, *size)
+    seen = facts(pipe, size=size)
+    assert all(phase for phase in seen)
+    check_facts(told, seen)
+    with pytest.raises(AssertionError):
+        check_facts(inspect_patch(pipe, size[0] + 16, size[1]), seen)
+
+
+class TestContent:
+    def test_of_a_patched_layer(self, pipe: Any) -> None:
+        layers = by_name(inspect_patch(apply_patch(pipe, TWO)))
+        top = layers["down_blocks.0.attentions.0.transformer_blocks.0.attn1"]
+        assert top == {
+            "name": "down_blocks.0.attentions.0.transformer_blocks.0.attn1",
+            "downsample": 1,
+            "tokens": 256,
+            "patched": True,
+            "reason": None,
+            "phases": [
+                {"method": "agent", "tokens": 256, "merged_tokens": 154, "agents": 16, "keys": 154},
+                {"method": "keys", "tokens": 256, "merged_tokens": 256, "agents": 0, "keys": 48},
+            ],
+        }
+        below = layers["down_blocks.1.attentions.0.transformer_blocks.0.attn1"]
+        assert (below["downsample"], below["tokens"], below["patched"]) == (2, 64, True)
+        assert [phase["method"] for phase in below["phases"]] == ["agent", "full"]
+
+    def test_reasons(self, pipe: Any) -> None:
+        pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn1.set_processor(
+            type("Theirs", (AttnProcessor2_0,), {})()
+        )
+        apply_patch(pipe, sx=16, sy=16, max_downsample=2, ratio=0.99, agent_ratio=0.99)
+        layers = by_name(inspect_patch(pipe))
+        reasons = {
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1": None,
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn2": "not the self-attention",
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1": "changes nothing at this size",
+            "up_blocks.1.attentions.0.transformer_blocks.0.attn1": "another's (Theirs)",
+            "mid_block.attentions.0.transformer_blocks.0.attn1": "below max_downsample",
+        }
+        for name, reason in reasons.items():
+            assert reason is None or reason in layers[name]["reason"]
+            assert (layers[name]["reason"] is None) == (reason is None)
+
+    def test_unpatched(self, pipe: Any) -> None:
+        told = inspect_patch(pipe)
+        assert isinstance(told, dict)
+        assert (told["height"], told["width"]) == (32, 32)
+        assert len(told["layers"]) == 14
+        assert not any(layer["patched"] or layer["phases"] for layer in told["layers"])
+        own = {layer["reason"] for layer in told["layers"] if layer["name"].endswith("attn1")}
+        assert own == {"no patch applied"}
+
+    def test_does_not_run_or_change_the_model(self, unet: Any) -> None:
+        apply_patch(unet, TWO)
+        expected = call(unet, 999)
+        inspect_patch(unet, 64, 8)
+        assert torch.equal(call(unet, 999), expected)
+
+    def test_resolutions_of_sdxl(self) -> None:
+        told = inspect_patch(apply_patch(sdxl_unet(), "paper"), 32, 32)
+        found = {(layer["downsample"], layer["tokens"]) for layer in told["layers"]}
+        assert found == {(2, 256), (4, 64)}
+        assert {layer["downsample"] for layer in told["layers"] if layer["patched"]} == {2}
+
+
+class TestSizes:
+    def test_pixels_of_a_pipeline_and_latents_of_a_unet(self, pipe: Any) -> None:
+        of_pipe, of_unet = inspect_patch(pipe, 48, 32), inspect_patch(pipe.unet, 24, 16)
+        assert of_pipe["layers"] == of_unet["layers"]
+        assert of_pipe["layers"][0]["tokens"] == 24 * 16
+
+    def test_one_side_given(self, pipe: Any) -> None:
+        told = inspect_patch(pipe, width=64)
+        assert (told["height"], told["width"]) == (32, 64)
+
+    @pytest.mark.parametrize("size", [{"height": 33}, {"width": 0}, {"height": -32}, {"width": 1}])
+    def test_refuses(self, pipe: Any, size: dict[str, int]) -> None:
+        ((name, value),) = size.items()
+        with pytest.raises(PatchError) as caught:
+            inspect_patch(pipe, **size)
+        assert f"{name} must be a positive multiple of 2 (got {value})" in str(caught.value)
+
+    def test_odd_latents_round_up(self, unet: Any) -> None:
+        apply_patch(unet, method="merge", max_downsample=4)
+        tokens = {
+            layer["downsample"]: layer["tokens"] for layer in inspect_patch(unet, 15, 9)["layers"]
+        }
+        assert tokens == {1: 15 * 9, 2: 8 * 5, 4: 4 * 3}
+        call(unet, size=(15, 9))
+
+
+class TestShown:
+    def test_as_a_table(self, pipe: Any) -> None:
+        text = str(inspect_patch(apply_patch(pipe, TWO), 512, 512))
+        assert "6 of 14 attention layers patched, at 512×512" in text
+        for part in ("down_blocks.0.attentions.0.transformer_blocks.0.attn1", "65,536", "phase 2"):
+            assert part in text
+        assert "agent: 39,322, 4,096 agents" in text
+        assert "keys: 11,008" in text
+        assert "below max_downsample" in text
+
+    def test_in_a_notebook(self, pipe: Any) -> None:
+        html = inspect_patch(apply_patch(pipe, TWO))._repr_html_()
+        assert html.count("<tr>") == 15
+        assert html.count("<tr>") == html.count("</tr>")
+        assert "<td>agent: 154, 16 agents</td>" in html
+
+    def test_without_a_patch(self, unet: Any) -> None:
+        told = inspect_patch(unet)
+        assert "0 of 14 attention layers patched, at 16×16" in str(told)
+        assert "phase 1" not in str(told)
+        assert "no patch applied" in told._repr_html_()
