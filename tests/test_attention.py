@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from naive import agent_layer, agent_rows, keys_layer
 from tiny_models import run_layer, tiny_layer
 from torch import Tensor
@@ -156,6 +157,13 @@ class TestKeys:
     def test_cells_of_one_token_are_full_attention(self, select: str) -> None:
         attn, x = _layer(2, 5, 6)
         check(run_layer(attn, x, Phase(method="keys", sx=1, sy=1, select=select), 5, 6), attn(x))
+
+
+@pytest.mark.parametrize("method", ["agent", "merge", "keys"])
+def test_dropout_of_training_applies(method: str) -> None:
+    attn, x = Attention(16, heads=2, dim_head=8, dropout=1.0).double().train(), randn(1, 64, 16)
+    assert not run_layer(attn, x, Phase(method=method), 8, 8).any()
+    assert run_layer(attn.eval(), x, Phase(method=method), 8, 8).any()
 
 
 class TestPrecision:

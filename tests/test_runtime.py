@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -174,8 +176,10 @@ def test_pipeline_is_not_kept_alive(tmp_path: Path) -> None:
     pipe = tiny_pipeline(tmp_path, smallest_unet())
     unet = apply_patch(pipe, two_phases(until=0.4)).unet
     seen = watch(unet)
-    solver = pipe.scheduler
+    solver, alive = pipe.scheduler, weakref.ref(pipe)
     del pipe
+    gc.collect()
+    assert alive() is None
     solver.set_timesteps(10)
     for t in solver.timesteps:
         call(unet, t)
@@ -238,6 +242,11 @@ class TestLocate:
         """No scheduler at all, but a tensor of timesteps that is walked through."""
         for i, t in enumerate(torch.linspace(999, 0, 8)):
             assert locate(t) == Position(i, 8)
+
+    def test_list_cut_at_its_beginning(self, solver: Any) -> None:
+        """As pipelines do that hand a half-made image on to a second model."""
+        solver.timesteps, solver.num_inference_steps = solver.timesteps[4:], 6
+        assert [locate(t, solver) for t in solver.timesteps] == [Position(i, 6) for i in range(6)]
 
     def test_ends_of_the_noise_scale(self) -> None:
         assert [locate(t).step for t in (5000, 999, 0, -3)] == [0, 0, 999, 999]

@@ -55,6 +55,17 @@ class TestCycle:
         assert torch.equal(keys(grid, first), keys(grid, first + grid[2] * grid[3]))
 
 
+def test_a_level_of_noise_is_no_step_to_cycle_by() -> None:
+    """A UNet on its own skips from level to level, so that a cycle would leave tokens out."""
+    at = Position(40, 1000, listed=False)
+    cycle, random = (
+        Step(at, Phase(method="keys", select=select), 1, 0, 8, 8).keys(1, 3, CPU)
+        for select in ("cycle", "random")
+    )
+    assert torch.equal(cycle, random)
+    assert not torch.equal(keys((8, 8, 2, 2), 40), random)
+
+
 @pytest.mark.parametrize("select", ["grid", "random"])
 def test_other_choices_do_not_visit_all(select: str) -> None:
     steps = [keys((8, 8, 2, 2), i, select=select) for i in range(4)]
