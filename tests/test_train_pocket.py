@@ -84,9 +84,11 @@ class TestVariants:
 
     def test_groups_hold_four_different_captions(self):
         for i in range(100):
-            pictures, captions, labels = HardGroups(0, 32)[i]
+            pictures, captions, labels, where = HardGroups(0, 32)[i]
             assert pictures.shape == (4, 3, 32, 32)
             assert labels.shape == (4, 6)
+            assert where.shape == (4, 8, 8)
+            assert where.flatten(1).any(1).all()
             assert len(set(captions)) == 4
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .scenes import caption, labels, render, sample_scene
+from .scenes import caption, labels, render, sample_scene, shape_map
 from .variants import draw_variants
 
 
@@ -36,8 +36,9 @@ class ScenePictures(Dataset):
 class HardGroups(ScenePictures):
     """Groups of four scenes: one and three that differ from it in one attribute each."""
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-        """Return uint8 pictures [4, 3, size, size], their captions, and their labels [4, 6]."""
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str], torch.Tensor, torch.Tensor]:
+        """Return uint8 pictures [4, 3, size, size], their captions, their labels [4, 6] and which
+        shape is where [4, 8, 8]."""
         rng = np.random.default_rng((self.seed, self.first + index))
         scene = sample_scene(rng)
         scenes = [scene, *draw_variants(scene, 3, rng)]
@@ -46,6 +47,7 @@ class HardGroups(ScenePictures):
             torch.from_numpy(pictures).permute(0, 3, 1, 2),
             [caption(s) for s in scenes],
             torch.tensor([labels(s) for s in scenes]),
+            torch.from_numpy(np.stack([shape_map(s, 8) for s in scenes])),
         )
 
 

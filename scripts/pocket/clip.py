@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from .batches import HardGroups, stream, to_unit
 from .checkpoints import Clock, load, rng_state, save_atomically, set_rng_state
 from .progress import Watch, plot_log, say
-from .scenes import LABEL_CLASSES
+from .scenes import LABEL_CLASSES, SHAPES
 from .settings import Settings
 from .tokenizer import MAX_LENGTH, build_tokenizer
 
@@ -62,23 +62,29 @@ def embed_texts(clip: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
     return F.normalize(clip.text_projection(pooled).float(), dim=-1)
 
 
-class AttributeHeads(torch.nn.Module):
-    """Linear readers of the attributes from an embedding; used in training alone.
+class Readers(torch.nn.Module):
+    """Linear readers of what is known of a picture; used in training alone.
 
-    The contrastive loss can be low from colours alone for long; reading every attribute from the
-    very vectors that are compared makes each of them count from the start.
+    The contrastive loss can be low from colours alone for long. Reading every attribute from the
+    very vectors that are compared makes each of them count, and naming the shape in each patch
+    teaches edges and corners long before they pay in the comparison.
     """
 
     def __init__(self, width: int = 96):
         super().__init__()
         self.heads = torch.nn.ModuleList(torch.nn.Linear(width, n) for n in LABEL_CLASSES)
+        self.patch = torch.nn.Linear(WIDTH, 1 + len(SHAPES))
 
-    def forward(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def attributes(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, 96] and labels [B, 6] → mean cross-entropy."""
         losses = [
             F.cross_entropy(head(vectors * 10), labels[:, i]) for i, head in enumerate(self.heads)
         ]
         return torch.stack(losses).mean()
+
+    def shapes(self, patches: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Patch tokens [B, 64, 128] and shape numbers [B, 8, 8] → mean cross-entropy."""
+        return F.cross_entropy(self.patch(patches.float()).flatten(0, 1), where.flatten())
 
 
 def contrastive(
@@ -116,14 +122,14 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
     torch.manual_seed(settings.seed + 1)
     path, device = settings.work / "clip.pt", settings.device
     tokenizer = build_tokenizer(settings.work / "tokenizer")
-    clip, heads = build_clip(tokenizer).to(device), AttributeHeads().to(device)
-    parameters = [*clip.parameters(), *heads.parameters()]
+    clip, readers = build_clip(tokenizer).to(device), Readers().to(device)
+    parameters = [*clip.parameters(), *readers.parameters()]
     optimiser = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     clock, step = Clock(seconds), 0
     saved = load(path, device) if settings.resume else None
     if saved:
         clip.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"])
+        readers.load_state_dict(saved["readers"])
         optimiser.load_state_dict(saved["optimiser"])
         set_rng_state(saved["rng"], device)
         clock, step = Clock(seconds, saved["spent"]), saved["step"]
@@ -132,7 +138,7 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
     def save() -> None:
         save_atomically(
             {
-                "model": clip.state_dict(), "heads": heads.state_dict(),
+                "model": clip.state_dict(), "readers": readers.state_dict(),
                 "optimiser": optimiser.state_dict(), "rng": rng_state(device),
                 "spent": clock.spent, "step": step, 
             },
@@ -151,24 +157,29 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
             for group in optimiser.param_groups:
                 warm = min(1.0, (step + 1) / 60)
                 group["lr"] = LEARNING_RATE * warm * (1 - progress) ** 0.8 + 1e-6
-            pictures, captions, labels = next(batches)
+            pictures, captions, labels, where = next(batches)
             pictures = _roughen(to_unit(pictures.flatten(0, 1), device), step)
             # The loader collates the groups' captions by place: four lists of one a group.
             captions = [text for group in zip(*captions, strict=True) for text in group]
             ids, labels = tokenize(tokenizer, captions, device), labels.flatten(0, 1).to(device)
+            where = where.flatten(0, 1).to(device)
             with torch.autocast(device.type, torch.bfloat16):
-                seen, read = embed_pictures(clip, pictures), embed_texts(clip, ids)
+                vision = clip.vision_model(pixel_values=pictures)
+                seen = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
+                read = embed_texts(clip, ids)
             scale = clip.logit_scale.exp().clamp(max=100)
             pull = (1 - (seen * read).sum(-1)).mean()
             match = contrastive(seen, read, scale, ids)
-            attributes = heads(seen, labels) + heads(read, labels)
-            loss = match + 0.5 * attributes + pull
+            attributes = readers.attributes(seen, labels) + readers.attributes(read, labels)
+            shapes = readers.shapes(vision.last_hidden_state[:, 1:], where)
+            loss = match + 0.5 * attributes + shapes + pull
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1
-            losses = {"match": match, "attributes": attributes, "one minus cosine": pull}
+            losses = {"match": match, "attributes": attributes, "shapes": shapes}
+            losses["one minus cosine"] = pull
             figures = {name: value.item() for name, value in losses.items()}
             watch.step(step, clock.spent, progress, figures)
             if time.monotonic() - saved_at > settings.save_every:

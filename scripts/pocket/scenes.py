@@ -220,6 +220,20 @@ def render(scene: Scene, size: int) -> np.ndarray:
     return (image * 255 + 0.5).astype(np.uint8)
 
 
+def shape_map(scene: Scene, cells: int) -> np.ndarray:
+    """Which shape touches each cell of a coarse grid.
+
+    Returns:
+        int64 array [cells, cells]: 0 for background alone, else 1 + the shape's place in SHAPES.
+    """
+    found = np.zeros((cells, cells), np.int64)
+    y, x = (np.mgrid[:cells, :cells] + 0.5) / cells
+    for shape in place(scene)[1]:
+        edge = _distance(shape.shape, x - shape.x, y - shape.y, shape.size, shape.angle)
+        found[edge < 0.5 / cells] = 1 + list(SHAPES).index(shape.shape)
+    return found
+
+
 def labels(scene: Scene) -> list[int]:
     """What the caption says as class numbers: layout with count, background, and each item's colour
     and shape (the number after the last class where there is no second item)."""

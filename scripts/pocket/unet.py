@@ -74,7 +74,7 @@ def shares(progress: float) -> dict[int, float]:
     Args:
         progress: 0..1.
     """
-    late = min(1.0, progress / 0.65)
+    late = min(1.0, progress / 0.5)
     small, middle = 0.35 + late * (0.02 - 0.35), 0.50 + late * (0.10 - 0.50)
     return {16: small, 32: middle, 64: 1 - small - middle}
 
