@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .processor import AgentAttnProcessor
-from .runtime import Position, Runtime
+from .runtime import Runtime
 from .sites import Site, find_sites
 
 
@@ -103,7 +103,7 @@ def _describe_layer(site: Site, runtime: Runtime | None, rows: int, columns: int
     phases = []
     if installed and runtime is not None:
         for phase in runtime.schedule.phases:
-            plan = runtime.step_at(Position(0, 1), phase, rows, columns).plan(site.downsample)
+            plan = runtime.plan(phase, site.downsample, rows, columns)
             method = "full" if plan.untouched else phase.method
             phases.append({"method": method, **plan._asdict()})
     works = any(phase["method"] != "full" for phase in phases)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .attention import Attend, agent_attention
 from .merging import match, merge, owners, unmerge
-from .runtime import Runtime, Step
-from .schedule import Phase
+from .runtime import Runtime
+from .schedule import Phase, Plan
 
 LAYER = "_agentsd_layer"
 """Attribute of a patched attention module that holds its :class:`Layer`."""
@@ -49,21 +49,22 @@ class AgentAttnProcessor:
         **kwargs: Any,
     ) -> Tensor:
         layer: Layer = getattr(attn, LAYER)
-        step, downsample = layer.runtime.step, layer.downsample
+        step = layer.runtime.step
         if step and hidden_states.ndim == 3 and encoder_hidden_states is attention_mask is None:
-            plan = step.plan(downsample)
+            plan = step.plans[layer.downsample]
             if plan.tokens == hidden_states.shape[1] and not plan.untouched:
-                by_method = _over_keys if step.phase.method == "keys" else _over_merged
-                return by_method(attn, hidden_states, step, downsample)
+                chosen = step.chosen[layer.downsample, attn.heads]
+                if step.phase.method == "keys":
+                    return _over_keys(attn, hidden_states, step.phase, chosen)
+                return _over_merged(attn, hidden_states, step.phase, plan, chosen)
         return layer.original(  # type: ignore[no-any-return]
             attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
         )
 
 
-def _over_keys(attn: Attention, x: Tensor, step: Step, downsample: int) -> Tensor:
-    """Every query; one token of each cell, another in each head, as key and value."""
+def _over_keys(attn: Attention, x: Tensor, phase: Phase, chosen: Tensor) -> Tensor:
+    """Every query; the ``chosen`` ``[H, n]`` tokens of each head as its keys and values."""
     heads: int = attn.heads
-    chosen = step.keys(downsample, heads, x.device)  # [H, n]
     # One index over tokens and heads together gathers the rows of all heads at once.
     rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
     k, v = (
@@ -74,13 +75,12 @@ def _over_keys(attn: Attention, x: Tensor, step: Step, downsample: int) -> Tenso
         for project in (attn.to_k, attn.to_v)
     )
     q = _split(attn, attn.to_q(x))
-    return _project_out(attn, _attend(step.phase)(q, k, v, q.shape[-1] ** -0.5))
+    return _project_out(attn, _attend(phase)(q, k, v, q.shape[-1] ** -0.5))
 
 
-def _over_merged(attn: Attention, x: Tensor, step: Step, downsample: int) -> Tensor:
-    """Merge, attend through agents where the plan has them, unmerge (DESIGN, steps 1 to 5)."""
-    phase, plan = step.phase, step.plan(downsample)
-    matching = match(x, step.destinations(downsample, x.device))
+def _over_merged(attn: Attention, x: Tensor, phase: Phase, plan: Plan, chosen: Tensor) -> Tensor:
+    """Merge into the ``chosen`` ``[n]`` tokens, attend (through agents if planned), unmerge."""
+    matching = match(x, chosen)
     owner = owners(matching, plan.tokens - plan.merged_tokens)
     merged = merge(x, owner, plan.merged_tokens)  # [B, M, C]
     q, k, v = (_split(attn, project(merged)) for project in (attn.to_q, attn.to_k, attn.to_v))

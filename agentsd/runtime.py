@@ -8,12 +8,12 @@ behind.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import ScheduleError
 from .sampling import cells, cycled_places, random_places, tokens_at
@@ -78,68 +78,32 @@ def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the UNet: its place in the run, its phase and the size of its latents."""
+    """One call of the UNet: its place in the run, its phase, and what each layer needs of both."""
 
     position: Position
     phase: Phase
-    top_downsample: int
-    seed: int
-    height: int
-    width: int
-    _drawn: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-
-    def grid(self, downsample: int) -> tuple[int, int]:
-        """Tokens down and across at a resolution; a halving rounds up, as the UNet's does."""
-        return -(-self.height // downsample), -(-self.width // downsample)
-
-    def plan(self, downsample: int) -> Plan:
-        """What the phase makes of the tokens at a resolution."""
-        reaches = downsample <= (self.phase.max_downsample or self.top_downsample)
-        return (self.phase if reaches else UNTOUCHED).plan(*self.grid(downsample))
-
-    def destinations(self, downsample: int, device: torch.device) -> Tensor:
-        """``[cells]`` tokens that the others of this resolution may merge into."""
-        return self._once("destinations", downsample, 0, device)
-
-    def keys(self, downsample: int, heads: int, device: torch.device) -> Tensor:
-        """``[heads, cells]`` tokens that serve as keys at this resolution."""
-        return self._once("keys", downsample, heads, device)
-
-    def _once(self, what: str, downsample: int, heads: int, device: torch.device) -> Tensor:
-        """Draw once for all layers of a resolution."""
-        key = (what, downsample, heads, device)
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(downsample, heads, device)
-        return self._drawn[key]
-
-    def _draw(self, downsample: int, heads: int, device: torch.device) -> Tensor:
-        phase, (height, width) = self.phase, self.grid(downsample)
-        rows, columns = cells(height, width, phase.sy, phase.sx, partial=heads > 0)
-        shape = (heads, rows * columns) if heads else (rows * columns,)
-        select = phase.select if heads else ("random" if phase.use_rand else "grid")
-        if select == "grid":
-            place = torch.zeros(shape, dtype=torch.int64, device=device)
-        else:
-            # A cycle needs steps that follow each other; a level of noise does not tell them.
-            cycle = select == "cycle" and self.position.listed
-            choose = cycled_places if cycle else random_places
-            size = phase.sy * phase.sx
-            place = choose(shape, size, self.position.step, self.seed, device)
-        return tokens_at(place, height, width, phase.sy, phase.sx, rows)
+    plans: dict[int, Plan]
+    """What the phase makes of the tokens, by resolution (``downsample``)."""
+    chosen: dict[tuple[int, int], Tensor]
+    """By resolution and number of heads: the tokens of the cells that serve as destinations
+    ``[cells]``, or as keys ``[heads, cells]``."""
 
 
 class Runtime:
-    """Follows the calls of one UNet; a forward pre-hook of it.
+    """Follows the calls of one UNet.
 
     Args:
         schedule: What each step does.
-        top_downsample: Highest resolution with self-attention, which ``max_downsample=None`` means.
+        layers: Resolution (``downsample``) and number of heads of the patched layers. The highest
+            resolution among them is what ``max_downsample=None`` means.
         pipeline: The pipeline whose scheduler names the steps, or None for a UNet on its own.
     """
 
-    def __init__(self, schedule: Schedule, top_downsample: int, pipeline: Any = None) -> None:
+    def __init__(
+        self, schedule: Schedule, layers: Iterable[tuple[int, int]], pipeline: Any = None
+    ) -> None:
         self.schedule = schedule
-        self.top_downsample = top_downsample
+        self.layers = frozenset(layers)
         # Weak, so that a UNet kept for itself does not keep its pipeline's other models. Asked
         # at every call, so that a scheduler swapped in later is the one that counts.
         self._pipeline: Callable[[], Any] = (
@@ -147,16 +111,15 @@ class Runtime:
         )
         self.step: Step | None = None
 
-    def begin(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, sample: Tensor, timestep: Tensor | float, *_: Any, **__: Any) -> None:
         """Take step and size from the arguments of a UNet's call.
+
+        All that depends on the step is made here, ahead of the layers, so that a compiled UNet
+        finds tensors and constants and need not be compiled anew at each step.
 
         Raises:
             ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
         """
-        sample, timestep = (
-            kwargs[name] if name in kwargs else args[i]
-            for i, name in enumerate(("sample", "timestep"))
-        )
         position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(
@@ -164,11 +127,59 @@ class Runtime:
                 "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
             )
         phase = self.schedule.phase_at(position.step, position.num_steps)
-        self.step = self.step_at(position, phase, *sample.shape[-2:])
+        height, width = sample.shape[-2:]
+        self.step = self.step_at(position, phase, height, width, sample.device)
 
-    def step_at(self, position: Position, phase: Phase, height: int, width: int) -> Step:
+    def step_at(
+        self,
+        position: Position,
+        phase: Phase,
+        height: int,
+        width: int,
+        device: torch.device | str = "cpu",
+    ) -> Step:
         """A step on latents of ``height × width``."""
-        return Step(position, phase, self.top_downsample, self.schedule.seed, height, width)
+        plans = {d: self.plan(phase, d, height, width) for d, _ in self.layers}
+        chosen = {
+            (d, heads): self._choose(position, phase, heads, *_grid(d, height, width), device)
+            for d, heads in self.layers
+            if not plans[d].untouched
+        }
+        return Step(position, phase, plans, chosen)
+
+    def plan(self, phase: Phase, downsample: int, height: int, width: int) -> Plan:
+        """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""
+        reach = phase.max_downsample or min(d for d, _ in self.layers)
+        return (phase if downsample <= reach else UNTOUCHED).plan(*_grid(downsample, height, width))
+
+    def _choose(
+        self,
+        position: Position,
+        phase: Phase,
+        heads: int,
+        height: int,
+        width: int,
+        device: torch.device | str,
+    ) -> Tensor:
+        """Draw a token of each cell: keys in every head, or destinations, the same for all."""
+        keys = phase.method == "keys"
+        rows, columns = cells(height, width, phase.sy, phase.sx, partial=keys)
+        shape = (heads, rows * columns) if keys else (rows * columns,)
+        select = phase.select if keys else ("random" if phase.use_rand else "grid")
+        if select == "grid":
+            place = torch.zeros(shape, dtype=torch.int64, device=device)
+        else:
+            # A cycle needs steps that follow each other; a level of noise does not tell them.
+            cycle = select == "cycle" and position.listed
+            draw = cycled_places if cycle else random_places
+            size = phase.sy * phase.sx
+            place = draw(shape, size, position.step, self.schedule.seed, device)
+        return tokens_at(place, height, width, phase.sy, phase.sx, rows)
+
+
+def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
+    """Tokens down and across at a resolution; a halving rounds up, as the UNet's does."""
+    return -(-height // downsample), -(-width // downsample)
 
 
 def _nothing() -> None:

@@ -57,14 +57,14 @@ def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: in
 
 
 def random_places(
-    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device
+    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device | str
 ) -> Tensor:
     """A place in ``[0, size)`` drawn anew at each step, of ``shape`` (heads and cells)."""
     return draw(shape, seed, step, device=device) % size
 
 
 def cycled_places(
-    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device
+    shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device | str
 ) -> Tensor:
     """Places that visit every token of their cell once in ``size`` steps.
 

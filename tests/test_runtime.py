@@ -220,7 +220,7 @@ class TestUNetOnItsOwn:
         unet(sample=sample, timestep=999, encoder_hidden_states=text)
         unet(sample, encoder_hidden_states=text, timestep=0)
         assert [step.phase.method for step in seen] == ["merge", "keys"]
-        assert [(step.height, step.width) for step in seen] == [(8, 6)] * 2
+        assert [step.plans[1].tokens for step in seen] == [8 * 6] * 2
 
 
 class TestLocate:
@@ -269,10 +269,10 @@ class TestLocate:
 
 
 def test_size_of_each_call_counts(unet: Any) -> None:
-    apply_patch(unet, method="merge")
+    apply_patch(unet, method="merge", max_downsample=2)
     seen = watch(unet)
     sizes = [(16, 16), (8, 12), (9, 7), (16, 16)]
     outputs = [call(unet, size=size) for size in sizes]
-    assert [(step.height, step.width) for step in seen] == sizes
+    assert [step.plans[1].tokens for step in seen] == [256, 96, 63, 256]
     assert torch.equal(outputs[0], outputs[3])
-    assert seen[2].grid(2) == (5, 4)
+    assert seen[2].plans[2].tokens == 5 * 4

@@ -145,7 +145,7 @@ def run_layer(
         width: Tokens across it.
         **at: ``step`` of the run (0) and ``seed`` of the schedule (0).
     """
-    runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), top_downsample=1)
+    runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), [(1, attn.heads)])
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
     original = attn.processor
     setattr(attn, LAYER, Layer(runtime, 1, original))
