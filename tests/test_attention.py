@@ -12,8 +12,8 @@ from tiny_models import run_layer, tiny_layer
 from torch import Tensor
 
 from agentsd.attention import agent_attention, softmax_attention
-from agentsd.runtime import Position, Step
-from agentsd.schedule import Phase
+from agentsd.runtime import Position, Runtime
+from agentsd.schedule import Phase, Schedule
 
 
 def check(found: Tensor, expected: Tensor) -> None:
@@ -121,8 +121,8 @@ class TestLayer:
 
 
 def _chosen(phase: Phase, height: int, width: int, step: int = 0, heads: int = 2) -> Tensor:
-    at = Step(Position(step, 1000), phase, 1, 0, height, width)
-    return at.keys(1, heads, torch.device("cpu"))
+    runtime = Runtime(Schedule(phases=(phase,)), [(1, heads)])
+    return runtime.step_at(Position(step, 1000), phase, height, width).chosen[1, heads]
 
 
 class TestKeys:

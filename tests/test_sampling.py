@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentsd.runtime import Position, Step
+from agentsd.runtime import Position, Runtime
 from agentsd.sampling import cells, cycled_places, draw, random_places, tokens_at
-from agentsd.schedule import Phase
+from agentsd.schedule import Phase, Schedule
 
 CPU = torch.device("cpu")
-GRIDS = [(8, 8, 2, 2), (8, 8, 4, 4), (6, 9, 2, 3), (4, 4, 1, 1), (12, 6, 3, 2)]
+GRIDS = [(8, 8, 2, 2), (8, 8, 4, 4), (6, 9, 2, 3), (6, 4, 2, 1), (12, 6, 3, 2)]
 UNEVEN = [(7, 9, 2, 2), (5, 5, 4, 4), (3, 10, 4, 3), (1, 5, 2, 2), (9, 7, 4, 3)]
+
+
+def chosen_at(
+    phase: Phase, position: Position, height: int, width: int, *, heads: int = 1, seed: int = 0
+) -> Tensor:
+    """What serves at a step: keys ``[heads, cells]`` or destinations ``[cells]``."""
+    runtime = Runtime(Schedule(phases=(phase,), seed=seed), [(1, heads)])
+    return runtime.step_at(position, phase, height, width).chosen[1, heads]
 
 
 def keys(
@@ -23,7 +31,7 @@ def keys(
     """``[heads, cells]`` keys of a step on a grid of ``(height, width, sy, sx)``."""
     height, width, sy, sx = grid
     phase = Phase(method="keys", sx=sx, sy=sy, select=select)
-    return Step(Position(step, 1000), phase, 1, seed, height, width).keys(1, heads, CPU)
+    return chosen_at(phase, Position(step, 1000), height, width, heads=heads, seed=seed)
 
 
 def check_visits(chosen: list[Tensor], tokens: int, *, exactly_once: bool) -> None:
@@ -59,7 +67,7 @@ def test_a_level_of_noise_is_no_step_to_cycle_by() -> None:
     """A UNet on its own skips from level to level, so that a cycle would leave tokens out."""
     at = Position(40, 1000, listed=False)
     cycle, random = (
-        Step(at, Phase(method="keys", select=select), 1, 0, 8, 8).keys(1, 3, CPU)
+        chosen_at(Phase(method="keys", select=select), at, 8, 8, heads=3)
         for select in ("cycle", "random")
     )
     assert torch.equal(cycle, random)
@@ -105,7 +113,7 @@ class TestDestinations:
     @staticmethod
     def at(step: int, *, use_rand: bool = True, seed: int = 0, size: int = 9) -> Tensor:
         phase = Phase(sx=2, sy=2, use_rand=use_rand)
-        return Step(Position(step, 50), phase, 1, seed, size, size).destinations(1, CPU)
+        return chosen_at(phase, Position(step, 50), size, size, seed=seed)
 
     def test_top_left_without_rand(self) -> None:
         expected = [row * 9 + column for row in range(0, 8, 2) for column in range(0, 8, 2)]
