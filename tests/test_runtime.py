@@ -269,9 +269,10 @@ class TestLocate:
 
 
 def test_size_of_each_call_counts(unet: Any) -> None:
-    apply_patch(unet, method="merge")
+    apply_patch(unet, method="merge", max_downsample=2)
     seen = watch(unet)
     sizes = [(16, 16), (8, 12), (9, 7), (16, 16)]
     outputs = [call(unet, size=size) for size in sizes]
     assert [step.plans[1].tokens for step in seen] == [256, 96, 63, 256]
     assert torch.equal(outputs[0], outputs[3])
+    assert seen[2].plans[2].tokens == 5 * 4
