@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         AgentSDError,
+        GenerationError,
         LoadError,
         OutputError,
         PatchError,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSDError",
+    "GenerationError",
     "Inspection",
     "LoadError",
     "OutputError",

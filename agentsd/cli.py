@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -101,7 +102,7 @@ def generate(
     plan = None if schedule == "none" else Schedule.load(schedule)
     if compare and plan is None:
         raise SettingsError("--compare needs a schedule other than 'none'")
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
     _quiet_libraries()
     with stderr.status(f"loading {model} …"):
@@ -149,10 +150,14 @@ def main(argv: list[str] | None = None) -> None:
     for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
         app(argv)
     except AgentSDError as error:
-        stderr.print(f"error: {error}", style="red", markup=False)
+        told = "".join(c if c.isprintable() else " " for c in str(error))
+        stderr.print(f"error: {told}", style="red", markup=False)
         sys.exit(error.exit_code)
 
 

@@ -28,5 +28,9 @@ class LoadError(AgentSDError):
     """A model could not be loaded."""
 
 
+class GenerationError(AgentSDError):
+    """The pipeline failed while it made an image, or made none that can be shown."""
+
+
 class OutputError(AgentSDError):
     """A result could not be written."""

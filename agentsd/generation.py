@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+import unicodedata
+import warnings
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -15,11 +17,11 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from . import __version__
-from .errors import SettingsError
+from .errors import AgentSDError, GenerationError, SettingsError
 from .output import next_number, prepare_folder, save_png, side_by_side, write_whole
 from .patch import patched
 from .schedule import Schedule
-from .validation import Strict
+from .validation import Strict, shown
 
 WHOLE_WORDS = 4096
 """A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
@@ -46,7 +48,7 @@ class ImageSettings(Strict):
 
     error: ClassVar = SettingsError
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: str
     negative_prompt: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
@@ -57,8 +59,15 @@ class ImageSettings(Strict):
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _printable(cls, text: str) -> str:
-        if "\0" in text or (not text.isprintable() and not text.replace("\n", " ").isprintable()):
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
             raise SettingsError("a prompt must not hold control characters or broken Unicode")
+        return text
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise SettingsError("prompt: must say something (got only blanks)")
         return text
 
     @field_validator("height", "width")
@@ -89,16 +98,33 @@ def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = ""
 
     Raises:
         SettingsError: If the pipeline refuses the settings.
+        GenerationError: If it runs out of memory, fails, or its numbers do.
     """
-    pipe.set_progress_bar_config(desc=label, leave=False)
+    pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
     begun = time.perf_counter()
     try:
-        image = pipe(
-            **settings.model_dump(exclude={"seed"}),
-            generator=torch.Generator("cpu").manual_seed(settings.seed),
-        ).images[0]
+        with warnings.catch_warnings():
+            # What NumPy says where an image of NaN is made 8-bit, and black.
+            warnings.filterwarnings("error", "invalid value encountered in cast")
+            image = pipe(
+                **settings.model_dump(exclude={"seed"}),
+                generator=torch.Generator("cpu").manual_seed(settings.seed),
+            ).images[0]
+    except AgentSDError:
+        raise
+    except RuntimeWarning as error:
+        raise GenerationError(
+            "the model's numbers overflowed and no image came of them; try float32 or bfloat16, "
+            "or a schedule with attn_precision: fp32"
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise GenerationError(
+            f"out of memory on {pipe.device}; make a smaller image or use float16 or bfloat16"
+        ) from error
     except (TypeError, ValueError, IndexError) as error:
         raise SettingsError(f"{type(pipe).__name__} refused the settings: {error}") from error
+    except (RuntimeError, AttributeError) as error:
+        raise GenerationError(f"{type(pipe).__name__} failed: {error}") from error
     return Made(image, time.perf_counter() - begun)
 
 
@@ -112,20 +138,23 @@ def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
     ids = tokenizer(prompt, truncation=False).input_ids
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
-        found.append(f"the prompt is longer than the model's {limit - 2} tokens; lost: {lost!r}")
+        found.append(
+            f"the prompt is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
+        )
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) < WHOLE_WORDS:
         words = re.findall(r"\w+", prompt.lower())
-        unknown = [word for word in words if f"{word}</w>" not in vocabulary]
+        unknown = list(dict.fromkeys(w for w in words if f"{w}</w>" not in vocabulary))
         if unknown:
-            found.append(f"the model does not know the words: {', '.join(unknown)}")
+            more = ", …" if len(unknown) > 10 else ""
+            found.append(f"the model does not know the words: {', '.join(unknown[:10])}{more}")
     return found
 
 
 def record(
     pipe: DiffusionPipeline, settings: ImageSettings, model: str, schedule: Schedule | None
 ) -> dict[str, Any]:
-    """All that made an image, as plain values; ``schedule`` is None for an unpatched one."""
+    """All that makes an image, as plain values; ``schedule`` is None for an unpatched one."""
     return {
         **settings.model_dump(),
         "model": model,
@@ -165,16 +194,20 @@ def generate(
         seconds; with ``compare`` the median seconds of both ways and the speed-up.
 
     Raises:
-        SettingsError: If the pipeline refuses the settings.
+        SettingsError: If the pipeline refuses the settings, or ``compare`` has no schedule.
+        GenerationError: If the pipeline fails.
         OutputError: If the folder cannot be written to. What was made before stays.
     """
+    if compare and schedule is None:
+        raise SettingsError("to compare, a schedule is needed")
+    ImageSettings(**settings.model_dump() | {"seed": settings.seed + num_images - 1})
     prepare_folder(out)
     ways = {"agentsd": schedule, "unpatched": None} if compare else {"agentsd": schedule}
     if compare and schedule is not None:
-        short = settings.model_copy(update={"num_inference_steps": 1 + len(schedule.phases)})
+        steps = min(1 + len(schedule.phases), settings.num_inference_steps)
+        short = settings.model_copy(update={"num_inference_steps": steps})
         for way, plan in ways.items():
             _make(pipe, short, plan, f"warm-up, {way}")
-    first = next_number(out)
     images: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"model": model, "images": images}
     for index in range(num_images):
@@ -183,7 +216,7 @@ def generate(
             way: _make(pipe, one, ways[way], f"image {index + 1}/{num_images}, {way}")
             for way in (ways if index % 2 else reversed(ways))
         }
-        stem = f"{first + index:05d}"
+        stem = f"{next_number(out):05d}"
         entry: dict[str, Any] = {"seed": one.seed}
         for way in ways:
             name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 
-from .processor import AgentAttnProcessor
+from .processor import LAYER, AgentAttnProcessor
 from .runtime import Runtime
 from .sites import Site, find_sites
 
@@ -111,10 +111,12 @@ def _describe_layer(site: Site, runtime: Runtime | None, rows: int, columns: int
         reason: str | None = site.obstacle
     elif runtime is None:
         reason = "no patch applied"
-    elif not installed:
-        reason = "below max_downsample"
-    else:
+    elif installed:
         reason = None if works else "the schedule changes nothing at this size"
+    elif LAYER in vars(site.module):
+        reason = f"its processor was replaced since ({type(site.module.processor).__name__})"
+    else:
+        reason = "below max_downsample"
     return {
         "name": site.name,
         "downsample": site.downsample,

@@ -44,7 +44,7 @@ def parameters(image: Image.Image, recorded: dict[str, Any]) -> str:
         "CFG scale": recorded["guidance_scale"],
         "Seed": recorded["seed"],
         "Size": f"{image.width}x{image.height}",
-        "Model": Path(recorded["model"]).stem,
+        "Model": Path(recorded["model"]).name.removesuffix(".safetensors"),
         "Version": f"agentsd {recorded['agentsd']}",
     }
     if recorded["schedule"]:
@@ -83,7 +83,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OutputError: If the place cannot be written to.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -111,8 +111,9 @@ def prepare_folder(folder: Path) -> None:
 
 
 def next_number(folder: Path) -> int:
-    """One above the highest number that a file of the folder begins with: nothing is replaced."""
-    taken = [int(m[0]) for p in folder.glob("*.png") if (m := re.match(r"\d+", p.name))]
+    """One above the highest number that a PNG of the folder is named by."""
+    named = (re.fullmatch(r"(\d{5,})(-\w+)?\.png", path.name) for path in folder.iterdir())
+    taken = [int(match[1]) for match in named if match]
     return max(taken, default=-1) + 1
 
 

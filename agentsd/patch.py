@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import PatchError
 from .inspection import Inspection, describe
@@ -22,8 +23,15 @@ from .sites import find_sites, find_unet
 T = TypeVar("T")
 
 DEFAULT_SCHEDULE = "paper"
-_RUNTIME = "_agentsd_runtime"
-"""Attribute of a patched UNet that holds its :class:`Runtime`."""
+_PATCH = "_agentsd_patch"
+"""Attribute of a patched UNet that holds its :class:`Patch`."""
+
+
+class Patch(NamedTuple):
+    """What :func:`apply_patch` leaves on a UNet, for :func:`remove_patch` to take away."""
+
+    runtime: Runtime
+    hook: RemovableHandle
 
 
 def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
@@ -77,7 +85,7 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         ((s.downsample, s.module.heads) for s in sites if s.downsample <= reach),
         pipeline=None if isinstance(x, nn.Module) else x,
     )
-    before = _runtime_of(unet)
+    before = _patch_of(unet)
     try:
         remove_patch(unet)
         _install(unet, runtime)
@@ -89,39 +97,19 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
 
 def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     """Have the UNet's calls followed, and exchange its processors."""
-    setattr(unet, _RUNTIME, runtime)
-    unet.__class__ = _followed(type(unet))
+    hook = unet.register_forward_pre_hook(runtime.follow, with_kwargs=True)
+    setattr(unet, _PATCH, Patch(runtime, hook))
     for site in find_sites(unet):
         if site.obstacle is None and (site.downsample, site.module.heads) in runtime.layers:
             setattr(site.module, LAYER, Layer(runtime, site.downsample, site.module.processor))
             site.module.set_processor(AgentAttnProcessor())
 
 
-def _followed(unet_class: type[nn.Module]) -> type[nn.Module]:
-    """A class like ``unet_class``, whose calls first tell the runtime where they stand.
-
-    Not a forward hook: hooks are compiled along with the model, and which step a call belongs to
-    must be known before, to choose among the compiled phases. These frames are never compiled.
-    """
-
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        runtime: Runtime | None = vars(self).get(_RUNTIME)
-        if runtime is not None:  # it is, but for models that others make from this class
-            begin(runtime, *args, **kwargs)
-        return unet_class.__call__(self, *args, **kwargs)
-
-    begin = torch.compiler.disable(Runtime.begin)
-    names = ("__module__", "__qualname__", "__doc__")
-    members: dict[str, Any] = {name: getattr(unet_class, name) for name in names}
-    members["__call__"] = torch.compiler.disable(call, recursive=False)
-    return type(unet_class.__name__, (unet_class,), members)
-
-
-def _restore(unet: UNet2DConditionModel, before: Runtime | None) -> None:
+def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
     """Put back the patch that was there before, or none."""
     remove_patch(unet)
     if before is not None:
-        _install(unet, before)
+        _install(unet, before.runtime)
 
 
 def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
@@ -149,19 +137,20 @@ def remove_patch(x: T) -> T:
     """
     unet = find_unet(x)
     for module in unet.modules():
-        layer = module.__dict__.get(LAYER)
+        layer: Layer | None = vars(module).get(LAYER)
+        if isinstance(getattr(module, "processor", None), AgentAttnProcessor):
+            module.set_processor(layer.original if layer else AttnProcessor2_0())
         if layer is not None:
-            if isinstance(module.processor, AgentAttnProcessor):
-                module.set_processor(layer.original)
             delattr(module, LAYER)
-    if _runtime_of(unet) is not None:
-        unet.__class__ = type(unet).__base__
-        delattr(unet, _RUNTIME)
+    patch = _patch_of(unet)
+    if patch is not None:
+        patch.hook.remove()
+        delattr(unet, _PATCH)
     return x
 
 
-def _runtime_of(unet: UNet2DConditionModel) -> Runtime | None:
-    found: Runtime | None = vars(unet).get(_RUNTIME)
+def _patch_of(unet: UNet2DConditionModel) -> Patch | None:
+    found: Patch | None = vars(unet).get(_PATCH)
     return found
 
 
@@ -184,7 +173,7 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
         ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
     """
     unet = find_unet(x)
-    before = _runtime_of(unet)
+    before = _patch_of(unet)
     apply_patch(x, schedule, **overrides)
     try:
         yield x
@@ -223,6 +212,7 @@ def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -
     height = rows * factor if height is None else height
     width = columns * factor if width is None else width
     for name, value in (("height", height), ("width", width)):
-        if value < factor or value % factor:
-            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value})")
-    return describe(unet, _runtime_of(unet), height, width, factor)
+        if type(value) is not int or value < factor or value % factor:
+            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
+    patch = _patch_of(unet)
+    return describe(unet, patch.runtime if patch else None, height, width, factor)

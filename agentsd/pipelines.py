@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,15 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors import SafetensorError, safe_open
 
 from .errors import LoadError
+from .validation import shown
 
 POCKET = Path(__file__).resolve().parent / "pocket"
 """Folder of the embedded model."""
+
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""What the id of a model on the hub looks like."""
+
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -52,21 +60,27 @@ def load_pipeline(
     target = _device(device)
     kwargs["dtype"] = _dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
+    name = f"the model {shown(str(model))}"
+    hint = ""
     try:
-        if path.is_file():
+        if os.path.isfile(path):
+            hint = "; a single file also needs its configuration: the hub's, or a folder as config="
             pipe = _single_file_class(path).from_single_file(str(path), **kwargs)
-        elif path.is_dir():
+        elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
-                raise LoadError(f"{path} holds no model_index.json: not a diffusers pipeline")
+                raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
+            hint = "; weights must be whole .safetensors files"
             pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **kwargs)
+        elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
+            raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
         else:
+            hint = "; it is neither a folder nor a file here, nor did the hub give it"
             pipe = DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **kwargs)
     except LoadError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
-        where = "" if path.exists() else "; it is neither a folder nor a file here, nor 'pocket'"
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LoadError(f"cannot load the model {str(model)!r}: {first}{where}") from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LoadError(f"{name}: cannot be loaded ({shown(said)}){hint}") from error
     return pipe.to(target)
 
 
@@ -98,9 +112,9 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
+        torch.ones(1, device=found).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        first = shown(str(error).strip().splitlines()[0])
         raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
     return found
 

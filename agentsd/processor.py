@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
 from .attention import Attend, agent_attention
@@ -48,18 +48,22 @@ class AgentAttnProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        layer: Layer = getattr(attn, LAYER)
-        step = layer.runtime.step
-        if step and hidden_states.ndim == 3 and encoder_hidden_states is attention_mask is None:
+        layer: Layer | None = vars(attn).get(LAYER)
+        step = layer.runtime.step if layer else None
+        plain = encoder_hidden_states is attention_mask is None and hidden_states.ndim == 3
+        if layer and step and plain:
             plan = step.plans[layer.downsample]
             if plan.tokens == hidden_states.shape[1] and not plan.untouched:
                 chosen = step.chosen[layer.downsample, attn.heads]
                 if step.phase.method == "keys":
                     return _over_keys(attn, hidden_states, step.phase, chosen)
                 return _over_merged(attn, hidden_states, step.phase, plan, chosen)
-        return layer.original(  # type: ignore[no-any-return]
+        # Without a layer it was put back by somebody who had kept it past the patch's removal.
+        original = layer.original if layer else AttnProcessor2_0()
+        out: Tensor = original(
             attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
         )
+        return out
 
 
 def _over_keys(attn: Attention, x: Tensor, phase: Phase, chosen: Tensor) -> Tensor:

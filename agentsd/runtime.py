@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ScheduleError
 from .sampling import cells, cycled_places, random_places, tokens_at
@@ -40,7 +40,7 @@ def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
     Pipelines and loops hand the UNet one entry of the scheduler's list of timesteps, as a view
     of it. Its place in memory is its place in the list: unambiguous where the list repeats a
     timestep (PNDM, Heun), the whole list's where a run starts in its middle (img2img), and known
-    without waiting for the device. Calls that belong to one step (Heun makes two, PNDM repeats
+    without waiting for the device. Calls that belong to one step (Heun makes two, PNDM two for
     its first) share its number. Only a timestep that is no view is told by its value, which may
     wait for the device.
 
@@ -60,7 +60,7 @@ def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
         size = storage.nbytes() // timestep.element_size()
         if known is not None and storage.data_ptr() == known.untyped_storage().data_ptr():
             index, length = timestep.storage_offset() - known.storage_offset(), len(known)
-        elif size > 1 and all(stride == 0 for stride in timestep.stride()):
+        elif size > 1 and (timestep.numel() == 1 or not any(timestep.stride())):
             index, length = timestep.storage_offset(), size
     if index is None or length is None:
         value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
@@ -111,15 +111,16 @@ class Runtime:
         )
         self.step: Step | None = None
 
-    def begin(self, sample: Tensor, timestep: Tensor | float, *_: Any, **__: Any) -> None:
-        """Take step and size from the arguments of a UNet's call.
-
-        All that depends on the step is made here, ahead of the layers, so that a compiled UNet
-        finds tensors and constants and need not be compiled anew at each step.
+    def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take step and size from a UNet's call; a forward pre-hook.
 
         Raises:
             ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
         """
+        sample, timestep = (
+            kwargs[name] if name in kwargs else args[place]
+            for place, name in enumerate(("sample", "timestep"))
+        )
         position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(

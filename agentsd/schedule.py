@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from .errors import ScheduleError
 from .sampling import cells
-from .validation import Strict
+from .validation import Strict, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -112,7 +112,9 @@ class Phase(Strict):
     def _is_whole(cls, value: Any) -> Any:
         # A Literal compares with ==, which lets True and 1.0 pass for 1.
         if value is not None and type(value) is not int:
-            raise ScheduleError(f"max_downsample: input should be 1, 2, 4 or 8 (got {value!r})")
+            raise ScheduleError(
+                f"max_downsample: input should be 1, 2, 4 or 8 (got {shown(value)})"
+            )
         return value
 
     def model_post_init(self, _: Any) -> None:
@@ -183,7 +185,9 @@ class Schedule(Strict):
     @classmethod
     def _read_phases(cls, value: Any) -> tuple[Phase, ...]:
         if not isinstance(value, list | tuple) or not value:
-            raise ScheduleError(f"phases: must be a list of one or more phases (got {value!r})")
+            raise ScheduleError(
+                f"phases: must be a list of one or more phases (got {shown(value)})"
+            )
         phases = []
         for number, item in enumerate(value, start=1):
             if not isinstance(item, Phase):
@@ -207,7 +211,7 @@ class Schedule(Strict):
         for kind in ("until", "until_step"):
             ends = [end for phase in early if (end := getattr(phase, kind)) is not None]
             if any(a >= b for a, b in pairwise(ends)):
-                raise ScheduleError(f"{kind} must rise from phase to phase (got {ends})")
+                raise ScheduleError(f"{kind} must rise from phase to phase (got {shown(ends)})")
 
     def phase_at(self, step: int, num_steps: int) -> Phase:
         """The phase of ``step`` (from 0) in a run of ``num_steps`` denoising steps."""
@@ -267,22 +271,26 @@ class Schedule(Strict):
         Raises:
             ScheduleError: Names the file and, for broken YAML, the line.
         """
+        if not isinstance(source, str | Path):
+            raise ScheduleError(f"a path or YAML text was expected (got {shown(source)})")
         is_text = isinstance(source, str) and "\n" in source
         place = "YAML text" if is_text else str(source)
         try:
             text = source if is_text else Path(source).read_text(encoding="utf-8")
-            data = YAML(typ="safe", pure=True).load(text)
-            return cls.from_dict(data)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a path of UTF-8 text"
             raise ScheduleError(f"{place}: cannot be read ({reason})") from None
+        try:
+            return cls.from_dict(YAML(typ="safe", pure=True).load(text))
+        except ScheduleError as error:
+            raise ScheduleError(f"{place}: {error}") from None
         except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}:" if mark else ""
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ScheduleError(f"{place}:{line} not valid YAML ({problem})") from None
-        except ScheduleError as error:
-            raise ScheduleError(f"{place}: {error}") from None
+        except (ValueError, KeyError, RecursionError) as error:  # of values that are none, or depth
+            raise ScheduleError(f"{place}: not valid YAML ({shown(str(error))})") from None
 
     @classmethod
     def preset(cls, name: str) -> Schedule:
@@ -310,12 +318,13 @@ class Schedule(Strict):
                 f"(got {type(schedule).__name__})"
             )
         path = Path(schedule)
-        if isinstance(schedule, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-            return cls.from_yaml(path)
-        return cls.preset(schedule)
+        has_suffix = path.suffix.lower() in (".yaml", ".yml")
+        if isinstance(schedule, str) and not (has_suffix or len(path.parts) > 1 or path.is_file()):
+            return cls.preset(schedule)
+        return cls.from_yaml(path)
 
 
 def _as_mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ScheduleError(f"{what} must be a mapping of names to values (got {value!r})")
+        raise ScheduleError(f"{what} must be a mapping of names to values (got {shown(value)})")
     return dict(value)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import AgentSDError
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: at a length for people, whatever a file may hold."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class Strict(BaseModel):
@@ -30,7 +41,7 @@ def _tell(error: ValidationError, names: list[str]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, names, n=1)
+            close = difflib.get_close_matches(key.lower(), names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             lines.append(f"unknown key {key!r}: {hint}allowed are {', '.join(names)}")
         elif problem["type"] == "value_error":
@@ -39,5 +50,5 @@ def _tell(error: ValidationError, names: list[str]) -> str:
             lines.append(f"{key}: is missing")
         else:
             says = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"{key}: {says} (got {problem['input']!r})")
+            lines.append(f"{key}: {says} (got {shown(problem['input'])})")
     return "; ".join(lines)

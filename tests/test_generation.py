@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agentsd import OutputError, Schedule, SettingsError, inspect_patch
+from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
 from agentsd.generation import ImageSettings, generate, make_image, warnings_for
 
 SCHEDULE = Schedule.preset("keys")
@@ -23,9 +23,10 @@ def settings(**changes: Any) -> ImageSettings:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("prompt", "", "at least 1 character"),
+        ("prompt", "", "must say something"),
+        ("prompt", " \n", "must say something"),
         ("prompt", "a\0b", "control characters"),
-        ("prompt", "a\ud800", "unicode string"),
+        ("prompt", "a\ud800", "broken Unicode"),
         ("prompt", 3, "valid string"),
         ("negative_prompt", "\x1b[31m", "control characters"),
         ("seed", -1, "greater than or equal to 0"),
@@ -96,6 +97,41 @@ def test_a_place_that_cannot_be_written_costs_no_image(pipe: Any, tmp_path: Path
     pipe.unet.forward = None  # a call of the model would raise something else
     with pytest.raises(OutputError, match="file"):
         generate(pipe, settings(), tmp_path / "file", schedule=None, model="tiny")
+
+
+@pytest.mark.parametrize("prompt", ["👩‍👩‍👧", "tab\there", "two\nlines", "赤い円"])
+def test_prompts_of_any_script(prompt: str) -> None:
+    assert settings(prompt=prompt).prompt == prompt
+
+
+def test_the_last_seed_must_be_a_seed(pipe: Any, tmp_path: Path) -> None:
+    last = settings(seed=2**63 - 1)
+    with pytest.raises(SettingsError, match="seed"):
+        generate(pipe, last, tmp_path, schedule=None, model="tiny", num_images=2)
+
+
+def failing(pipe: Any, how: str) -> Any:
+    """A pipeline that fails as real ones do: overflow, memory, weights that do not fit."""
+    if how == "overflow":
+        pipe.vae.decoder.conv_out.bias.data.fill_(float("nan"))
+    elif how == "memory":
+
+        def forward(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("out of it")
+
+        pipe.unet.forward = forward
+    else:
+        pipe.unet.conv_in = torch.nn.Conv2d(9, 16, 3, padding=1)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("overflow", "try float32"), ("memory", "out of memory on cpu"), ("shape", "failed: ")],
+)
+def test_what_fails_within_is_told(pipe: Any, how: str, says: str) -> None:
+    with pytest.raises(GenerationError, match=says):
+        make_image(failing(pipe, how), settings())
 
 
 def test_what_the_pipeline_refuses_is_a_settings_error(pipe: Any) -> None:

@@ -203,3 +203,12 @@ class TestShown:
         assert "0 of 14 attention layers patched, at 16×16" in str(told)
         assert "phase 1" not in str(told)
         assert "no patch applied" in told._repr_html_()
+
+
+def test_a_processor_replaced_since_is_named(unet: Any) -> None:
+    apply_patch(unet, "keys")
+    patched = {name for name, _ in patched_layers(unet)}
+    unet.set_attn_processor(AttnProcessor2_0())
+    told = by_name(inspect_patch(unet))
+    reasons = {told[name]["reason"] for name in patched}
+    assert reasons == {"its processor was replaced since (AttnProcessor2_0)"}

@@ -32,6 +32,8 @@ def test_parameters_follow_the_convention() -> None:
         "Steps: 25, Sampler: PLMS, CFG scale: 5.0, Seed: 7, Size: 96x64, Model: tiny, "
         'Version: agentsd 0.1.0, Agent attention: "agent, merge"'
     )
+    hub = parameters(IMAGE, RECORD | {"model": "stabilityai/stable-diffusion-xl-base-1.0"})
+    assert "Model: stable-diffusion-xl-base-1.0, " in hub
     bare = RECORD | {"negative_prompt": "", "schedule": None, "scheduler": "DEISMultistepScheduler"}
     text = parameters(IMAGE, bare)
     assert "Negative" not in text
@@ -67,7 +69,13 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 
 def test_numbers_go_on(tmp_path: Path) -> None:
     assert next_number(tmp_path) == 0
-    for name in ("00000.png", "00011-compare.png", "cat.png", "00099.txt"):
+    for name in (
+        "00000.png",
+        "00011-compare.png",
+        "cat.png",
+        "00099.txt",
+        "20240131-at sea.png",
+    ):
         (tmp_path / name).touch()
     assert next_number(tmp_path) == 12
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -220,6 +221,33 @@ class TestReversal:
         apply_patch(pipe.unet, **AGENTS)
         assert remove_patch(pipe) is pipe
         check_unchanged(pipe.unet, before)
+
+    def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
+        apply_patch(pipe, "keys")
+        other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+        assert other.unet is pipe.unet
+        assert inspect_patch(other)["layers"] == inspect_patch(pipe)["layers"]
+
+    def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
+        compiled = torch.compile(unet, backend="eager")
+        plain = call(compiled)
+        keys = call(apply_patch(compiled, "keys"))
+        assert not torch.allclose(keys, plain, atol=1e-3)
+        torch.testing.assert_close(keys, call(unet), rtol=1e-4, atol=1e-4)
+        remove_patch(compiled)
+        torch.testing.assert_close(call(compiled), plain, rtol=1e-4, atol=1e-4)
+
+    def test_a_processor_put_back_after_removal_does_no_harm(self, unet: Any) -> None:
+        plain = call(unet)
+        apply_patch(unet, "keys")
+        kept = unet.attn_processors
+        remove_patch(unet)
+        unet.set_attn_processor(dict(kept))
+        assert torch.equal(call(unet), plain)
+        keys = call(apply_patch(unet, "keys"))
+        assert not torch.equal(keys, plain)
+        remove_patch(unet)
+        assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
 
     def test_hooks_of_the_user_stay(self, unet: Any) -> None:
         calls = []

@@ -59,9 +59,12 @@ def broken(folder: Path, tmp_path: Path, kind: str) -> str:
         return str(tmp_path / "nowhere")
     if kind == "hub id":
         return "nobody-at-all/no-such-model"
-    if kind == "empty folder":
-        (tmp_path / "empty").mkdir()
-        return str(tmp_path / "empty")
+    if kind == "missing file":
+        return "sd.safetensors"
+    if kind == "long name":
+        return "x" * 5000
+    if kind == "folder of another kind":
+        return str(folder / "unet")
     if kind == "half a folder":
         weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -88,12 +91,14 @@ def broken(folder: Path, tmp_path: Path, kind: str) -> str:
     [
         ("missing", "neither a folder nor a file"),
         ("hub id", "neither a folder nor a file"),
-        ("empty folder", "model_index.json"),
-        ("half a folder", "cannot load the model"),
-        ("pickle folder", "cannot load the model"),
+        ("half a folder", "cannot be loaded"),
+        ("pickle folder", "must be whole .safetensors files"),
         ("torn file", "not a whole safetensors file"),
         ("another file", "no whole Stable Diffusion checkpoint"),
         ("pickle file", "refused"),
+        ("missing file", "neither a folder nor a file"),
+        ("long name", "neither a folder nor a file"),
+        ("folder of another kind", "without model_index.json"),
     ],
 )
 def test_what_is_no_model_is_a_load_error(

@@ -333,6 +333,33 @@ class TestRoundTrip:
     def test_dict(self, schedule: Schedule) -> None:
         assert Schedule.from_dict(schedule.to_dict()) == schedule
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "phases:\n" + "[" * 5000,
+            "phases:\n  - {method: keys, sx: 2020-13-45}",
+            "phases:\n  - {method: keys, sx: !!int abc}",
+            "phases:\n  - {method: keys, sx: !!bool abc}",
+            "phases:\n  - {method: keys, sx: " + "9" * 5000 + "}",
+        ],
+    )
+    def test_values_that_are_none(self, text: str) -> None:
+        with pytest.raises(ScheduleError, match="not valid YAML"):
+            Schedule.from_yaml(text)
+
+    def test_an_error_shows_no_more_of_a_value_than_helps(self) -> None:
+        """Each line holds the one before nine times over: written out, 9**9 zeros."""
+        lines = ["a0: &a0 [0]"]
+        lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+        with pytest.raises(ScheduleError) as told:
+            Schedule.from_yaml("\n".join([*lines, "phases: *a9"]))
+        assert len(str(told.value)) < 3000
+
+    @pytest.mark.parametrize("source", [None, 3, b"phases:\n", "a\0b.yaml"])
+    def test_what_is_no_path(self, source: Any) -> None:
+        with pytest.raises(ScheduleError, match="path"):
+            Schedule.from_yaml(source)
+
     def test_yaml_text(self, schedule: Schedule) -> None:
         assert Schedule.from_yaml(schedule.to_yaml()) == schedule
 
