@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from . import __version__
 from .errors import AgentSDError, OutputError, SettingsError
@@ -105,7 +106,7 @@ def generate(
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
     _quiet_libraries()
-    with stderr.status(f"loading {model} …"):
+    with stderr.status(Text(f"loading {model} …")):
         pipe = load_pipeline(model, device=device, dtype=dtype.value if dtype else None)
     for note in generation.warnings_for(pipe, prompt):
         stderr.print(f"note: {note}", style="yellow", markup=False)
