@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -79,6 +80,22 @@ def shares(progress: float) -> dict[int, float]:
     return {16: small, 32: middle, 64: 1 - small - middle}
 
 
+def times_at(share: torch.Tensor) -> torch.Tensor:
+    """Quantiles of the training times, densest at 420 of 1000.
+
+    Above 750 the noise hides all but the mean colour, below 100 it hides nothing of flat shapes;
+    where and what the shapes are is decided between.
+
+    Args:
+        share: quantiles in 0..1, any shape.
+
+    Returns:
+        Times 0..999 of the same shape.
+    """
+    bent = share + 0.6 * torch.sin(2 * math.pi * share) / (2 * math.pi)
+    return (1000 * bent.clamp(0, 1) ** 1.25).long().clamp(0, 999)
+
+
 class Trainer:
     """The parts of a step: which samples, their loss, their gradients.
 
@@ -147,7 +164,7 @@ class Trainer:
         captions = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
         # Stratified times: every batch covers the whole range of noise.
         spread = torch.arange(count) * self.shards + shard + torch.rand(count, generator=random)
-        times = (spread * 1000 / (count * self.shards)).long().to(device)
+        times = times_at(spread / (count * self.shards)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 clean = encode(self.vae, to_unit(pictures, device)).float()
