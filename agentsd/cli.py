@@ -129,9 +129,10 @@ def _told(summary: dict[str, Any], out: Path) -> str:
         file = out / image.get("comparison_file", image["file"])
         lines.append(f"{file}  (seed {image['seed']}, {image['seconds']:.1f} s)")
     if "speedup" in summary:
+        alike = f"PSNR {summary['psnr']:.1f} dB" if summary["psnr"] else "the same image"
         lines.append(
-            f"unpatched {summary['unpatched_seconds']:.1f} s, "
-            f"agentsd {summary['seconds']:.1f} s: {summary['speedup']:.2f}× as fast"
+            f"unpatched {summary['unpatched_seconds']:.1f} s, agentsd {summary['seconds']:.1f} s: "
+            f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
         )
     return "\n".join(lines)
 

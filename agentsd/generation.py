@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import unicodedata
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -191,7 +193,8 @@ def generate(
 
     Returns:
         The summary, which is also in ``out/summary.json``: per image its files, seed and
-        seconds; with ``compare`` the median seconds of both ways and the speed-up.
+        seconds; with ``compare`` the median seconds of both ways, the speed-up, and the
+        likeness of the two images as PSNR in dB.
 
     Raises:
         SettingsError: If the pipeline refuses the settings, or ``compare`` has no schedule.
@@ -225,10 +228,11 @@ def generate(
             entry |= {f"{prefix}file": name, f"{prefix}seconds": round(made[way].seconds, 3)}
         if compare:
             entry["comparison_file"] = f"{stem}-compare.png"
+            entry["psnr"] = psnr(made["agentsd"].image, made["unpatched"].image)
             sheet = _comparison(made["unpatched"], made["agentsd"])
             save_png(sheet, out / entry["comparison_file"])
         images.append(entry)
-        summary |= _times(images, compare) | record(pipe, settings, model, schedule)
+        summary |= _medians(images, compare) | record(pipe, settings, model, schedule)
         write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 
@@ -252,9 +256,28 @@ def _comparison(unpatched: Made, ours: Made) -> Image.Image:
     )
 
 
-def _times(images: list[dict[str, Any]], compare: bool) -> dict[str, float]:
-    times = {"seconds": median(image["seconds"] for image in images)}
-    if compare:
-        times["unpatched_seconds"] = median(image["unpatched_seconds"] for image in images)
-        times["speedup"] = round(times["unpatched_seconds"] / times["seconds"], 3)
-    return times
+def psnr(a: Image.Image, b: Image.Image) -> float | None:
+    """Peak signal-to-noise ratio of two images of one size, in dB; None if they are equal.
+
+    Example:
+        >>> round(psnr(Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 110)), 1)
+        28.1
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    error = float(np.square(difference).mean())
+    return 10 * math.log10(255**2 / error) if error else None
+
+
+def _medians(images: list[dict[str, Any]], compare: bool) -> dict[str, float | None]:
+    """The times over all images and, of a comparison, speed-up and likeness."""
+    seconds = median(image["seconds"] for image in images)
+    if not compare:
+        return {"seconds": seconds}
+    unpatched = median(image["unpatched_seconds"] for image in images)
+    likeness = [image["psnr"] for image in images if image["psnr"] is not None]
+    return {
+        "seconds": seconds,
+        "unpatched_seconds": unpatched,
+        "speedup": round(unpatched / seconds, 3),
+        "psnr": median(likeness) if likeness else None,
+    }

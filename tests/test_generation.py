@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.generation import ImageSettings, generate, make_image, warnings_for
+from agentsd.generation import ImageSettings, generate, make_image, psnr, warnings_for
 
 SCHEDULE = Schedule.preset("keys")
 
@@ -76,10 +77,24 @@ def test_generate_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path)
         ours, theirs = (Image.open(out / entry[k]) for k in ("file", "unpatched_file"))
         assert ours.tobytes() != theirs.tobytes()
         assert entry["seed"] == seed
+        assert entry["psnr"] == pytest.approx(psnr(ours, theirs))
         assert json.loads(ours.text["agentsd"])["schedule"] == SCHEDULE.to_dict()
         assert json.loads(theirs.text["agentsd"])["schedule"] is None
         assert theirs.tobytes() == make_image(pipe, settings(seed=seed)).image.tobytes()
     assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+
+
+def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:
+    full = Schedule.from_dict({"phases": [{"method": "full"}]})
+    run = {"schedule": full, "model": "tiny", "compare": True}
+    assert generate(pipe, settings(), tmp_path, **run)["psnr"] is None
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+
+
+def test_psnr_of_a_known_error() -> None:
+    """One channel of three off by 51, a fifth of the range: mean squared error 1/75."""
+    black, red = (Image.new("RGB", (4, 4), (r, 0, 0)) for r in (0, 51))
+    assert psnr(black, red) == pytest.approx(10 * math.log10(75))
 
 
 def test_a_second_run_replaces_nothing(pipe: Any, tmp_path: Path) -> None:
