@@ -111,8 +111,13 @@ class Runtime:
         )
         self.step: Step | None = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take step and size from a UNet's call; a forward pre-hook.
+
+        All that depends on the step is made here, ahead of the layers and out of a compiler's
+        sight. So a compiled UNet finds only constants of the phase, and tensors, and is compiled
+        once a phase and not at each step.
 
         Raises:
             ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
