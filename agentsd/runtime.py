@@ -111,6 +111,10 @@ class Runtime:
         )
         self.step: Step | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
+        return vars(self) | {"_pipeline": _nothing, "step": None}
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take step and size from a UNet's call; a forward pre-hook.

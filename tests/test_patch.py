@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,15 @@ class TestReversal:
         apply_patch(pipe.unet, **AGENTS)
         assert remove_patch(pipe) is pipe
         check_unchanged(pipe.unet, before)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    def test_copies_are_patched_and_stand_alone(self, pipe: Any, copied: Any) -> None:
+        plain, keys = latents(pipe), latents(apply_patch(pipe, "keys"))
+        other = copied(pipe)
+        assert torch.equal(latents(other), keys)
+        remove_patch(other)
+        assert torch.equal(latents(other), plain)
+        assert torch.equal(latents(pipe), keys)
 
     def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
         apply_patch(pipe, "keys")
