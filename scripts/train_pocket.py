@@ -90,6 +90,9 @@ def main() -> None:
         s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
     }
 
+    if trained:  # so that whoever shares the machine can find and pause the training
+        (settings.work / "pid").write_text(f"{os.getpid()}\n")
+
     # A stage that was not chosen still hands on what its checkpoint holds.
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     if "vae" in stages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ class Settings:
         return self.steps or (3 if self.smoke else math.inf)
 
     def prepare(self) -> None:
-        """Seed torch, and leave the process id where a watcher finds it."""
+        """Seed every generator and make the work folder."""
         random.seed(self.seed)
         np.random.seed(self.seed)
         torch.manual_seed(self.seed)
@@ -61,4 +60,3 @@ class Settings:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
         self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / "pid").write_text(f"{os.getpid()}\n")
