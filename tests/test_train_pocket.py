@@ -131,11 +131,11 @@ class TestAttention:
 
 
 class TestSchedule:
-    def test_full_size_has_half_of_the_steps_on_average_and_nearly_all_at_the_end(self):
+    def test_small_sizes_come_first_and_the_full_size_has_the_second_half(self):
         path = [shares(i / 100) for i in range(101)]
         assert all(sum(odds.values()) == pytest.approx(1) for odds in path)
-        assert np.mean([odds[64] for odds in path]) > 0.5
-        assert path[-1][64] > 0.85
+        assert all(odds[16] > 0.9 for odds in path[:35])
+        assert all(odds[64] > 0.8 for odds in path[50:])
 
     def test_the_clock_keeps_what_was_spent_and_forgives_a_pause(self, monkeypatch):
         now = [100.0]
