@@ -63,7 +63,10 @@ def generate(
     ] = "paper",
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
     num_inference_steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt, 0 to 100.")] = 7.5,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Weight of the prompt, 0 to 100.", show_default="7.5; pocket: 2"),
+    ] = None,
     height: Annotated[
         int | None, typer.Option(help="In pixels, a multiple of 8.", show_default="the model's")
     ] = None,
@@ -88,9 +91,11 @@ def generate(
     """Make images from a prompt, with agent attention and, to compare, without."""
     # Here, not above: diffusers takes seconds to import, and --help should not.
     from . import generation
-    from .pipelines import load_pipeline
+    from .pipelines import POCKET_GUIDANCE, load_pipeline
     from .schedule import Schedule
 
+    if guidance_scale is None:
+        guidance_scale = POCKET_GUIDANCE if model == "pocket" else 7.5
     settings = generation.ImageSettings(
         prompt=prompt,
         negative_prompt=negative_prompt,

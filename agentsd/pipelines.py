@@ -17,6 +17,9 @@ from .validation import shown
 POCKET = Path(__file__).resolve().parent / "pocket"
 """Folder of the embedded model."""
 
+POCKET_GUIDANCE = 2.0
+"""Guidance scale that suits the embedded model; more turns its colours, as its card shows."""
+
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 """What the id of a model on the hub looks like."""
 
