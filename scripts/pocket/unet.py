@@ -85,6 +85,23 @@ def shares(progress: float) -> dict[int, float]:
     return {16: 0.06, 32: 0.10, 64: 0.84}
 
 
+def times_at(share: torch.Tensor, side: int) -> torch.Tensor:
+    """Quantiles of the training times: uniform, and shifted to more noise at the full size.
+
+    The larger an image, the more noise it takes to hide its layout (Hoogeboom et al. 2023,
+    arXiv 2301.11093), so at 64² the layout is learnt at later times than at 16².
+
+    Args:
+        share: quantiles in 0..1, any shape.
+        side: latent side.
+
+    Returns:
+        Times 0..999 of the same shape.
+    """
+    shift = max(1.0, side / 32)
+    return (1000 * shift * share / (1 + (shift - 1) * share)).long().clamp(0, 999)
+
+
 class Trainer:
     """The parts of a step: which samples, their loss, their gradients.
 
@@ -153,7 +170,7 @@ class Trainer:
         captions = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
         # Stratified times: every batch covers the whole range of noise.
         spread = torch.arange(count) * self.shards + shard + torch.rand(count, generator=random)
-        times = (1000 * spread / (count * self.shards)).long().clamp(0, 999).to(device)
+        times = times_at(spread / (count * self.shards), side).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 clean = encode(self.vae, to_unit(pictures, device)).float()
