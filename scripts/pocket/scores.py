@@ -18,7 +18,7 @@ from .settings import EVALUATION_SEED, Settings
 from .vae import decode, encode
 from .variants import ATTRIBUTES, variants_of
 
-STEPS, GUIDANCE = 25, 1.5
+STEPS, GUIDANCE = 25, 2.0
 SHOWN = (
     "three red circles in a row on a blue background",
     "a red circle above a blue square on a white background",
