@@ -251,7 +251,7 @@ def _comparison(unpatched: Made, ours: Made) -> Image.Image:
     return side_by_side(
         {
             f"unpatched, {unpatched.seconds:.1f} s": unpatched.image,
-            f"agentsd, {ours.seconds:.1f} s ({faster:.2f}× as fast)": ours.image,
+            f"agentsd, {ours.seconds:.1f} s ({faster:.2f}x as fast)": ours.image,
         }
     )
 
