@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessor,
@@ -86,8 +85,3 @@ def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -
             f"{settings.out} holds {size / 1e6:.1f} MB; the limit is {LIMIT / 1e6:.0f}"
         )
     return settings.out
-
-
-def parameters_in_millions(module: torch.nn.Module) -> float:
-    """Count a module's parameters."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
