@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import PatchError
 from .inspection import Inspection, describe
-from .processor import LAYER, AgentAttnProcessor, Layer
+from .processor import LAYER, AgentAttnProcessor, Layer, MergedPart
 from .runtime import Runtime
 from .schedule import Phase, Schedule
 from .sites import find_sites, find_unet
@@ -31,7 +31,7 @@ class Patch(NamedTuple):
     """What :func:`apply_patch` leaves on a UNet, for :func:`remove_patch` to take away."""
 
     runtime: Runtime
-    hook: RemovableHandle
+    hooks: list[RemovableHandle]
 
 
 def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
@@ -97,12 +97,22 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
 
 def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     """Have the UNet's calls followed, and exchange its processors."""
-    hook = unet.register_forward_pre_hook(runtime.follow, with_kwargs=True)
-    setattr(unet, _PATCH, Patch(runtime, hook))
-    for site in find_sites(unet):
+    hooks: list[RemovableHandle] = []
+    setattr(unet, _PATCH, Patch(runtime, hooks))
+    hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
+    hooks.append(unet.register_forward_hook(runtime.finish))
+    modules = dict(unet.named_modules())
+    for number, site in enumerate(find_sites(unet)):
         if site.obstacle is None and (site.downsample, site.module.heads) in runtime.layers:
-            setattr(site.module, LAYER, Layer(runtime, site.downsample, site.module.processor))
+            layer = Layer(runtime, number, site.downsample, site.module.processor)
+            setattr(site.module, LAYER, layer)
             site.module.set_processor(AgentAttnProcessor())
+            block = modules[site.name.rpartition(".")[0]]
+            for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
+                if part is not None and runtime.schedule.asks(option):
+                    merged = MergedPart(layer, option)
+                    hooks.append(part.register_forward_pre_hook(merged.enter))
+                    hooks.append(part.register_forward_hook(merged.leave))
 
 
 def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
@@ -144,7 +154,8 @@ def remove_patch(x: T) -> T:
             delattr(module, LAYER)
     patch = _patch_of(unet)
     if patch is not None:
-        patch.hook.remove()
+        for hook in patch.hooks:
+            hook.remove()
         delattr(unet, _PATCH)
     return x
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import Attend, agent_attention
 from .merging import match, merge, owners, unmerge
-from .runtime import Runtime
+from .runtime import Runtime, Step
 from .schedule import Phase, Plan
 
 LAYER = "_agentsd_layer"
@@ -24,9 +24,22 @@ class Layer:
     """What a patched attention module needs to know of itself."""
 
     runtime: Runtime
+    number: int
+    """Of the layer in its UNet."""
     downsample: int
     original: Any
     """The processor that was there before, used wherever nothing is to be changed."""
+
+    def step_for(self, tokens: int) -> Step | None:
+        """The step the UNet stands at, if it changes this layer and its grid has ``tokens``."""
+        step = self.runtime.step
+        if step is None or self.downsample not in step.works:
+            return None
+        return step if step.plans[self.downsample].tokens == tokens else None
+
+    def matching_key(self, phase: Phase) -> tuple[str, int]:
+        """Under which its matching is kept: its own, or that of all layers of its resolution."""
+        return "matching", self.downsample if phase.share == "layers" else self.number
 
 
 class AgentAttnProcessor:
@@ -49,60 +62,137 @@ class AgentAttnProcessor:
         **kwargs: Any,
     ) -> Tensor:
         layer: Layer | None = vars(attn).get(LAYER)
-        step = layer.runtime.step if layer else None
+
+        def unpatched() -> Tensor:
+            # Without a layer it was put back by somebody who kept it past the patch's removal.
+            original = layer.original if layer else AttnProcessor2_0()
+            out: Tensor = original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
+            )
+            return out
+
         plain = encoder_hidden_states is attention_mask is None and hidden_states.ndim == 3
-        if layer and step and plain:
-            plan = step.plans[layer.downsample]
-            if plan.tokens == hidden_states.shape[1] and not plan.untouched:
-                chosen = step.chosen[layer.downsample, attn.heads]
-                if step.phase.method == "keys":
-                    return _over_keys(attn, hidden_states, step.phase, chosen)
-                return _over_merged(attn, hidden_states, step.phase, plan, chosen)
-        # Without a layer it was put back by somebody who had kept it past the patch's removal.
-        original = layer.original if layer else AttnProcessor2_0()
-        out: Tensor = original(
-            attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
-        )
+        step = layer.step_for(hidden_states.shape[1]) if layer and plain else None
+        if layer is None or step is None:
+            return unpatched()
+        place = "output", layer.number
+        if place in step.kept:
+            kept: Tensor = step.kept[place]
+            return kept
+        if step.phase.method == "full":
+            out = unpatched()
+        elif step.phase.method == "keys":
+            out = _over_keys(attn, hidden_states, step, layer)
+        else:
+            out = _over_merged(attn, hidden_states, step, layer)
+        if step.phase.reuse > 1:
+            step.kept[place] = out.detach()
         return out
 
 
-def _over_keys(attn: Attention, x: Tensor, phase: Phase, chosen: Tensor) -> Tensor:
-    """Every query; the ``chosen`` ``[H, n]`` tokens of each head as its keys and values."""
-    heads: int = attn.heads
-    # One index over tokens and heads together gathers the rows of all heads at once.
-    rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
-    k, v = (
-        project(x)
-        .view(len(x), x.shape[1] * heads, -1)  # [B, N·H, d]
-        .index_select(1, rows)
-        .view(len(x), heads, chosen.shape[1], -1)  # [B, H, n, d]
-        for project in (attn.to_k, attn.to_v)
-    )
+def _over_keys(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor:
+    """Every query; the chosen tokens of each head as its keys and values."""
+    chosen = step.chosen[layer.downsample, attn.heads]  # [H, n]
+    # Each head has keys of its own, so only its own rows of the projections are needed of them.
+    tokens = x.index_select(1, chosen.flatten()).view(len(x), *chosen.shape, -1)  # [B, H, n, C]
+    k, v = (_project_heads(attn, project, x, tokens, chosen) for project in (attn.to_k, attn.to_v))
     q = _split(attn, attn.to_q(x))
-    return _project_out(attn, _attend(phase)(q, k, v, q.shape[-1] ** -0.5))
+    return _project_out(attn, _attend(step.phase)(q, k, v, q.shape[-1] ** -0.5))
 
 
-def _over_merged(attn: Attention, x: Tensor, phase: Phase, plan: Plan, chosen: Tensor) -> Tensor:
-    """Merge into the ``chosen`` ``[n]`` tokens, attend (through agents if planned), unmerge."""
-    matching = match(x, chosen)
-    owner = owners(matching, plan.tokens - plan.merged_tokens)
+def _project_heads(
+    attn: Attention, project: nn.Module, x: Tensor, tokens: Tensor, chosen: Tensor
+) -> Tensor:
+    """Project ``tokens`` ``[B, H, n, C]``, of ``x`` at ``chosen``, each for its head alone."""
+    heads = attn.heads
+    if _is_plain(project):
+        weight = project.weight.view(heads, -1, x.shape[-1])  # [H, d, C]
+        out = tokens @ weight.mT
+        return out if project.bias is None else out + project.bias.view(heads, 1, -1)
+    # LoRA, offloading and quantisation have their say in a call of the whole module only.
+    rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
+    every: Tensor = project(x).view(len(x), x.shape[1] * heads, -1)  # [B, N·H, d]
+    return every.index_select(1, rows).view(*tokens.shape[:3], -1)
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a call of the module is a product with its weight, and nothing else."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def _over_merged(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor:
+    """Merge into the chosen tokens, attend (through agents if planned), unmerge."""
+    phase, plan = step.phase, step.plans[layer.downsample]
+    owner, agent_owner = _matched(attn, x, step, layer)
     merged = merge(x, owner, plan.merged_tokens)  # [B, M, C]
     q, k, v = (_split(attn, project(merged)) for project in (attn.to_q, attn.to_k, attn.to_v))
     attend = _attend(phase)
-    if plan.agents:
-        agents = merge(x, owners(matching, plan.tokens - plan.agents), plan.agents)  # [B, n, C]
+    if agent_owner is None:
+        out = attend(q, k, v, q.shape[-1] ** -0.5)
+    else:
         out = agent_attention(
             q,
             k,
             v,
-            _split(attn, attn.to_q(agents)),
+            _split(attn, attn.to_q(merge(x, agent_owner, plan.agents))),  # [B, H, n, d]
             k_scale2=phase.k_scale2,
             k_shortcut=phase.k_shortcut,
             attend=attend,
         )
-    else:
-        out = attend(q, k, v, q.shape[-1] ** -0.5)
     return unmerge(_project_out(attn, out), owner)
+
+
+def _matched(attn: Attention, x: Tensor, step: Step, layer: Layer) -> tuple[Tensor, Tensor | None]:
+    """Owners of the tokens, and of the agents if planned: matched here or, if kept, before."""
+    phase, plan = step.phase, step.plans[layer.downsample]
+    key = layer.matching_key(phase)
+    found: tuple[Tensor, Tensor | None] | None = step.kept.get(key)
+    if found is not None:
+        return found
+    matching = match(x, step.chosen[layer.downsample, attn.heads])
+    owner = owners(matching, plan.tokens - plan.merged_tokens)
+    agent_owner = owners(matching, plan.tokens - plan.agents) if plan.agents else None
+    if phase.keeps_matching:
+        step.kept[key] = owner, agent_owner
+    return owner, agent_owner
+
+
+@dataclass(frozen=True)
+class MergedPart:
+    """Hooks that merge the tokens of another part of a block as its self-attention does."""
+
+    layer: Layer
+    option: str
+    """The phase's parameter that asks for it: ``merge_crossattn`` or ``merge_mlp``."""
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Merge the tokens that go in; a forward pre-hook."""
+        plan, owner = self._owner()
+        if owner is None or args[0].shape[1] != plan.tokens:
+            return None
+        return merge(args[0], owner, plan.merged_tokens), *args[1:]
+
+    def leave(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Unmerge what comes out; a forward hook."""
+        plan, owner = self._owner()
+        if owner is None or out.shape[1] != plan.merged_tokens:
+            return out
+        return unmerge(out, owner)
+
+    def _owner(self) -> tuple[Plan, Tensor | None]:
+        step, layer = self.layer.runtime.step, self.layer
+        if step is None:
+            return Plan(0, 0, 0, 0), None
+        plan = step.plans[layer.downsample]
+        wanted = getattr(step.phase, self.option) and plan.merged_tokens < plan.tokens
+        found = step.kept.get(layer.matching_key(step.phase)) if wanted else None
+        return plan, found[0] if found else None
 
 
 def _split(attn: Attention, x: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """What changes while a UNet runs: the step, its phase, the size of the latents.
 
-Nothing is counted and nothing outlives a call of the UNet: each call says anew where in its run
-it stands. So a run that raised midway, a swapped scheduler or another image size leave nothing
-behind.
+Each call of the UNet says anew where in its run it stands; no calls are counted to tell the step.
+Only a phase that says so (``refresh``, ``reuse``) keeps anything from one call to the next, and
+only from call to call of one run: a run that raised midway, a swapped scheduler or another image
+size leave nothing behind.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,12 @@ from .schedule import Phase, Plan, Schedule
 
 TRAIN_TIMESTEPS = 1000
 """Length of the noise scale that Stable Diffusion's timesteps count on."""
+
+MIN_TOKENS = {"cpu": 256, "cuda": 1024, "mps": 1024}
+"""Layers of fewer tokens are left alone, by kind of device; where unlisted, as on CUDA."""
+
+MOST_CALLS = 4
+"""Calls of the UNet in one step for which layers keep anything, so that memory stays bounded."""
 
 UNTOUCHED = Phase(method="full")
 
@@ -87,6 +94,32 @@ class Step:
     chosen: dict[tuple[int, int], Tensor]
     """By resolution and number of heads: the tokens of the cells that serve as destinations
     ``[cells]``, or as keys ``[heads, cells]``."""
+    works: frozenset[int]
+    """The resolutions at which layers do anything but what they do unpatched."""
+    kept: dict[tuple[str, int], Any]
+    """What layers leave for later layers and later steps: matchings (``"matching"``, layer or
+    resolution) and outputs (``"output"``, layer). Holds only what may be used at this step."""
+
+
+@dataclass
+class Run:
+    """Calls of the UNet that follow each other, step by step, on the same latents and phase.
+
+    A solver, or a pipeline that guides without a double batch, calls several times a step. What
+    is kept belongs to the first, second, … call of a step, each for itself.
+    """
+
+    identity: tuple[Any, ...]
+    timesteps: Any
+    """Held so that no other run's timesteps can come to lie at the same address."""
+    step: int
+    calls: int = 0
+    """At this step, so far."""
+    calls_before: int | None = None
+    """At the step before."""
+    finished: bool = False
+    """Whether the last call came to its end."""
+    kept: list[dict[tuple[str, int], Any]] = field(default_factory=list)
 
 
 class Runtime:
@@ -110,10 +143,11 @@ class Runtime:
             weakref.ref(pipeline) if pipeline is not None else _nothing
         )
         self.step: Step | None = None
+        self._run: Run | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
-        return vars(self) | {"_pipeline": _nothing, "step": None}
+        return vars(self) | {"_pipeline": _nothing, "step": None, "_run": None}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -130,15 +164,62 @@ class Runtime:
             kwargs[name] if name in kwargs else args[place]
             for place, name in enumerate(("sample", "timestep"))
         )
-        position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
+        scheduler = getattr(self._pipeline(), "scheduler", None)
+        position = locate(timestep, scheduler)
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(
                 "until_step counts steps, but this UNet was called with a timestep that belongs "
                 "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
             )
         phase = self.schedule.phase_at(position.step, position.num_steps)
+        kept = self._kept(position, phase, sample, getattr(scheduler, "timesteps", timestep))
         height, width = sample.shape[-2:]
-        self.step = self.step_at(position, phase, height, width, sample.device)
+        self.step = self.step_at(position, phase, height, width, sample.device, kept)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def finish(self, *_: Any) -> None:
+        """Note that a UNet's call came to its end; a forward hook."""
+        run = self._run
+        if run is not None and self.step is not None:
+            run.finished = True
+            position = self.step.position
+            if position.step == position.num_steps - 1 and run.calls == run.calls_before:
+                self._run = None  # the memory is needed no more
+
+    def _kept(
+        self, position: Position, phase: Phase, sample: Tensor, timesteps: Any
+    ) -> dict[tuple[str, int], Any]:
+        """What this call may use of the calls before it, in the dict that it adds to."""
+        if max(phase.refresh, phase.reuse) == 1:
+            self._run = None
+            return {}
+        where = timesteps.untyped_storage().data_ptr() if isinstance(timesteps, Tensor) else None
+        identity = (where, phase, sample.shape, sample.dtype, sample.device)
+        run, step = self._run, position.step
+        follows = (
+            run is not None
+            and run.identity == identity
+            and run.finished  # else it raised, and what it kept belongs to an image given up
+            and position.listed
+            and step in (run.step, run.step + 1)
+        )
+        if run is None or not follows:
+            run = self._run = Run(identity, timesteps, step)
+        elif step > run.step:
+            if run.calls_before not in (None, run.calls):
+                run.kept.clear()  # calls no longer pair up with those of the step before
+            run.step, run.calls, run.calls_before = step, 0, run.calls
+        run.finished = False
+        run.calls += 1
+        if run.calls > MOST_CALLS:
+            return {}
+        if run.calls > len(run.kept):
+            run.kept.append({})
+        kept = run.kept[run.calls - 1]
+        every = {"matching": max(phase.refresh, phase.reuse), "output": phase.reuse}
+        for key in [key for key in kept if step % every[key[0]] == 0]:
+            del kept[key]
+        return kept
 
     def step_at(
         self,
@@ -147,20 +228,40 @@ class Runtime:
         height: int,
         width: int,
         device: torch.device | str = "cpu",
+        kept: dict[tuple[str, int], Any] | None = None,
     ) -> Step:
         """A step on latents of ``height × width``."""
-        plans = {d: self.plan(phase, d, height, width) for d, _ in self.layers}
+        device = torch.device(device)
+        plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
+        works = frozenset(
+            d
+            for d, plan in plans.items()
+            if not plan.untouched
+            or (phase.reuse > 1 and self.covers(phase, d, height, width, device.type))
+        )
         chosen = {
             (d, heads): self._choose(position, phase, heads, *_grid(d, height, width), device)
             for d, heads in self.layers
             if not plans[d].untouched
         }
-        return Step(position, phase, plans, chosen)
+        return Step(position, phase, plans, chosen, works, {} if kept is None else kept)
 
-    def plan(self, phase: Phase, downsample: int, height: int, width: int) -> Plan:
+    def plan(
+        self, phase: Phase, downsample: int, height: int, width: int, device: str = "cpu"
+    ) -> Plan:
         """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""
+        covered = self.covers(phase, downsample, height, width, device)
+        return (phase if covered else UNTOUCHED).plan(*_grid(downsample, height, width))
+
+    def covers(
+        self, phase: Phase, downsample: int, height: int, width: int, device: str = "cpu"
+    ) -> bool:
+        """Whether a resolution is neither too deep for the phase nor too small to gain."""
         reach = phase.max_downsample or min(d for d, _ in self.layers)
-        return (phase if downsample <= reach else UNTOUCHED).plan(*_grid(downsample, height, width))
+        rows, columns = _grid(downsample, height, width)
+        least = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
+        least = least if phase.min_tokens is None else phase.min_tokens
+        return downsample <= reach and rows * columns >= least
 
     def _choose(
         self,
@@ -169,11 +270,12 @@ class Runtime:
         heads: int,
         height: int,
         width: int,
-        device: torch.device | str,
+        device: torch.device,
     ) -> Tensor:
         """Draw a token of each cell: keys in every head, or destinations, the same for all."""
         keys = phase.method == "keys"
-        rows, columns = cells(height, width, phase.sy, phase.sx, partial=keys)
+        sy, sx = phase.strides(height, width)
+        rows, columns = cells(height, width, sy, sx, partial=keys)
         shape = (heads, rows * columns) if keys else (rows * columns,)
         select = phase.select if keys else ("random" if phase.use_rand else "grid")
         if select == "grid":
@@ -182,9 +284,8 @@ class Runtime:
             # A cycle needs steps that follow each other; a level of noise does not tell them.
             cycle = select == "cycle" and position.listed
             draw = cycled_places if cycle else random_places
-            size = phase.sy * phase.sx
-            place = draw(shape, size, position.step, self.schedule.seed, device)
-        return tokens_at(place, height, width, phase.sy, phase.sx, rows)
+            place = draw(shape, sy * sx, position.step, self.schedule.seed, device)
+        return tokens_at(place, height, width, sy, sx, rows)
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:

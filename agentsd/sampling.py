@@ -5,6 +5,8 @@ devices, PyTorch's generators are not touched, and an image cannot depend on its
 ran before. A *place* counts row by row within a cell of ``sy × sx`` tokens.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,31 @@ def cells(height: int, width: int, sy: int, sx: int, *, partial: bool) -> tuple[
     if partial:
         return -(-height // sy), -(-width // sx)
     return height // sy, width // sx
+
+
+def strides_for(height: int, width: int, count: int, *, partial: bool) -> tuple[int, int]:
+    """Height and width of the smallest, squarest cells of which at most ``count`` lie on a grid.
+
+    Args:
+        height: Tokens down the grid.
+        width: Tokens across it.
+        count: How many cells there may be, at least 1.
+        partial: As for :func:`cells`.
+
+    Returns:
+        ``(sy, sx)``, which differ by one at most, unless the grid is narrower than that.
+
+    Example:
+        >>> [strides_for(size, size, 256, partial=True) for size in (64, 72, 192)]
+        [(4, 4), (4, 5), (12, 12)]
+    """
+    for side in itertools.count(1):
+        for sy, sx in ((side, side), (side, side + 1), (side + 1, side)):
+            sy, sx = min(sy, height), min(sx, width)
+            rows, columns = cells(height, width, sy, sx, partial=partial)
+            if rows * columns <= count:
+                return sy, sx
+    raise AssertionError("one cell as large as the grid always fits")
 
 
 def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: int) -> Tensor:

@@ -13,21 +13,20 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from .errors import ScheduleError
-from .sampling import cells
+from .sampling import cells, strides_for
 from .validation import Strict, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
 """Folder of the preset schedules: beside the package in a clone, inside it once installed."""
 
+_MERGING = ("ratio", "sx", "sy", "use_rand", "share", "refresh", "merge_crossattn", "merge_mlp")
+_EVERY = ("reuse", "attn_precision", "max_downsample", "min_tokens")
 METHODS: dict[str, tuple[str, ...]] = {
-    "agent": (
-        *("ratio", "sx", "sy", "agent_ratio", "k_scale2", "k_shortcut", "use_rand"),
-        *("attn_precision", "max_downsample"),
-    ),
-    "merge": ("ratio", "sx", "sy", "use_rand", "attn_precision", "max_downsample"),
-    "keys": ("sx", "sy", "select", "attn_precision", "max_downsample"),
-    "full": (),
+    "agent": (*_MERGING, "agent_ratio", "agents", "k_scale2", "k_shortcut", *_EVERY),
+    "merge": (*_MERGING, *_EVERY),
+    "keys": ("sx", "sy", "keys", "select", *_EVERY),
+    "full": ("reuse", "max_downsample", "min_tokens"),
 }
 """The parameters each method reads."""
 
@@ -51,6 +50,8 @@ class Plan(NamedTuple):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
+Steps = Annotated[int, Field(ge=1, le=64)]
+Count = Annotated[int, Field(ge=1, le=65536)]
 
 
 class Phase(Strict):
@@ -72,15 +73,31 @@ class Phase(Strict):
             key); larger cells mean fewer agents (or keys).
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped likewise.
             Agents are used only where twice their number is below the merged tokens' number.
+        agents: At most so many agents, at any resolution: the cells grow with the grid. Instead
+            of ``sx``, ``sy`` and ``agent_ratio``.
+        keys: At most so many keys, likewise; instead of ``sx`` and ``sy``.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
         use_rand: Draw the destination of a cell at random rather than take its top-left token.
         select: Key of a cell: its top-left token (``grid``), one drawn at each step (``random``),
             or each in turn (``cycle``, the closest to full attention).
+        share: ``"layers"`` matches tokens once for all layers of a resolution rather than in each
+            (``none``): faster, further from the unpatched image.
+        refresh: Match tokens anew at every so many steps, 1 to 64, and go by the last matching
+            between.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: little
+            is gained, and details are lost.
+        merge_mlp: Also merge the tokens that go through the feed-forward network. Not
+            recommended, likewise.
+        reuse: Compute a layer at every so many steps, 1 to 64, and give its last output between
+            (after Pyramid Attention Broadcast, arXiv 2408.12588). Keeps ``B × tokens × C``
+            numbers a layer until the run ends.
         attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
         max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
             the highest resolution at which the model has self-attention.
+        min_tokens: Leave layers of fewer tokens alone. ``None`` takes what was measured to gain
+            on this kind of device (:data:`agentsd.runtime.MIN_TOKENS`); 0 patches all.
 
     Raises:
         ScheduleError: On unknown keys, wrong types, values out of range, or a parameter that the
@@ -100,12 +117,20 @@ class Phase(Strict):
     sx: Stride = 2
     sy: Stride = 2
     agent_ratio: Share = 0.8
+    agents: Count | None = None
+    keys: Count | None = None
     k_scale2: Annotated[float, Field(gt=0, le=2)] = 0.3
     k_shortcut: Annotated[float, Field(ge=-1, le=1)] = 0.075
     use_rand: bool = True
     select: Literal["grid", "random", "cycle"] = "cycle"
+    share: Literal["none", "layers"] = "none"
+    refresh: Steps = 1
+    merge_crossattn: bool = False
+    merge_mlp: bool = False
+    reuse: Steps = 1
     attn_precision: Literal["fp32"] | None = None
     max_downsample: Literal[1, 2, 4, 8] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("max_downsample", mode="before")
     @classmethod
@@ -124,8 +149,19 @@ class Phase(Strict):
         if idle := self.model_fields_set - {"method", "until", "until_step", *reads}:
             raise ScheduleError(
                 f"method {self.method!r} does not read {', '.join(sorted(idle))}; "
-                f"it reads {', '.join(reads) or 'no parameters'}"
+                f"it reads {', '.join(reads)}"
             )
+        if clash := self.model_fields_set & self._replaced:
+            raise ScheduleError(
+                f"{self.method}s says how many there may be; drop {', '.join(sorted(clash))}"
+            )
+
+    @property
+    def _replaced(self) -> set[str]:
+        """The parameters for which ``agents`` or ``keys`` stands."""
+        if self.agents is not None:
+            return {"sx", "sy", "agent_ratio"}
+        return {"sx", "sy"} if self.keys is not None else set()
 
     def holds(self, step: int, num_steps: int) -> bool:
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
@@ -134,25 +170,52 @@ class Phase(Strict):
         # Divided, not multiplied: 0.14 * 50 is above 7 in floating point, 7 / 50 is 0.14.
         return self.until is None or step / num_steps < self.until
 
+    @property
+    def keeps_matching(self) -> bool:
+        """Whether a layer's matching serves others: layers, steps, or the rest of its block."""
+        shared = self.share == "layers" or self.refresh > 1
+        return shared or self.merge_crossattn or self.merge_mlp
+
+    def strides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
+        count = self.agents or self.keys
+        if count is None:
+            return self.sy, self.sx
+        return strides_for(height, width, count, partial=self.method == "keys")
+
     def plan(self, height: int, width: int) -> Plan:
         """Count what the phase makes of a grid of ``height × width`` tokens."""
         tokens = height * width
-        rows, columns = cells(height, width, self.sy, self.sx, partial=self.method == "keys")
+        partial = self.method == "keys"
+        rows, columns = cells(height, width, *self.strides(height, width), partial=partial)
         chosen = rows * columns  # destinations, or keys
         if self.method == "full" or not chosen:
             return Plan(tokens, tokens, 0, tokens)
         if self.method == "keys":
             return Plan(tokens, tokens, 0, chosen)
         merged = tokens - min(tokens - chosen, int(tokens * self.ratio))
-        agents = tokens - min(tokens - chosen, int(tokens * self.agent_ratio))
+        agent_ratio = self.agent_ratio if self.agents is None else 1.0
+        agents = tokens - min(tokens - chosen, int(tokens * agent_ratio))
         if self.method == "merge" or 2 * agents >= merged:
             agents = 0
         return Plan(tokens, merged, agents, merged)
 
+    def override(self, **changes: Any) -> Phase:
+        """A copy with those parameters changed that its method reads."""
+        changes = {k: v for k, v in changes.items() if k in METHODS[self.method]}
+        counts, cells = {"agents", "keys"}, {"sx", "sy", "agent_ratio"}
+        # Whichever way of saying the number of cells is newer takes the place of the other.
+        dropped = cells if counts & changes.keys() else counts if cells & changes.keys() else ()
+        return Phase(**{k: v for k, v in self.to_dict().items() if k not in dropped} | changes)
+
     def to_dict(self) -> dict[str, Any]:
-        """The method, its end and every parameter that it reads, without those that are None."""
+        """The method, its end and every parameter in effect, without those that are None."""
         names = ("until", "until_step", "method", *METHODS[self.method])
-        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        return {
+            name: value
+            for name in names
+            if name not in self._replaced and (value := getattr(self, name)) is not None
+        }
 
 
 class Schedule(Strict):
@@ -226,6 +289,10 @@ class Schedule(Strict):
         """Whether a phase ends at a number of steps, so that the run's length must be known."""
         return any(phase.until_step is not None for phase in self.phases)
 
+    def asks(self, option: str) -> bool:
+        """Whether any phase turns on ``option``."""
+        return any(getattr(phase, option) for phase in self.phases)
+
     def override(self, **changes: Any) -> Schedule:
         """A copy with parameters changed in every phase whose method reads them.
 
@@ -235,13 +302,7 @@ class Schedule(Strict):
         for name in changes:
             if not any(name in METHODS[phase.method] for phase in self.phases):
                 raise ScheduleError(f"no phase of this schedule reads {name!r}")
-        phases = [
-            Phase(
-                **phase.to_dict() | {k: v for k, v in changes.items() if k in METHODS[phase.method]}
-            )
-            for phase in self.phases
-        ]
-        return Schedule(phases=tuple(phases), seed=self.seed)
+        return Schedule(phases=tuple(p.override(**changes) for p in self.phases), seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings; :meth:`from_dict` reads them back."""

@@ -11,6 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
+from agentsd import runtime
+
 FIGURE = "parity"
 """Property of a test report under which a figure for the table travels."""
 
@@ -24,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def _one_thread() -> None:
     """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch layers of any size: the tests' models are far below what gains by it."""
+    monkeypatch.setattr(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0))
 
 
 @pytest.fixture

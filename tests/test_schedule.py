@@ -161,6 +161,13 @@ class TestPhaseTakes:
             "use_rand": True,
             "attn_precision": None,
             "max_downsample": None,
+            "min_tokens": None,
+            "agents": None,
+            "share": "none",
+            "refresh": 1,
+            "reuse": 1,
+            "merge_crossattn": False,
+            "merge_mlp": False,
         }
 
     @pytest.mark.parametrize("make", [Phase, lambda: Schedule(phases=[Phase()])])

@@ -148,7 +148,7 @@ def run_layer(
     runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), [(1, attn.heads)])
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
     original = attn.processor
-    setattr(attn, LAYER, Layer(runtime, 1, original))
+    setattr(attn, LAYER, Layer(runtime, 0, 1, original))
     attn.set_processor(AgentAttnProcessor())
     try:
         return attn(x)
