@@ -45,3 +45,31 @@ def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> Non
     assert torch.equal(first, again)
     torch.testing.assert_close(first, eager, rtol=1e-4, atol=1e-4)
     assert len(compiled) == len(SCHEDULE.phases)
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"method": "merge", "share": "layers", "merge_mlp": True},
+        {"method": "merge", "refresh": 2},
+        {"method": "agent", "agents": 16, "ratio": 0.4, "reuse": 2},
+        {"method": "keys", "keys": 16, "reuse": 3},
+        {"method": "full", "reuse": 2},
+    ],
+    ids=lambda phase: "-".join(map(str, phase.values())),
+)
+def test_whole_graph_where_layers_keep_something(phase: dict[str, Any], tmp_path: Any) -> None:
+    """One compilation for steps that compute, and one for steps that go by what is kept."""
+    torch._dynamo.reset()
+    pipe = tiny_pipeline(tmp_path, unet=smallest_unet())
+    apply_patch(pipe, Schedule.from_dict({"phases": [phase]}))
+    eager = latents(pipe, steps=6)
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    pipe.unet.compile(fullgraph=True, backend=backend)
+    torch.testing.assert_close(latents(pipe, steps=6), eager, rtol=1e-4, atol=1e-4)
+    assert len(compiled) <= 1 + (max(phase.get("reuse", 1), phase.get("refresh", 1)) > 1)
