@@ -104,12 +104,12 @@ def main() -> None:
         vae.load_state_dict(_weights(settings, "vae")["model"])
         clip.load_state_dict(_weights(settings, "clip")["model"])
     if "unet" in stages:
-        train_unet(settings, seconds["unet"], vae, clip, tokenizer)
+        train_unet(settings, seconds["unet"], clip, tokenizer)
     if "export" in stages:
-        trainer = Trainer(settings, vae, clip, tokenizer)
+        trainer = Trainer(settings, clip, tokenizer)
         trainer.restore(_weights(settings, "unet"))
         trainer.average.swap()
-        pipe = assemble(trainer.unet, trainer.text, vae, tokenizer)
+        pipe = assemble(trainer.levels[0], trainer.text, vae, tokenizer)
         say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")
     if "score" in stages:
         print(json.dumps(score(settings, generated=given.images), indent=2))

@@ -21,10 +21,12 @@ sys.path.insert(0, str(SCRIPTS))
 from pocket.attention import attend  # noqa: E402
 from pocket.batches import HardGroups, ScenePictures, stream  # noqa: E402
 from pocket.checkpoints import LONGEST_STEP, Clock, save_atomically  # noqa: E402
+from pocket.inner import inner_levels, pass_inwards, pool  # noqa: E402
 from pocket.scenes import caption, render, sample_scene  # noqa: E402
 from pocket.scores import SHOWN  # noqa: E402
 from pocket.tokenizer import build_tokenizer, words  # noqa: E402
-from pocket.unet import shares  # noqa: E402
+from pocket.unet import build_unet, shares  # noqa: E402
+from pocket.vae import build_vae, encode, latents_of  # noqa: E402
 from pocket.variants import ATTRIBUTES, variants_of  # noqa: E402
 
 
@@ -130,12 +132,67 @@ class TestAttention:
         assert not torch.allclose(wrong, plain, rtol=1e-4, atol=1e-4)
 
 
+class TestEncoder:
+    def pictures(self) -> torch.Tensor:
+        drawn = np.stack([render(scene, 128) for scene in scenes(4)])
+        return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    @pytest.mark.parametrize(
+        ("dtype", "limit"), [(torch.float32, 2e-3), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)]
+    )
+    def test_latents_are_mean_colours(self, dtype, limit):
+        vae, pictures = build_vae().to(dtype), self.pictures()
+        with torch.no_grad():
+            found = encode(vae, pictures.to(dtype)).float()
+        assert (found - latents_of(pictures)).abs().max() < limit
+
+    def test_a_trained_one_s_group_norm_would_be_noticed(self):
+        """Without the large constants the last norm divides by the picture's own spread."""
+        vae, pictures = build_vae(), self.pictures()
+        with torch.no_grad():
+            vae.encoder.down_blocks[2].resnets[0].conv_shortcut.bias.mul_(0.02)
+            vae.encoder.conv_out.weight.mul_(0.02)
+            found = encode(vae, pictures)
+        assert (found - latents_of(pictures)).abs().max() > 0.1
+
+    def test_a_colour_means_the_same_at_every_size(self):
+        pictures = self.pictures()
+        smaller = F.avg_pool2d(pictures, 2)
+        torch.testing.assert_close(latents_of(smaller), pool(latents_of(pictures), 1))
+
+
+class TestInnerLevels:
+    @pytest.mark.parametrize("level", [1, 2])
+    def test_see_at_first_what_the_whole_hands_them(self, level):
+        torch.manual_seed(0)
+        unet = build_unet(smoke=True)
+        pass_inwards(unet)
+        inner = inner_levels(unet, level)
+        seen = []
+        unet.down_blocks[level].resnets[0].register_forward_pre_hook(
+            lambda _, args: seen.append(args[0])
+        )
+        latents, text, times = torch.randn(2, 4, 32, 32), torch.randn(2, 7, 128), torch.tensor(500)
+        with torch.no_grad():
+            unet(latents, times, text)
+            inner(pool(latents, level), times, text)
+            inner(pool(latents.flip(0), level), times, text)
+        torch.testing.assert_close(seen[0], seen[1])
+        assert not torch.allclose(seen[0], seen[2], atol=0.1)
+
+    def test_share_their_weights_with_the_whole(self):
+        unet = build_unet(smoke=True)
+        whole = {id(p) for p in unet.parameters()}
+        own = [name for name, p in inner_levels(unet, 2).named_parameters() if id(p) not in whole]
+        assert {name.partition(".")[0] for name in own} == {"conv_norm_out", "conv_out"}
+
+
 class TestSchedule:
-    def test_small_sizes_come_first_and_the_full_size_has_the_second_half(self):
+    def test_inner_levels_come_first_and_the_whole_has_the_second_half(self):
         path = [shares(i / 100) for i in range(101)]
         assert all(sum(odds.values()) == pytest.approx(1) for odds in path)
-        assert all(odds[16] > 0.9 for odds in path[:35])
-        assert all(odds[64] > 0.8 for odds in path[50:])
+        assert all(odds[2] > 0.9 for odds in path[:25])
+        assert all(odds[0] > 0.8 for odds in path[50:])
 
     def test_the_clock_keeps_what_was_spent_and_forgives_a_pause(self, monkeypatch):
         now = [100.0]

@@ -22,7 +22,7 @@ COLOURS = {
     "white": (0.94, 0.94, 0.94),
     "black": (0.06, 0.06, 0.06),
 }
-TINT = 0.05  # largest shift of a colour channel, either way
+TINT = 0.02  # largest shift of a colour channel, either way
 
 # corners, inner radius over outer radius, outer radius over nominal size (evens out the areas),
 # angle of the first corner from the top
@@ -32,7 +32,7 @@ SHAPES = {
     "triangle": (3, math.cos(math.pi / 3), 1.32, 0.0),
     "star": (5, 0.45, 1.32, 0.0),
 }
-TURN = math.radians(25)  # largest rotation, either way
+TURN = math.radians(15)  # largest rotation, either way
 
 PAIRS = {"above": "above", "below": "below", "left": "to the left of", "right": "to the right of"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -145,35 +145,35 @@ def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
 
     u = rng.uniform
     if scene.layout == "single":
-        size = u(0.21, 0.30)
-        return background, [put(0, u(0.42, 0.58), u(0.42, 0.58), size)]
+        size = u(0.23, 0.28)
+        return background, [put(0, u(0.46, 0.54), u(0.46, 0.54), size)]
     if scene.layout in PAIRS:
-        near, far = u(0.25, 0.30), u(0.70, 0.75)
+        near, far = u(0.26, 0.29), u(0.71, 0.74)
         if scene.layout in ("below", "right"):
             near, far = far, near
-        across, size = u(0.43, 0.57, 2), u(0.135, 0.17)
+        across, size = u(0.46, 0.54, 2), u(0.145, 0.165)
         spots = [(across[0], near), (across[1], far)]
         if scene.layout in ("left", "right"):
             spots = [(y, x) for x, y in spots]
         return background, [put(i, *spot, size) for i, spot in enumerate(spots)]
     if scene.layout in ("row", "column"):
         gap, size = {2: (0.44, 0.155), 3: (0.305, 0.114), 4: (0.235, 0.088)}[scene.count]
-        gap, size, across = gap * u(0.97, 1.03), size * u(0.88, 1.05), u(0.40, 0.60)
+        gap, size, across = gap * u(0.98, 1.02), size * u(0.94, 1.04), u(0.45, 0.55)
         steps = [0.5 + gap * (i - (scene.count - 1) / 2) for i in range(scene.count)]
         row = scene.layout == "row"
         return background, [put(0, *((s, across) if row else (across, s)), size) for s in steps]
     if scene.layout == "ring":
-        radius, size, phase = u(0.32, 0.345), u(0.092, 0.112), u(0, math.tau / 6)
+        radius, size, phase = u(0.33, 0.345), u(0.098, 0.110), u(-0.1, 0.1)
         angles = [phase + math.tau * i / 6 for i in range(6)]
         spots = [(0.5 + radius * math.sin(a), 0.5 - radius * math.cos(a)) for a in angles]
         return background, [put(0, *spot, size) for spot in spots]
     if scene.layout == "grid":
-        gap, size = u(0.285, 0.305), u(0.09, 0.106)
+        gap, size = u(0.29, 0.30), u(0.096, 0.106)
         steps = [0.5 - gap, 0.5, 0.5 + gap]
         return background, [put(0, x, y, size) for y in steps for x in steps]
-    size, shapes = u(0.115, 0.145), []
-    for i, y in enumerate((u(0.25, 0.30), u(0.70, 0.75))):
-        x = u(0.20, 0.30)
+    size, shapes = u(0.125, 0.14), []
+    for i, y in enumerate((u(0.26, 0.29), u(0.71, 0.74))):
+        x = u(0.22, 0.28)
         shapes += [put(i, x, y, size), put(i, 1 - x, y, size, flip=True)]
     return background, shapes
 

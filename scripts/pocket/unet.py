@@ -7,22 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from .attention import train_blockwise
 from .batches import ScenePictures, stream, to_unit
 from .checkpoints import Average, Clock, load, save_atomically
 from .clip import WIDTH, tokenize
+from .inner import inner_levels, pass_inwards, pool
 from .progress import Watch, plot_log, say
 from .settings import Settings
-from .vae import FACTOR, encode
+from .vae import latents_of
 
 LEARNING_RATE = 1.2e-3
+GUIDANCE = 2.0
 TEXT_RATE = 0.4  # the text encoder's share of the learning rate
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.997
-BATCH = {16: 32, 32: 8, 64: 2}  # latent side → samples a shard on a CPU
+BATCH = {2: 32, 1: 12, 0: 2}  # level → samples a shard on a CPU; steps take about the same time
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -69,36 +71,35 @@ def build_text_encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def shares(progress: float) -> dict[int, float]:
-    """How often each latent side is trained on.
+    """How often each level is trained on: 2 is all but the two outer levels of the denoiser.
 
-    What the words mean is learnt where samples are cheap: 25 of 16² in the time of one of 64².
-    The full size then has the second half nearly to itself. With few small samples the model knows
-    neither colours nor their binding at any size (tried: 7,000 were far too few).
+    What the words mean and where things go is learnt where samples are cheap: 15 of level 2 in the
+    time of one of the whole. The whole then has the second half nearly to itself.
 
     Args:
         progress: 0..1.
     """
-    if progress < 0.35:
-        return {16: 0.97, 32: 0.02, 64: 0.01}
-    if progress < 0.50:
-        return {16: 0.35, 32: 0.60, 64: 0.05}
-    return {16: 0.06, 32: 0.10, 64: 0.84}
+    if progress < 0.25:
+        return {2: 0.96, 1: 0.02, 0: 0.02}
+    if progress < 0.42:
+        return {2: 0.25, 1: 0.70, 0: 0.05}
+    return {2: 0.06, 1: 0.10, 0: 0.84}
 
 
-def times_at(share: torch.Tensor, side: int) -> torch.Tensor:
-    """Quantiles of the training times: uniform, and shifted to more noise at the full size.
+def times_at(share: torch.Tensor, level: int) -> torch.Tensor:
+    """Quantiles of the training times: uniform ones shifted to more noise, inwards more.
 
     The larger an image, the more noise it takes to hide its layout (Hoogeboom et al. 2023,
-    arXiv 2301.11093), so at 64² the layout is learnt at later times than at 16².
+    arXiv 2301.11093); pooling, too, takes noise away.
 
     Args:
         share: quantiles in 0..1, any shape.
-        side: latent side.
+        level: levels left out, 0 for the whole denoiser.
 
     Returns:
         Times 0..999 of the same shape.
     """
-    shift = max(1.0, side / 32)
+    shift = 2.0 + level
     return (1000 * shift * share / (1 + (shift - 1) * share)).long().clamp(0, 999)
 
 
@@ -110,21 +111,29 @@ class Trainer:
     """
 
     def __init__(
-        self, settings: Settings, vae: AutoencoderKL, clip: CLIPModel, tokenizer: CLIPTokenizer
+        self,
+        settings: Settings,
+        clip: CLIPModel,
+        tokenizer: CLIPTokenizer,
     ):
         device = settings.device
         self.settings, self.tokenizer = settings, tokenizer
-        self.vae = vae.to(device).eval().requires_grad_(False)
         layout = {"device": device, "memory_format": torch.channels_last}
-        self.unet = build_unet(settings.smoke).to(**layout)
+        self.unet = build_unet(settings.smoke)
+        pass_inwards(self.unet)
+        self.levels = torch.nn.ModuleList(
+            [self.unet, *(inner_levels(self.unet, n) for n in (1, 2))]
+        )
+        self.levels.to(**layout)
         self.text = build_text_encoder(clip).to(device)
         if not settings.gpu:
-            train_blockwise(self.unet)
+            for level in self.levels:
+                train_blockwise(level)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
-        self.parameters = [*self.unet.parameters(), *self.text.parameters()]
+        self.parameters = [*self.levels.parameters(), *self.text.parameters()]
         self.optimiser = torch.optim.AdamW(
             [
-                {"params": list(self.unet.parameters()), "share": 1.0},
+                {"params": list(self.levels.parameters()), "share": 1.0},
                 {"params": list(self.text.parameters()), "share": TEXT_RATE},
             ],
             LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01,
@@ -138,59 +147,59 @@ class Trainer:
         if not settings.gpu:
             torch.set_num_threads(1)
 
-    def side(self, progress: float) -> int:
-        """Draw the latent side of this step; the draw depends on the step's number alone."""
+    def level(self, progress: float) -> int:
+        """Draw the level of this step; the draw depends on the step's number alone."""
         if self.settings.gpu:
-            return 64
-        if self.settings.smoke:
-            return 16
+            return 0
         odds = shares(progress)
         draw = torch.rand(1, generator=torch.Generator().manual_seed(self.step)).item()
-        return next((s for s in (16, 32) if (draw := draw - odds[s]) < 0), 64)
+        return next((n for n in (2, 1) if (draw := draw - odds[n]) < 0), 0)
 
-    def batch(self, side: int, shard: int) -> tuple[torch.Tensor, list[str]]:
-        """Pictures uint8 [B, 3, 4·side, 4·side] and captions of this step and shard."""
-        seed, size = self.settings.seed, side * FACTOR
+    def batch(self, level: int, shard: int) -> tuple[torch.Tensor, list[str]]:
+        """Pictures uint8 [B, 3, H, W] and captions of this step and shard."""
+        seed, size = self.settings.seed, 64 if self.settings.smoke else 256
         if self.settings.gpu:
             if self.drawn is None:
                 dataset = ScenePictures(seed, size, self.step * 128)
                 self.drawn = stream(dataset, 128, self.settings.workers)
             return next(self.drawn)
-        count = 2 if self.settings.smoke else BATCH[side]
+        count = 2 if self.settings.smoke else BATCH[level]
         first = (self.step * self.shards + shard) * max(BATCH.values())
         return next(stream(ScenePictures(seed, size, first), count))
 
-    def loss(self, side: int, shard: int) -> torch.Tensor:
+    def loss(self, level: int, shard: int) -> torch.Tensor:
         """Mean squared error of the predicted velocity (Salimans & Ho 2022) on one shard."""
         device = self.settings.device
         random = torch.Generator().manual_seed((self.step * self.shards + shard) * 7919 + 1)
-        pictures, captions = self.batch(side, shard)
+        pictures, captions = self.batch(level, shard)
         count = len(captions)
         keep = torch.rand(count, generator=random) >= DROPPED
         captions = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
         # Stratified times: every batch covers the whole range of noise.
         spread = torch.arange(count) * self.shards + shard + torch.rand(count, generator=random)
-        times = times_at(spread / (count * self.shards), side).to(device)
+        times = times_at(spread / (count * self.shards), level).to(device)
+        clean = latents_of(to_unit(pictures, device))
+        noise = torch.randn(clean.shape, generator=random).to(device)
+        clean, noise = pool(clean, level), pool(noise, level)
+        signal = self.alphas[times].sqrt()[:, None, None, None]
+        sigma = (1 - self.alphas[times]).sqrt()[:, None, None, None]
+        # Not channels-last, as the weights are: on CPUs PyTorch 2.13 then dies in the backward of
+        # a 1×1 convolution whose input needs no gradient, which the inner levels begin with.
+        noisy = (signal * clean + sigma * noise).contiguous()
         with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                clean = encode(self.vae, to_unit(pictures, device)).float()
-            noise = torch.randn(clean.shape, generator=random).to(device)
-            signal = self.alphas[times].sqrt()[:, None, None, None]
-            sigma = (1 - self.alphas[times]).sqrt()[:, None, None, None]
-            noisy = (signal * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
             context = self.text(tokenize(self.tokenizer, captions, device)).last_hidden_state
-            predicted = self.unet(noisy, times, context).sample
+            predicted = self.levels[level](noisy, times, context).sample
         return F.mse_loss(predicted.float(), signal * noise - sigma * clean)
 
-    def gradients(self, side: int, shard: int) -> tuple[float, list[torch.Tensor | None]]:
+    def gradients(self, level: int, shard: int) -> tuple[float, list[torch.Tensor | None]]:
         """One shard's loss and its gradients; shards run at once, so none writes to `.grad`."""
-        loss = self.loss(side, shard)
+        loss = self.loss(level, shard)
         return loss.item(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
 
     def train_step(self, progress: float) -> tuple[int, float]:
-        """Take a step; return its latent side and loss."""
-        side = self.side(progress)
-        jobs = [self.pool.submit(self.gradients, side, shard) for shard in range(self.shards)]
+        """Take a step; return its level and loss."""
+        level = self.level(progress)
+        jobs = [self.pool.submit(self.gradients, level, shard) for shard in range(self.shards)]
         results = [job.result() for job in jobs]
         for i, parameter in enumerate(self.parameters):
             parts = [grads[i] for _, grads in results if grads[i] is not None]
@@ -202,19 +211,40 @@ class Trainer:
         self.optimiser.step()
         self.average.update()
         self.step += 1
-        return side, sum(loss for loss, _ in results) / self.shards
+        return level, sum(loss for loss, _ in results) / self.shards
+
+    @torch.no_grad()
+    def sample(self, level: int, captions: list[str], steps: int = 25) -> torch.Tensor:
+        """Latents [B, 4, 64 >> level, 64 >> level] of the averaged weights, by DDIM."""
+        device, side = self.settings.device, (16 if self.settings.smoke else 64) >> level
+        scheduler = build_scheduler()
+        scheduler.set_timesteps(steps)
+        random = torch.Generator().manual_seed(0)
+        noise = torch.randn((len(captions), 4, side << level, side << level), generator=random)
+        sample = pool(noise, level).to(device)
+        self.average.swap()
+        with torch.autocast(device.type, torch.bfloat16):
+            ids = tokenize(self.tokenizer, [*captions, *[""] * len(captions)], device)
+            context = self.text(ids).last_hidden_state
+            for t in scheduler.timesteps:
+                both = torch.cat([sample, sample])
+                wanted, plain = self.levels[level](both, t, context).sample.float().chunk(2)
+                guided = plain + GUIDANCE * (wanted - plain)
+                sample = scheduler.step(guided, t, sample).prev_sample
+        self.average.swap()
+        return sample
 
     def state(self, clock: Clock) -> dict:
         """All that a checkpoint holds; random draws need no state, they go by step numbers."""
         return {
-            "unet": self.unet.state_dict(), "text": self.text.state_dict(),
+            "levels": self.levels.state_dict(), "text": self.text.state_dict(),
             "optimiser": self.optimiser.state_dict(), "average": self.average.state_dict(),
             "spent": clock.spent, "step": self.step,
         }  # fmt: skip
 
     def restore(self, saved: dict) -> None:
         """Take up a checkpoint."""
-        self.unet.load_state_dict(saved["unet"])
+        self.levels.load_state_dict(saved["levels"])
         self.text.load_state_dict(saved["text"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average.load_state_dict(saved["average"])
@@ -224,14 +254,13 @@ class Trainer:
 def train_unet(
     settings: Settings,
     seconds: float,
-    vae: AutoencoderKL,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
 ) -> Trainer:
     """Train to the end of the time budget; the returned models hold the averaged weights."""
     torch.manual_seed(settings.seed + 2)
     path = settings.work / "unet.pt"
-    trainer = Trainer(settings, vae, clip, tokenizer)
+    trainer = Trainer(settings, clip, tokenizer)
     clock = Clock(seconds)
     saved = load(path, settings.device) if settings.resume else None
     if saved:
@@ -242,8 +271,8 @@ def train_unet(
     every = 1 if settings.smoke else 20
     with Watch("unet", settings.work, resumed=saved is not None, every=every) as watch:
         while clock.tick() < 1 and trainer.step < settings.last_step:
-            side, loss = trainer.train_step(clock.progress)
-            watch.step(trainer.step, clock.spent, clock.progress, {f"{side}x{side}": loss})
+            level, loss = trainer.train_step(clock.progress)
+            watch.step(trainer.step, clock.spent, clock.progress, {f"level {level}": loss})
             if time.monotonic() - saved_at > settings.save_every:
                 save_atomically(trainer.state(clock), path)
                 plot_log(watch.log, settings.work / "unet-loss.png")

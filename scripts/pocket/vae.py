@@ -1,9 +1,17 @@
-"""Stage 1: the autoencoder between 256-pixel pictures and 64×64 latents of four channels."""
+"""Stage 1: the autoencoder between 256-pixel pictures and 64×64 latents of four channels.
+
+Its encoder is set, not trained: the mean colour of 4×4 pixels. A trained one of this size found
+latents in which a colour meant another thing in each place (its group norms look at the whole
+picture), and a denoiser on them mixed colours up. Means are local and linear, and means of means
+are those of a smaller picture, which the denoiser's inner levels are trained on. Of flat shapes
+they tell edges to a fraction of a pixel; what a decoder has to learn is to draw them sharp.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,19 +19,22 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from .batches import ScenePictures, stream, to_unit
-from .checkpoints import Clock, load, rng_state, save_atomically, set_rng_state
+from .checkpoints import Clock, load, save_atomically
 from .progress import Watch, plot_log, save_grid, say
+from .scenes import render, sample_scene
 from .settings import EVALUATION_SEED, Settings
 
 FACTOR = 4
-NOISE = 0.06  # noise on unit latents while training: keeps neighbouring latents alike
-LEARNING_RATE = 2.5e-3
-ENCODER_SHARE = 0.75  # of the time; then the decoder alone
+# Red, green, blue and their mean, each brought to about zero mean and unit variance.
+MEAN = torch.tensor([0.15, -0.11, -0.24, -0.07])
+SPREAD = torch.tensor([0.75, 0.75, 0.75, 0.5])
+NOISE = 0.06  # noise on latents while training: what a denoiser leaves, the decoder must stand
+LEARNING_RATE = 1.5e-3
 
 
 def build_vae() -> AutoencoderKL:
-    """An untrained autoencoder, 0.65 M parameters."""
-    return AutoencoderKL(
+    """An autoencoder, 0.65 M parameters, whose decoder is untrained."""
+    vae = AutoencoderKL(
         block_out_channels=(16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -34,6 +45,48 @@ def build_vae() -> AutoencoderKL:
         sample_size=256,
         scaling_factor=1.0,
     )
+    _set_encoder(vae)
+    return vae
+
+
+@torch.no_grad()
+def _set_encoder(vae: AutoencoderKL, large: float = 32.0) -> None:
+    """Write the mean colour of 4×4 pixels into the weights of the encoder.
+
+    Residual branches are nothing. The last group norm would divide by the picture's own spread; a
+    large constant and its negative beside each colour make its divisor a constant. The SiLU after
+    it is undone by silu(x) - silu(-x) = x.
+    """
+    encoder = vae.encoder
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    rgb = torch.arange(3)
+    encoder.conv_in.weight[rgb, rgb, 1, 1] = 1
+    for block in encoder.down_blocks[:2]:
+        block.downsamplers[0].conv.weight[rgb, rgb, :2, :2] = 0.25
+    encoder.down_blocks[1].resnets[0].conv_shortcut.weight[rgb, rgb] = 1
+    last = encoder.down_blocks[2].resnets[0].conv_shortcut  # its groups are of eight channels
+    last.weight[8 * rgb, rgb], last.weight[8 * rgb + 1, rgb] = 1, -1
+    last.bias[8 * rgb + 2], last.bias[8 * rgb + 3] = large, -large
+    encoder.conv_out.weight[rgb, 8 * rgb, 1, 1] = large / 2
+    encoder.conv_out.weight[rgb, 8 * rgb + 1, 1, 1] = -large / 2
+    quant = vae.quant_conv
+    torch.nn.init.zeros_(quant.weight)
+    torch.nn.init.zeros_(quant.bias)
+    quant.weight[rgb, rgb, 0, 0] = 1 / SPREAD[:3]
+    quant.weight[3, :3, 0, 0] = 1 / (3 * SPREAD[3])
+    quant.bias[:4] = -MEAN / SPREAD
+    quant.bias[4:] = 2 * math.log(NOISE)
+
+
+def latents_of(pictures: torch.Tensor) -> torch.Tensor:
+    """What the encoder computes, the short way: [B, 3, H, W] in -1..1 → [B, 4, H/4, W/4]."""
+    means = F.avg_pool2d(pictures, FACTOR)
+    means = torch.cat([means, means.mean(1, keepdim=True)], 1)
+    mean, spread = (x.to(means.device)[:, None, None] for x in (MEAN, SPREAD))
+    return (means - mean) / spread
 
 
 def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
@@ -51,129 +104,89 @@ def _slopes(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 + squared error + half the L1 error of the slopes, which keeps edges sharp."""
+    """L1 + 5 × squared error + half the L1 error of the slopes, which keeps edges sharp."""
     slopes = sum(F.l1_loss(a, b) for a, b in zip(_slopes(output), _slopes(target), strict=True))
-    return F.l1_loss(output, target) + F.mse_loss(output, target) + 0.5 * slopes
+    return F.l1_loss(output, target) + 5 * F.mse_loss(output, target) + 0.5 * slopes
+
+
+def _crops(rng: np.random.Generator, size: int, count: int) -> torch.Tensor:
+    """Squares of 256-pixel pictures, most of them with an edge in them: uint8 [B, 3, S, S]."""
+    found: list[np.ndarray] = []
+    while len(found) < count:
+        picture = render(sample_scene(rng), 256)
+        edges = np.argwhere(np.abs(np.diff(picture.astype(np.int16), axis=1)).sum(-1) > 10)
+        for _ in range(4 if size < 256 else 1):
+            near = edges[rng.integers(len(edges))] - rng.integers(0, size, 2)
+            corner = near if rng.random() < 0.75 else rng.integers(0, 257 - size, 2)
+            y, x = np.clip(corner, 0, 256 - size) // FACTOR * FACTOR
+            found.append(picture[y : y + size, x : x + size])
+    return torch.from_numpy(np.stack(found[:count])).permute(0, 3, 1, 2)
 
 
 def _plan(progress: float, settings: Settings) -> tuple[int, int]:
-    """Picture side and batch for this moment: small crops first, whole pictures at the end."""
+    """Picture side and batch a shard: crops first, then whole pictures, as norms see the whole."""
     if settings.smoke:
         return 32, 4
     if settings.gpu:
-        return 256, 32
-    return (32, 48) if progress < 0.6 else ((64, 24), (128, 8), (256, 2))[int(progress * 97) % 3]
-
-
-def _batch(settings: Settings, step: int, size: int, batch: int) -> torch.Tensor:
-    """Draw pictures for a step; the 32-pixel ones are crops of pictures four times as large."""
-    whole = size * 4 if size == 32 else size
-    pictures = next(stream(ScenePictures(settings.seed + step, whole), batch))[0]
-    if whole > size:
-        corner = np.random.default_rng((settings.seed, step)).integers(
-            0, whole - size + 1, (batch, 2)
-        )
-        pictures = torch.stack(
-            [p[:, y : y + size, x : x + size] for p, (y, x) in zip(pictures, corner, strict=True)]
-        )
-    return to_unit(pictures, settings.device)
+        return 256, 64
+    return (64, 8) if progress < 0.4 else (256, 1)
 
 
 def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
-    """Train to the end of the time budget, from a checkpoint if there is one.
-
-    After three quarters the latents are whitened and the encoder is frozen; the rest, and whatever
-    hours a later run adds, polishes the decoder alone. So latents never change under a denoiser.
-    """
-    torch.manual_seed(settings.seed)
+    """Train the decoder to the end of the time budget, from a checkpoint if there is one."""
     path, device = settings.work / "vae.pt", settings.device
+    torch.manual_seed(settings.seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(
-        vae.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4
-    )
-    clock, step, frozen = Clock(seconds), 0, False
+    parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+    optimiser = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    clock, step = Clock(seconds), 0
     saved = load(path, device) if settings.resume else None
     if saved:
         vae.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        set_rng_state(saved["rng"], device)
-        clock, step, frozen = Clock(seconds, saved["spent"]), saved["step"], saved["frozen"]
+        clock, step = Clock(seconds, saved["spent"]), saved["step"]
         say(f"vae: resumed at step {step}")
+    shards = 1 if settings.gpu else settings.shards
+    pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(shard: int) -> tuple[float, tuple[torch.Tensor, ...]]:
+        """One shard's loss and gradients; its pictures go by seed, step and shard alone."""
+        size, count = _plan(clock.progress, settings)
+        rng = np.random.default_rng((settings.seed, step, shard))
+        random = torch.Generator().manual_seed(step * shards + shard)
+        pictures = to_unit(_crops(rng, size, count), device)
+        latents = latents_of(pictures)
+        latents = latents + NOISE * torch.randn(latents.shape, generator=random).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            output = decode(vae, latents)
+        loss = loss_of(output.float(), pictures)
+        return loss.item(), torch.autograd.grad(loss, parameters)
 
     def save() -> None:
-        save_atomically(
-            {
-                "model": vae.state_dict(), "optimiser": optimiser.state_dict(),
-                "rng": rng_state(device), "spent": clock.spent, "step": step, "frozen": frozen,
-            },
-            path,
-        )  # fmt: skip
+        state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict()}
+        save_atomically(state | {"spent": clock.spent, "step": step}, path)
 
     saved_at = time.monotonic()
-    with Watch(
-        "vae", settings.work, resumed=saved is not None, every=1 if settings.smoke else 50
-    ) as watch:
+    every = 1 if settings.smoke else 50
+    with Watch("vae", settings.work, resumed=saved is not None, every=every) as watch:
         while clock.tick() < 1 and step < settings.last_step:
-            progress = clock.progress
             for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * (0.5 + 0.5 * math.cos(math.pi * progress)) + 1e-6
-            if progress >= ENCODER_SHARE and not frozen:
-                whiten(vae, settings)
-                frozen = True
-            pictures = _batch(settings, step, *_plan(progress, settings))
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.gpu):
-                with torch.set_grad_enabled(not frozen):
-                    latents = encode(vae, pictures)
-                # A scale-free noise: the encoder cannot drown it by growing its latents.
-                spread = latents.detach().std(dim=(0, 2, 3), keepdim=True) + 1e-4
-                output = decode(vae, latents + NOISE * spread * torch.randn_like(latents))
-            loss = loss_of(output.float(), pictures)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+                warm = min(1.0, (step + 1) / 100)
+                group["lr"] = LEARNING_RATE * warm * (1 - clock.progress) ** 0.8 + 1e-6
+            results = list(pool.map(gradients, range(shards)))
+            for parameter, *parts in zip(parameters, *(grads for _, grads in results), strict=True):
+                parameter.grad = sum(parts[1:], parts[0]) / shards
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1
-            watch.step(step, clock.spent, progress, {"loss": loss.item()})
+            loss = sum(loss for loss, _ in results) / shards
+            watch.step(step, clock.spent, clock.progress, {"loss": loss})
             if time.monotonic() - saved_at > settings.save_every:
                 save()
                 saved_at = time.monotonic()
-    if not frozen:
-        whiten(vae, settings)
-        frozen = True
     save()
     report(vae, settings)
     return vae
-
-
-@torch.no_grad()
-def whiten(vae: AutoencoderKL, settings: Settings) -> None:
-    """Fold into the 1×1 convolutions a map that gives the latents zero mean and unit covariance.
-
-    The log-variance of the posterior becomes the constant that the training noise stands for.
-    """
-    size, count = (32, 8) if settings.smoke else (256, 64)
-    pictures = stream(ScenePictures(settings.seed, size), 8)
-    latents = torch.cat(
-        [
-            encode(vae, to_unit(next(pictures)[0], settings.device)).float()
-            for _ in range(count // 8)
-        ]
-    )
-    flat = latents.transpose(0, 1).flatten(1).double()  # [4, pixels]
-    mean = flat.mean(1, keepdim=True)
-    values, vectors = torch.linalg.eigh(torch.cov(flat))
-    values = values.clamp_min(1e-6)
-    inward = (vectors * values.rsqrt()) @ vectors.T  # symmetric (ZCA): channels keep their meaning
-    outward = (vectors * values.sqrt()) @ vectors.T
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    weight, bias = quant.weight[:4, :, 0, 0].double(), quant.bias[:4].double()
-    quant.weight[:4, :, 0, 0] = (inward @ weight).float()
-    quant.bias[:4] = (inward @ (bias - mean[:, 0])).float()
-    quant.weight[4:] = 0
-    quant.bias[4:] = 2 * math.log(NOISE)
-    weight = post.weight[:, :, 0, 0].double()
-    post.bias += (weight @ mean[:, 0]).float()
-    post.weight[:, :, 0, 0] = (weight @ outward).float()
 
 
 @torch.no_grad()
