@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from . import __version__
+from .cli_benchmark import benchmark
 from .errors import AgentSDError, OutputError, SettingsError
 
 app = typer.Typer(
@@ -125,6 +126,9 @@ def generate(
         compare=compare,
     )
     stdout.print(json.dumps(summary) if as_json else _told(summary, out), markup=False)
+
+
+app.command()(benchmark)
 
 
 def _told(summary: dict[str, Any], out: Path) -> str:

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 2**25
+"""Similarities computed at a time, so that memory stays bounded on large grids."""
+
 
 class Matching(NamedTuple):
     """Every token's most similar destination."""
@@ -35,7 +38,10 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
     """
     # The default eps is 0 in float16, where a token of zeros would turn all similarities into NaN.
     unit = F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
-    similarity, best = (unit @ unit[:, destinations].mT).max(dim=-1)  # both [B, N]
+    wanted = unit[:, destinations].mT  # [B, C, n]
+    rows = max(1, BLOCK // (len(x) * len(destinations)))
+    found = [(some @ wanted).max(dim=-1) for some in unit.split(rows, dim=1)]
+    similarity, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # [B, N]
     similarity = similarity.index_fill(1, destinations, -torch.inf)
     return Matching(destinations, best, similarity)
 

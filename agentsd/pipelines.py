@@ -60,8 +60,8 @@ def load_pipeline(
         >>> type(pipe).__name__
         'StableDiffusionPipeline'
     """
-    target = _device(device)
-    kwargs["dtype"] = _dtype(dtype, target)
+    target = target_device(device)
+    kwargs["dtype"] = target_dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""
@@ -108,7 +108,8 @@ def _single_file_class(path: Path) -> type[DiffusionPipeline]:
     return StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def target_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is; LoadError where it is not here."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -122,7 +123,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def target_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type asked for, or what suits the device; LoadError for any but :data:`DTYPES`."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype

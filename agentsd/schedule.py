@@ -354,13 +354,18 @@ class Schedule(Strict):
             raise ScheduleError(f"{place}: not valid YAML ({shown(str(error))})") from None
 
     @classmethod
+    def presets(cls) -> list[str]:
+        """Names of the schedules that come with agentsd."""
+        return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+    @classmethod
     def preset(cls, name: str) -> Schedule:
         """One of the schedules that come with agentsd, by name.
 
         Raises:
             ScheduleError: If there is none of that name; lists those there are.
         """
-        names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        names = cls.presets()
         if name not in names:
             raise ScheduleError(
                 f"no preset schedule {name!r}; presets are {', '.join(names)}, "

@@ -10,6 +10,7 @@ import torch
 from naive import mean_rows, merge_most_similar, top_left
 from torch import Tensor
 
+from agentsd import merging
 from agentsd.merging import Matching, match, merge, owners, unmerge
 
 GRIDS = [(8, 8, 2, 2), (9, 7, 2, 2), (8, 12, 4, 4), (10, 7, 3, 4), (6, 5, 1, 2)]
@@ -162,3 +163,13 @@ def test_matching_is_a_plain_tuple_of_tensors() -> None:
     matching = match(tokens(1, 4), torch.tensor([0]))
     assert isinstance(matching, Matching)
     assert all(isinstance(part, Tensor) for part in matching)
+
+
+def test_matching_in_blocks_is_matching_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 60, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    destinations = torch.arange(0, 60, 4)
+    whole = match(x, destinations)
+    monkeypatch.setattr(merging, "BLOCK", 7 * 2 * len(destinations))
+    blocks = match(x, destinations)
+    assert torch.equal(blocks.best, whole.best)
+    torch.testing.assert_close(blocks.similarity, whole.similarity)

@@ -1,0 +1,422 @@
+"""Time one call of a UNet: unpatched, under our schedules, under its peers, and the floor.
+
+Speed may be measured on random weights of a real model's shape; likeness may not, and the distance
+given here only tells that a variant did something.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from .errors import SettingsError
+from .patch import patched
+from .peers import tiles, todo, tomesd
+from .pipelines import load_pipeline
+from .schedule import Phase, Schedule
+from .sites import find_sites
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+"""Configurations of the UNets of Stable Diffusion 1.5, 2.1 and XL, where not diffusers' default."""
+
+MODELS = (*SHAPES, "pocket")
+NOISY = 0.1
+"""Spread of a ratio, interquartile range over median, from which on it means little."""
+
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a model's shape, the size of its latents, and how it runs."""
+
+    model: str = "sd15"
+    height: int = 64
+    width: int = 64
+    batch: int = 2
+    dtype: str = "float32"
+    device: str = "cpu"
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant's figures. Times are medians over the rounds, in seconds a call of the UNet."""
+
+    model: str
+    height: int
+    width: int
+    tokens: int
+    """At the highest resolution that has self-attention."""
+    batch: int
+    dtype: str
+    device: str
+    threads: int
+    compiled: bool
+    variant: str
+    rounds: int
+    seconds: float
+    attention_seconds: float
+    """Within the self-attention modules of that resolution; 0 where compiled."""
+    ratio: float
+    """Time over unpatched time, the median over the rounds."""
+    ratio_low: float
+    ratio_high: float
+    """Its quartiles."""
+    removed: float
+    """Share of the removable time that is removed: (T₀ - T) / (T₀ - T_floor)."""
+    peak_mib: float
+    """Memory above what the idle model holds."""
+    distance: float
+    """Relative L2 distance of the output to the unpatched one."""
+    noisy: bool
+
+
+class Variant(NamedTuple):
+    """A way to run a UNet."""
+
+    enter: Callable[[UNet2DConditionModel], AbstractContextManager[Any]]
+    """Changes a UNet until the end of a ``with`` block."""
+    cycle: int = 1
+    """Steps after which it does the same again."""
+
+
+def build(case: Case) -> UNet2DConditionModel:
+    """The UNet of a case, with random weights, but for ``pocket``."""
+    dtype = getattr(torch, case.dtype)
+    if case.model == "pocket":
+        return load_pipeline("pocket", device=case.device, dtype=case.dtype).unet
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device(case.device):
+            return UNet2DConditionModel(sample_size=case.height, **SHAPES[case.model]).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def floor(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Self-attention at the highest resolution gives zeros at once: no patch can be faster."""
+
+    class Zeros:
+        def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+            return torch.zeros_like(hidden_states)
+
+    top = _top(unet)
+    before = [module.processor for module in top]
+    try:
+        for module in top:
+            module.set_processor(Zeros())
+        yield
+    finally:
+        for module, processor in zip(top, before, strict=True):
+            module.set_processor(processor)
+
+
+def _top(unet: UNet2DConditionModel) -> list[Any]:
+    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    top = min(site.downsample for site in sites)
+    return [site.module for site in sites if site.downsample == top]
+
+
+def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
+    """Unpatched, the floor, each phase of the schedules for itself, and the peers.
+
+    Args:
+        schedules: Names of presets or paths of YAML files.
+        peers: Also tomesd (PyPI), keys downsampled (the ToDo idea), tiles (the HyperTile idea).
+
+    Raises:
+        ScheduleError: If a schedule cannot be read.
+    """
+    found = dict(BASES)
+    for name in schedules:
+        phases = Schedule.load(name).phases
+        for number, phase in enumerate(phases, 1):
+            label = Path(name).stem + (f", phase {number}" if len(phases) > 1 else "")
+            found[label] = _constant(phase)
+    return found | PEERS if peers else found
+
+
+def _constant(phase: Phase) -> Variant:
+    settings = {k: v for k, v in phase.to_dict().items() if k not in ("until", "until_step")}
+    schedule = Schedule(phases=(Phase(**settings),))
+    return Variant(lambda unet: patched(unet, schedule), max(phase.reuse, phase.refresh))
+
+
+BASES = {"unpatched": Variant(lambda _: nullcontext()), "floor": Variant(floor)}
+PEERS = {
+    "tomesd 0.4": Variant(partial(tomesd, ratio=0.4)),
+    "tomesd 0.5": Variant(partial(tomesd, ratio=0.5)),
+    "ToDo, stride 2": Variant(partial(todo, stride=2)),
+    "tiles of 256": Variant(partial(tiles, side=16)),
+}
+
+
+class Stopwatch:
+    """Calls a UNet at consecutive steps of a run, and tells how long it took."""
+
+    def __init__(self, unet: UNet2DConditionModel, case: Case):
+        self.unet, self.case = unet, case
+        self.device = torch.device(case.device)
+        solver = DDIMScheduler()
+        solver.set_timesteps(STEPS, device=self.device)
+        self.timesteps = solver.timesteps
+        random = torch.Generator().manual_seed(0)
+        config = unet.config
+        like = {"device": self.device, "dtype": getattr(torch, case.dtype)}
+        shape = (case.batch, config.in_channels, case.height, case.width)
+        self.sample = torch.randn(shape, generator=random).to(**like)
+        width = config.cross_attention_dim
+        self.text = torch.randn((case.batch, 77, width), generator=random).to(**like)
+        self.extra: dict[str, Any] = {}
+        if config.addition_embed_type == "text_time":
+            pooled = torch.randn((case.batch, 1280), generator=random).to(**like)
+            ids = torch.zeros((case.batch, 6), **like)
+            self.extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+        self.attention = 0.0
+
+    def call(self, step: int) -> Tensor:
+        """The UNet's output at a step of the run."""
+        with torch.inference_mode():
+            out = self.unet(self.sample, self.timesteps[step], self.text, **self.extra).sample
+        self._wait()
+        return out  # type: ignore[no-any-return]
+
+    def time(self, calls: int) -> tuple[float, float]:
+        """Mean seconds of ``calls`` consecutive calls, and those within the attention."""
+        with ExitStack() as stack:
+            if not self.case.compiled:
+                for module in _top(self.unet):
+                    for hook in self._watch(module):
+                        stack.callback(hook.remove)
+            self.attention = 0.0
+            begun = time.perf_counter()
+            for step in range(calls):
+                self.call(step)
+            seconds = time.perf_counter() - begun
+        return seconds / calls, self.attention / calls
+
+    def _watch(self, module: Any) -> list[Any]:
+        begun = [0.0]
+
+        def before(*_: Any) -> None:
+            self._wait()
+            begun[0] = time.perf_counter()
+
+        def after(*_: Any) -> None:
+            self._wait()
+            self.attention += time.perf_counter() - begun[0]
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak(self) -> tuple[float, Tensor]:
+        """Memory in MiB that a call takes above what is held before it, and the call's output."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            held = torch.cuda.memory_allocated(self.device)
+            out = self.call(0)
+            return (torch.cuda.max_memory_allocated(self.device) - held) / 2**20, out
+        process, done = psutil.Process(os.getpid()), threading.Event()
+        held = most = process.memory_info().rss
+
+        def poll() -> None:
+            nonlocal most
+            while not done.wait(0.002):
+                most = max(most, process.memory_info().rss)
+
+        thread = threading.Thread(target=poll)
+        thread.start()
+        try:
+            out = self.call(0)
+        finally:
+            done.set()
+            thread.join()
+        return (most - held) / 2**20, out
+
+
+def run(
+    case: Case,
+    variants: dict[str, Variant],
+    rounds: int,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[list[Row]]:
+    """Time the variants in turns; the first round warms up and does not count.
+
+    Args:
+        case: What to time.
+        variants: ``unpatched`` and ``floor`` among them.
+        rounds: How many rounds count, at least 1.
+        note: Told what is being done.
+
+    Yields:
+        After each round, the rows so far: whoever is interrupted keeps the last.
+
+    Raises:
+        SettingsError: If the case or ``rounds`` is out of range.
+
+    Example:
+        >>> case = Case("pocket", 16, 16)
+        >>> *_, rows = run(case, BASES, rounds=1)
+        >>> [row.variant for row in rows]
+        ['unpatched', 'floor']
+    """
+    if case.model not in MODELS:
+        raise SettingsError(f"no model {case.model!r} to time; there are {', '.join(MODELS)}")
+    if rounds < 1 or min(case.height, case.width) < 8 or case.batch < 1:
+        raise SettingsError("rounds and batch must be 1 or more, sides of the latents 8 or more")
+    note("building the model")
+    unet = build(case)
+    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    top = min(site.downsample for site in sites)
+    tokens = -(-case.height // top) * -(-case.width // top)
+    if case.compiled:
+        torch._dynamo.config.recompile_limit = 8 * len(variants)
+        unet.compile()
+    watch = Stopwatch(unet, case)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    memory: dict[str, float] = {}
+    distance: dict[str, float] = {}
+    reference: Tensor | None = None
+    for number in range(rounds + 1):
+        names = list(variants)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            note(f"{'warm-up' if not number else f'round {number}/{rounds}'}: {name}")
+            with variants[name].enter(unet):
+                if number:
+                    times[name].append(watch.time(variants[name].cycle))
+                    continue
+                memory[name], out = watch.peak()
+            if reference is None:  # unpatched comes first in the first round
+                reference = out.float()
+            distance[name] = float((out.float() - reference).norm() / reference.norm())
+        if number:
+            yield [
+                _row(case, name, tokens, times, memory[name], distance[name]) for name in variants
+            ]
+
+
+def _row(
+    case: Case,
+    name: str,
+    tokens: int,
+    times: dict[str, list[tuple[float, float]]],
+    peak: float,
+    distance: float,
+) -> Row:
+    ratios = [a / b for (a, _), (b, _) in zip(times[name], times["unpatched"], strict=True)]
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    seconds, unpatched, least = (
+        median(t for t, _ in times[key]) for key in (name, "unpatched", "floor")
+    )
+    ratio = median(ratios)
+    return Row(
+        **asdict(case),
+        tokens=tokens,
+        threads=torch.get_num_threads(),
+        variant=name,
+        rounds=len(ratios),
+        seconds=seconds,
+        attention_seconds=median(a for _, a in times[name]),
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        removed=(unpatched - seconds) / (unpatched - least) if unpatched != least else 0.0,
+        peak_mib=peak,
+        distance=distance,
+        noisy=len(ratios) > 1 and (high - low) / ratio > NOISY,
+    )
+
+
+def write_csv(rows: list[Row], path: Path, command: str) -> None:
+    """Write the rows, below a comment that names the command, the machine and the versions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# {command}\n# {machine()}\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            shown = asdict(row).items()
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in shown})
+
+
+def machine() -> str:
+    """Processor, graphics processor and versions, in a line."""
+    import diffusers
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu}{gpu}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Time against tokens on logarithmic axes, with each variant's slope.
+
+    Raises:
+        SettingsError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SettingsError("a plot needs matplotlib: pip install 'agentsd[bench]'") from None
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row.variant for row in rows):
+        found = sorted((row.tokens, row.seconds) for row in rows if row.variant == name)
+        slope = ""
+        if len(found) > 1:
+            (a, s), (b, t) = found[0], found[-1]
+            exponent = torch.tensor(t / s).log() / torch.tensor(b / a).log()
+            slope = f", slope {exponent:.2f}"
+        axes.plot(*zip(*found, strict=True), "o-", label=name + slope)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds a call")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=110)
