@@ -16,7 +16,10 @@ CORE = (
     *("processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-APPLICATION = ("pipelines", "generation", "cli")
+APPLICATION = (
+    *("pipelines", "generation", "intervals", "metrics", "likeness", "features", "peers"),
+    *("protocol", "evaluation", "report", "cli_evaluate", "cli"),
+)
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)
 MATHS = ("attention", "merging", "sampling")
