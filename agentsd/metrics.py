@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def load_statistics(path: str | Path) -> Statistics:
     try:
         with np.load(path) as file:
             found = Statistics(*(np.asarray(file[k], np.float64) for k in ("mu", "sigma")))
-    except (OSError, ValueError, KeyError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
         raise EvaluationError(
             f"{path}: no .npz of statistics with mu and sigma, as pytorch-fid writes ({error})"
         ) from None

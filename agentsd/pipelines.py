@@ -60,7 +60,7 @@ def load_pipeline(
         >>> type(pipe).__name__
         'StableDiffusionPipeline'
     """
-    target = _device(device)
+    target = target_device(device)
     kwargs["dtype"] = _dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
@@ -108,7 +108,12 @@ def _single_file_class(path: Path) -> type[DiffusionPipeline]:
     return StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def target_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, which must be there; by default CUDA, else MPS, else the CPU.
+
+    Raises:
+        LoadError: If it is not there.
+    """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -17,8 +17,8 @@ CORE = (
 )
 """The core, in the order in which each module may import those before it."""
 APPLICATION = (
-    *("pipelines", "generation", "intervals", "metrics", "likeness", "features", "peers"),
-    *("protocol", "evaluation", "report", "cli_evaluate", "cli"),
+    *("pipelines", "generation", "peers", "intervals", "metrics", "inception", "pictures"),
+    *("features", "likeness", "protocol", "evaluation", "report", "cli_evaluate", "cli"),
 )
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)

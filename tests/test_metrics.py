@@ -182,14 +182,18 @@ def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"\(3,\) and \(2, 2\)"),
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "NaN"),
         (None, "no .npz"),
+        ("cut", "no .npz"),
     ],
 )
 def test_wrong_statistics_name_the_file(
-    tmp_path: Path, save: dict[str, Array] | None, says: str
+    tmp_path: Path, save: dict[str, Array] | str | None, says: str
 ) -> None:
     path = tmp_path / "wrong.npz"
     if save is None:
         path.write_text("nothing")
+    elif isinstance(save, str):
+        np.savez(path, mu=np.zeros(3), sigma=np.zeros((3, 3)))
+        path.write_bytes(path.read_bytes()[:200])
     else:
         np.savez(path, **save)
     with pytest.raises(EvaluationError, match=says) as told:
