@@ -271,6 +271,70 @@ def paired_command(
     sets.show(result, "\n".join(told), as_json)
 
 
+@app.command("run")
+def run_command(
+    protocol: Annotated[str, typer.Argument(help="A YAML file, or 'pocket', 'imagenet2k'.")],
+    out: Annotated[Path, typer.Option(help="Folder for images and report; goes on what is there.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Its cut of a few minutes.")] = False,
+    model: Annotated[str | None, typer.Option(help="Another model than it says.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Real images for FID and KID, as for 'fid'.")
+    ] = None,
+    cache: CacheFolder = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment: make what is missing, measure it, write report.html and report.json."""
+    import diffusers
+    import transformers
+
+    from . import evaluation, report
+    from .output import prepare_folder
+    from .pipelines import load_pipeline
+    from .protocol import load_protocol
+
+    plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
+    prepare_folder(out)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    pipe = load_pipeline(plan.model, device=device, dtype=dtype)
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        found = evaluation.run(plan, out, pipe, cache=cache, progress=progress)
+    _show_report(found, report.write(found, out), as_json)
+
+
+@app.command("report")
+def report_command(
+    out: Annotated[Path, typer.Argument(help="Folder that an experiment ran in.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write an experiment's report.html again, from its report.json and images."""
+    from . import report
+
+    found = report.load(out)
+    _show_report(found, report.write(found, out), as_json)
+
+
+def _show_report(found: dict[str, Any], page: Path, as_json: bool) -> None:
+    from .report import markdown
+
+    for note in found["notes"]:
+        _note(note)
+    without = {key: value for key, value in found.items() if key != "values"}
+    told = json.dumps(without) if as_json else f"{markdown(found)}\n{page}"
+    stdout.print(told, markup=False)
+
+
 DEFAULT_CLIP = "clip:openai/clip-vit-base-patch16"
 """For images of other models than the pocket one; from the hub, or its cache."""
 

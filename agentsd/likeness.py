@@ -52,8 +52,10 @@ def ssim(a: ArrayLike, b: ArrayLike) -> float:
     """
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError:
-        raise EvaluationError("SSIM needs torchmetrics: pip install 'agentsd[evaluate]'") from None
+    except ImportError as error:
+        raise EvaluationError(
+            f"SSIM needs torchmetrics: pip install 'agentsd[evaluate]' ({error})"
+        ) from None
     x, y = (torch.from_numpy(np.asarray(z, np.float64)).permute(2, 0, 1)[None] for z in (a, b))
     if min(x.shape[2:]) < 11:
         raise EvaluationError(f"SSIM needs images of 11 pixels or more (got {tuple(x.shape[2:])})")

@@ -51,6 +51,32 @@ class Estimate(NamedTuple):
         return Interval(self.value, self.value - half, self.value + half)
 
 
+def difference(a: Estimate, b: Estimate, groups: ArrayLike) -> Interval:
+    """The difference of two figures of one reference, paired image by image, normal.
+
+    Args:
+        a: Of ``N`` images.
+        b: Of as many, made from the same prompts and seeds, in the same order.
+        groups: ``[N]`` labels, such as prompts, within which images are alike.
+
+    Raises:
+        EvaluationError: If the numbers of images differ.
+    """
+    if a.influence.shape != b.influence.shape:
+        raise EvaluationError(
+            f"{len(a.influence)} and {len(b.influence)} images cannot be paired; equal numbers can"
+        )
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    together = np.bincount(index, a.influence - b.influence)
+    spread = np.sum(together**2) / len(index) ** 2
+    if a.reference_influence is not None and b.reference_influence is not None:
+        shift = a.reference_influence - b.reference_influence
+        spread += np.mean(shift**2) / len(shift)
+    half = z_value(0.95) * float(np.sqrt(spread))
+    value = a.value - b.value
+    return Interval(value, value - half, value + half)
+
+
 def statistics(features: ArrayLike) -> Statistics:
     """Mean and unbiased covariance of features, accumulated in float64.
 

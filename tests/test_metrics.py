@@ -11,12 +11,15 @@ import torch
 from independent import torch_fidelity
 
 from agentsd.errors import EvaluationError
+from agentsd.intervals import Interval
 from agentsd.metrics import (
     Array,
+    Estimate,
     Statistics,
     caution,
     clip_score,
     cosine,
+    difference,
     fid,
     fid_infinity,
     kid,
@@ -154,14 +157,38 @@ def test_order_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("metric", [fid, kid])
-def test_errors_are_those_of_fresh_samples(metric: Callable[..., object]) -> None:
+def test_errors_are_those_of_fresh_samples(metric: Callable[..., Estimate]) -> None:
     """The standard error of one pair of sets is the deviation over many pairs."""
     found = [metric(normal(150, 4, 2 * i), normal(60, 4, 2 * i + 1, 0.4)) for i in range(150)]
-    spread = np.std([f.value for f in found])  # type: ignore[attr-defined]
-    told = np.mean([f.error for f in found])  # type: ignore[attr-defined]
+    spread = np.std([f.value for f in found])
+    told = np.mean([f.error for f in found])
     assert 0.8 < told / spread < 1.25
-    alone = np.mean([np.sqrt(np.mean(f.influence**2) / 150) for f in found])  # type: ignore[attr-defined]
+    alone = np.mean([np.sqrt(np.mean(f.influence**2) / 150) for f in found])
     assert alone / spread < 0.8  # without the reference's part it would be too small
+
+
+@pytest.mark.parametrize("metric", [fid, kid])
+def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Estimate]) -> None:
+    """Two images a prompt, nearly alike; the paired error is the deviation over many runs."""
+    found = []
+    for i in range(150):
+        draw = np.random.default_rng(i)
+        prompts = np.repeat(draw.normal(size=(60, 4)), 2, axis=0)
+        x, y = (prompts + 0.2 * draw.normal(size=(120, 4)) + shift for shift in (0.3, 0.4))
+        reference = draw.normal(size=(100, 4))
+        of_both = metric(x, reference), metric(y, reference)
+        labels = np.repeat(np.arange(60), 2)
+        found.append((of_both, difference(*of_both, labels)))
+    spread = np.std([paired.mean for _, paired in found])
+
+    def error(interval: Interval) -> float:
+        return (interval.high - interval.low) / 3.92
+
+    assert 0.8 < np.mean([error(paired) for _, paired in found]) / spread < 1.25
+    unpaired = [np.hypot(a.error, b.error) for (a, b), _ in found]
+    assert np.mean(unpaired) / spread > 1.5
+    with pytest.raises(EvaluationError, match="60 and 120 images cannot be paired"):
+        difference(metric(x[:60], reference), of_both[1], labels)
 
 
 def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
