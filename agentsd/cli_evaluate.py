@@ -240,6 +240,7 @@ def paired_command(
     """Likeness to images of the same prompts and seeds: PSNR, SSIM, cosine of CLIP embeddings."""
     import numpy as np
 
+    from . import lpips
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .likeness import likeness, pairs, worst
@@ -249,14 +250,19 @@ def paired_command(
     found = pairs(pictures(images), pictures(_no_statistics(reference)))
     name = clip or ("pocket" if _is_pocket([p.image for p in found]) else DEFAULT_CLIP)
     sets = _Sets(name, size, convert, skip_bad, cache, device)
+    judges: dict[str, Any] = {"clip": load_clip(name, sets.device), "lpips": lpips.at_hand()}
+    if judges["lpips"] is None:
+        _note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
     with _progress("pairs", len(found)) as done:
         rows, sets.bad = likeness(
-            found, load_clip(name, sets.device), sets.reading, folder=cache, progress=done
+            found, reading=sets.reading, folder=cache, progress=done, **judges
         )
     labels = [row["prompt"] or row["image"] for row in rows]
     result: dict[str, Any] = {"pairs": len(rows)}
     told = []
-    for figure, unit in (("psnr", " dB"), ("ssim", ""), ("cosine", "")):
+    for figure, unit in (("psnr", " dB"), ("ssim", ""), ("cosine", ""), ("lpips", "")):
+        if figure not in rows[0]:
+            continue
         values = [row[figure] for row in rows]
         [mean] = bootstrap(values, labels)
         quantiles = [float(q) for q in np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]

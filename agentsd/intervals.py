@@ -48,8 +48,8 @@ def bootstrap(
 
     Images of one prompt are alike, so prompts are drawn, each with all of its seeds. All columns
     share the draws: the interval of a difference of two columns is paired by prompt and seed. With
-    few groups, percentile intervals are too narrow; they are widened as Student's t asks
-    (Hesterberg, 2015, arXiv 1411.5279, section 4.6: the expanded percentile interval).
+    few groups, percentile intervals are too narrow (Hesterberg, 2015, arXiv 1411.5279); both halves
+    are stretched by what Student's interval is wider than the normal one.
 
     Args:
         values: ``[N]`` or ``[N, K]``, a column for each thing that was measured.
@@ -86,14 +86,17 @@ def bootstrap(
     draw = np.random.default_rng(seed)
     weights = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
     drawn = weights @ sums / (weights @ sizes)[:, None]  # [R, K]
-    tail = _tail(level, len(sizes))
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    stretch = _stretch(level, len(sizes))
+    low, high = (means + stretch * (end - means) for end in (low, high))
     return [Interval(*map(float, ends)) for ends in zip(means, low, high, strict=True)]
 
 
-def _tail(level: float, groups: int) -> float:
-    """The quantile to cut at, so that an interval from few groups is as wide as Student's."""
-    z, free = z_value(level), groups - 1
-    # Student's quantile from the normal one (Cornish and Fisher; Abramowitz & Stegun 26.7.5).
-    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    return NormalDist().cdf(-t * float(np.sqrt(groups / free)))
+def _stretch(level: float, groups: int) -> float:
+    """By what to stretch a percentile interval from few groups."""
+    z, n = z_value(level), groups - 1
+    # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5); and the deviation of
+    # resampled means divides by the number of groups, not by one less.
+    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return t / z * float(np.sqrt(groups / n))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .errors import EvaluationError
 from .features import Clip, extract
+from .lpips import Lpips
 from .metrics import cosine
 from .output import side_by_side
 from .pictures import Picture, Reading, decoded, digest_of, opened
@@ -108,6 +109,7 @@ def likeness(
     clip: Clip,
     reading: Reading | None = None,
     *,
+    lpips: Lpips | None = None,
     folder: Path | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Likeness:
@@ -117,18 +119,21 @@ def likeness(
         found: What :func:`pairs` matched.
         clip: Whose embeddings to compare.
         reading: How to read the images.
+        lpips: Measures that as well, where given.
         folder: Of the features' cache.
         progress: Called with the number of pairs that are done.
 
     Returns:
         For each pair its ``image`` and ``reference`` (names), ``prompt``, ``seed``, ``psnr``,
-        ``ssim`` and ``cosine``.
+        ``ssim``, ``cosine`` and perhaps ``lpips``.
 
     Raises:
         EvaluationError: Names the first image that cannot be used, unless bad ones are skipped.
     """
     reading = reading or Reading()
-    rows, bad, kept = [], [], []
+    rows: list[dict[str, Any]] = []
+    bad: list[str] = []
+    kept: list[Pair] = []
     for number, pair in enumerate(found, start=1):
         try:
             a, b = (_read(picture, reading) for picture in pair)
@@ -146,6 +151,8 @@ def likeness(
         known = {"prompt": pair.image.prompt, "seed": pair.image.seed}
         x, y = np.asarray(a), np.asarray(b)
         rows.append({**names, **known, "psnr": psnr(x, y), "ssim": ssim(x, y)})
+        if lpips is not None:
+            rows[-1]["lpips"] = lpips.between(x, y)
         kept.append(pair)
         progress(number)
     if not kept:

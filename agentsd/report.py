@@ -21,8 +21,8 @@ LABELS = {
     "ssim": "SSIM to unpatched",
     "cosine": "CLIP cosine to unpatched",
     "clip_score": "CLIP score",
-    "fid": "FID",
-    "kid": "KID, ×1000",
+    "fid": "FID to the reference",
+    "kid": "KID to the reference, ×1000",
 }
 SCALE = {"time": 100.0, "kid": 1000.0}
 THUMBNAIL = 112
@@ -67,10 +67,9 @@ def write(report: dict[str, Any], out: Path) -> Path:
     figures = [f for f in LABELS if f == "time" or any(f in row for row in table.values())]
     plots = []
     for figure in figures[1:]:
-        if figure != "fid" or report["protocol"]["reference"] != UNPATCHED:
-            data = plot(report, figure)
-            write_whole(out / f"{figure}.png", data)
-            plots.append(_embedded(data, "png"))
+        data = plot(report, figure)
+        write_whole(out / f"{figure}.png", data)
+        plots.append(_embedded(data, "png"))
     write_whole(out / "table.md", markdown(report).encode())
     settings = {"protocol": report["protocol"], "made_with": report["made_with"]}
     settings["variants"] = {name: table[name]["spec"] for name in names}

@@ -24,6 +24,9 @@ from .protocol import UNPATCHED, Protocol, Variant
 FIGURES = ("psnr", "ssim", "cosine", "clip_score")
 """Measured of each image; higher is better in all of them."""
 
+ENOUGH = 20
+"""Images of a variant from which on FID and KID are worth a look."""
+
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how much of it is done, and of how much."""
 
@@ -89,7 +92,7 @@ def measure(
     if len(set(prompts)) < 20:
         notes.append(
             f"{len(set(prompts))} prompts: the intervals are as wide as so few allow, and speak "
-            "of prompts like these"
+            "of prompts like these alone"
         )
     return {
         "protocol": protocol.model_dump(),
@@ -129,8 +132,8 @@ def _distances(
 ) -> list[str]:
     """FID and KID of each variant into the table; returns what to say of them."""
     count, dimensions = features[UNPATCHED].shape
-    if count < 3:
-        return [f"{count} images are too few for FID and KID"]
+    if count < ENOUGH:
+        return [f"{count} images a variant are too few for FID and KID; {ENOUGH} are the least"]
     of_unpatched = protocol.reference == UNPATCHED
     if of_unpatched:
         reference = features[UNPATCHED]

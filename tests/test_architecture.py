@@ -18,7 +18,17 @@ CORE = (
 """The core, in the order in which each module may import those before it."""
 APPLICATION = (
     *("pipelines", "generation", "peers", "intervals", "metrics", "inception", "pictures"),
-    *("features", "likeness", "protocol", "scoring", "evaluation", "report", "cli_evaluate", "cli"),
+    *(
+        "features",
+        "lpips",
+        "likeness",
+        "protocol",
+        "scoring",
+        "evaluation",
+        "report",
+        "cli_evaluate",
+        "cli",
+    ),
 )
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)

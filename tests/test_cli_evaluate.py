@@ -117,6 +117,7 @@ def test_paired(run: Run, tmp_path: Path) -> None:
     assert quantiles == sorted(quantiles)
     assert quantiles[0] > 20 * np.log10(255 / 30) - 1e-6
     assert found["ssim"]["mean"] < 1
+    assert ("LPIPS is left out" in err) == ("lpips" not in found)
     rows = (tmp_path / "figures" / "likeness.jsonl").read_text().splitlines()
     worst = json.loads(rows[-1])
     assert worst["psnr"] == quantiles[0]

@@ -21,10 +21,11 @@ def coverage(groups: int, each: int, grouped: bool = True) -> float:
 
 
 def test_intervals_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert coverage(3, 1) > 0.9
     assert 0.92 < coverage(8, 1) < 0.98
     assert 0.92 < coverage(30, 4) < 0.98
     assert coverage(30, 4, grouped=False) < 0.8  # images of one prompt taken for strangers
-    monkeypatch.setattr(intervals, "_tail", lambda level, groups: (1 - level) / 2)
+    monkeypatch.setattr(intervals, "_stretch", lambda level, groups: 1)
     assert coverage(8, 1) < 0.92  # the plain percentile interval
 
 
