@@ -328,16 +328,13 @@ def precision_recall(features: ArrayLike, reference: ArrayLike, k: int = 3) -> t
     """
     x, y = (torch.from_numpy(checked(z, least=k + 1)) for z in (features, reference))
 
-    def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
     def radii(z: torch.Tensor) -> torch.Tensor:
-        found = [distances(block, z).kthvalue(k + 1).values for block in z.split(BLOCK)]
+        found = [torch.cdist(block, z).kthvalue(k + 1).values for block in z.split(BLOCK)]
         return torch.cat(found)  # the first neighbour is the image itself
 
     def covered(a: torch.Tensor, b: torch.Tensor) -> Array:
         reach = radii(b)
-        found = [(distances(block, b) <= reach).any(1) for block in a.split(BLOCK)]
+        found = [(torch.cdist(block, b) <= reach).any(1) for block in a.split(BLOCK)]
         return np.asarray(torch.cat(found).double().numpy())
 
     return covered(x, y), covered(y, x)

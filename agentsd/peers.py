@@ -37,8 +37,9 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
         raise PatchError("tomesd is not here: pip install 'agentsd[peers]'") from None
     unet = find_unet(x)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # it copies the global generator's state at its first use
+        # It copies the state of the device's global generator at its first use.
+        with torch.random.fork_rng([unet.device] if unet.device.type == "cuda" else []):
+            torch.manual_seed(0)
             tomesd.apply_patch(unet, ratio=ratio, **settings)
             yield x
     finally:

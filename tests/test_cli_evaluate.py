@@ -188,6 +188,13 @@ def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
     assert (code, json.loads(out)["pairs"]) == (0, 28)
 
 
+def test_help_names_the_commands(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("fid", "kid", "precision-recall", "clip-score", "paired", "run", "report"):
+        assert f" {command} " in out
+
+
 @pytest.mark.parametrize("arguments", [["fid", "nowhere", "b"], ["clip_score", "nowhere"]])
 def test_scripts(arguments: list[str]) -> None:
     script, *given = arguments
