@@ -19,8 +19,8 @@ DIGEST = "6726825d"
 
 SIDE = 299
 
-Layers = dict[str, tuple[int, int | tuple[int, int]]]
-"""Names of convolutions in the order of the branches, with output channels and kernel."""
+Branch = list[tuple[str, int, int | tuple[int, int]]]
+"""Convolutions one after the other: name, output channels, kernel."""
 
 
 def weights_file(path: Path | None = None) -> Path:
@@ -85,79 +85,82 @@ class _Convolution(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches of convolutions side by side; ``a`` and ``b`` of a name fork its branch's end."""
+    """Branches side by side; the last one begins with a pooling.
 
-    def __init__(self, inputs: int, layers: Layers, pool: str = "average"):
+    Branches that fork share their first layers, by name, and compute them twice.
+    """
+
+    def __init__(self, inputs: int, branches: list[Branch], pool: str = "average"):
         super().__init__()
-        self.branches: dict[str, list[str]] = {"branch_pool": []}
-        self.halves, self.pool = "branch_pool" not in layers, pool
-        widths: dict[str, int] = {}
-        for name, (outputs, kernel) in layers.items():
-            branch = name.partition("_")[0] if name != "branch_pool" else name
-            chain = self.branches.setdefault(branch, [])
-            last = [n for n in layers if f"{n}_".startswith(f"{branch}_")][-1] == name
-            stride = 2 if self.halves and last else 1
-            source = chain[-2] if name.endswith("b") else chain[-1] if chain else None
-            width = widths[source] if source else inputs
-            setattr(self, name, _Convolution(width, outputs, kernel, stride, stride == 1))
-            chain.append(name)
-            widths[name] = outputs
-        self.branches["branch_pool"] = self.branches.pop("branch_pool")  # the last of the output
+        self.pool = pool
+        self.branches = [[name for name, _, _ in branch] for branch in branches]
+        for branch in branches:
+            width = inputs
+            for number, (name, outputs, kernel) in enumerate(branch, start=1):
+                stride = 2 if pool == "halve" and number == len(branch) else 1
+                if not hasattr(self, name):
+                    layer = _Convolution(width, outputs, kernel, stride, padding=stride == 1)
+                    setattr(self, name, layer)
+                width = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        found = []
-        for branch, names in self.branches.items():
-            before = y = self._pooled(x) if branch == "branch_pool" else x
-            for name in names:
-                if name.endswith("b"):
-                    found.append(getattr(self, name)(before))
-                else:
-                    before, y = y, getattr(self, name)(y)
-                    if name.endswith("a"):
-                        found.append(y)
-            if not names or not names[-1].endswith("b"):
-                found.append(y)
+        found = [x] * (len(self.branches) - 1) + [self._pooled(x)]
+        for number, branch in enumerate(self.branches):
+            for name in branch:
+                found[number] = getattr(self, name)(found[number])
         return torch.cat(found, 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if self.halves:
+        if self.pool == "halve":
             return F.max_pool2d(x, 3, 2)
         if self.pool == "max":  # the last block of these weights, against the paper
             return F.max_pool2d(x, 3, 1, 1)
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def _a(pool: int) -> Layers:
-    first: Layers = {"branch1x1": (64, 1), "branch5x5_1": (48, 1), "branch5x5_2": (64, 5)}
-    return first | {
-        **{"branch3x3dbl_1": (64, 1), "branch3x3dbl_2": (96, 3), "branch3x3dbl_3": (96, 3)},
-        "branch_pool": (pool, 1),
-    }
+def _a(pool: int) -> list[Branch]:
+    return [
+        [("branch1x1", 64, 1)],
+        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+        [("branch_pool", pool, 1)],
+    ]
 
 
-def _c(width: int) -> Layers:
-    return {
-        "branch1x1": (192, 1),
-        **{"branch7x7_1": (width, 1), "branch7x7_2": (width, (1, 7)), "branch7x7_3": (192, (7, 1))},
-        **{"branch7x7dbl_1": (width, 1), "branch7x7dbl_2": (width, (7, 1))},
-        **{"branch7x7dbl_3": (width, (1, 7)), "branch7x7dbl_4": (width, (7, 1))},
-        **{"branch7x7dbl_5": (192, (1, 7)), "branch_pool": (192, 1)},
-    }
+def _c(width: int) -> list[Branch]:
+    return [
+        [("branch1x1", 192, 1)],
+        [("branch7x7_1", width, 1), ("branch7x7_2", width, (1, 7)), ("branch7x7_3", 192, (7, 1))],
+        [
+            *(("branch7x7dbl_1", width, 1), ("branch7x7dbl_2", width, (7, 1))),
+            *(("branch7x7dbl_3", width, (1, 7)), ("branch7x7dbl_4", width, (7, 1))),
+            ("branch7x7dbl_5", 192, (1, 7)),
+        ],
+        [("branch_pool", 192, 1)],
+    ]
 
 
-B: Layers = {
-    "branch3x3": (384, 3),
-    **{"branch3x3dbl_1": (64, 1), "branch3x3dbl_2": (96, 3), "branch3x3dbl_3": (96, 3)},
-}
-D: Layers = {
-    **{"branch3x3_1": (192, 1), "branch3x3_2": (320, 3), "branch7x7x3_1": (192, 1)},
-    **{"branch7x7x3_2": (192, (1, 7)), "branch7x7x3_3": (192, (7, 1)), "branch7x7x3_4": (192, 3)},
-}
-E: Layers = {
-    **{"branch1x1": (320, 1), "branch3x3_1": (384, 1), "branch3x3_2a": (384, (1, 3))},
-    **{"branch3x3_2b": (384, (3, 1)), "branch3x3dbl_1": (448, 1), "branch3x3dbl_2": (384, 3)},
-    **{"branch3x3dbl_3a": (384, (1, 3)), "branch3x3dbl_3b": (384, (3, 1)), "branch_pool": (192, 1)},
-}
+B: list[Branch] = [
+    [("branch3x3", 384, 3)],
+    [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+    [],
+]
+D: list[Branch] = [
+    [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
+    [
+        *(("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7))),
+        *(("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, 3)),
+    ],
+    [],
+]
+E: list[Branch] = [
+    [("branch1x1", 320, 1)],
+    [("branch3x3_1", 384, 1), ("branch3x3_2a", 384, (1, 3))],
+    [("branch3x3_1", 384, 1), ("branch3x3_2b", 384, (3, 1))],
+    [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), ("branch3x3dbl_3a", 384, (1, 3))],
+    [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), ("branch3x3dbl_3b", 384, (3, 1))],
+    [("branch_pool", 192, 1)],
+]
 
 
 class Inception(nn.Module):
@@ -175,11 +178,11 @@ class Inception(nn.Module):
         self.Conv2d_3b_1x1 = _Convolution(64, 80, 1, 1, False)
         self.Conv2d_4a_3x3 = _Convolution(80, 192, 3, 1, False)
         self.Mixed_5b, self.Mixed_5c = _Mixed(192, _a(32)), _Mixed(256, _a(64))
-        self.Mixed_5d, self.Mixed_6a = _Mixed(288, _a(64)), _Mixed(288, B)
+        self.Mixed_5d, self.Mixed_6a = _Mixed(288, _a(64)), _Mixed(288, B, "halve")
         self.Mixed_6b, self.Mixed_6c = _Mixed(768, _c(128)), _Mixed(768, _c(160))
         self.Mixed_6d, self.Mixed_6e = _Mixed(768, _c(160)), _Mixed(768, _c(192))
-        self.Mixed_7a, self.Mixed_7b = _Mixed(768, D), _Mixed(1280, E)
-        self.Mixed_7c = _Mixed(2048, E, pool="max")
+        self.Mixed_7a, self.Mixed_7b = _Mixed(768, D, "halve"), _Mixed(1280, E)
+        self.Mixed_7c = _Mixed(2048, E, "max")
 
     def forward(self, images: Tensor) -> Tensor:
         """8-bit images ``[B, 3, H, W]``, of any one size, to features ``[B, 2048]``."""

@@ -173,8 +173,12 @@ def _read(picture: Picture, reading: Reading) -> Image.Image:
 
 
 def sheet(rows: list[tuple[str, Image.Image, str, Image.Image]]) -> Image.Image:
-    """Pairs one under the other, each image under its label."""
-    strips = [side_by_side({left: a, right: b}) for left, a, right, b in rows]
+    """Pairs one under the other, each image under its label; small ones are enlarged."""
+    strips = []
+    for left, a, right, b in rows:
+        times = -(-192 // a.width)
+        shown = (image.resize((a.width * times, a.height * times), 0) for image in (a, b))
+        strips.append(side_by_side(dict(zip((left, right), shown, strict=True))))
     width, height = max(s.width for s in strips), sum(s.height for s in strips)
     whole = Image.new("RGB", (width, height), "white")
     top = 0
@@ -195,5 +199,5 @@ def worst(found: list[Pair], rows: list[dict[str, Any]], count: int = 10) -> Ima
         pair = by_name[row["image"]]
         a, b = _read(pair.reference, reading), _read(pair.image, reading)
         seed = "" if row["seed"] is None else f"seed {row['seed']}, "
-        strips.append((f"{seed}reference", a, f"{row['psnr']:.1f} dB", b.resize(a.size)))
+        strips.append((f"{seed}reference", a, f"{row['psnr']:.1f} dB", b))
     return sheet(strips)

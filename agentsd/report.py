@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .errors import EvaluationError
 from .likeness import sheet
@@ -193,22 +193,19 @@ def samples(report: dict[str, Any], out: Path, names: list[str]) -> Image.Image:
         middle = row * side + side // 2
         draw.text((4, middle), name, fill="black", font=ImageFont.load_default(13), anchor="lm")
         for number in range(count):
-            image = _image(out, name, number)
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            image = ImageOps.contain(_image(out, name, number), (THUMBNAIL, THUMBNAIL))
             whole.paste(image, (label + number * side, row * side))
     return whole
 
 
-def worst(report: dict[str, Any], out: Path, count: int = 10) -> Image.Image:
-    """The pairs with the lowest PSNR, the lowest on top, unpatched on the left."""
-    values = report["values"]
-    every = [
-        (psnr, name, number)
-        for name in values
+def worst(report: dict[str, Any], out: Path) -> Image.Image:
+    """Of each variant the image with the lowest PSNR beside the unpatched one, lowest on top."""
+    lowest = [
+        min((psnr, name, number) for number, psnr in enumerate(values["psnr"]))
+        for name, values in report["values"].items()
         if name != UNPATCHED
-        for number, psnr in enumerate(values[name]["psnr"])
     ]
-    if not every:
+    if not lowest:
         return Image.new("RGB", (1, 1), "white")
     return sheet(
         [
@@ -218,7 +215,7 @@ def worst(report: dict[str, Any], out: Path, count: int = 10) -> Image.Image:
                 f"{name}, {psnr:.1f} dB",
                 _image(out, name, number),
             )
-            for psnr, name, number in sorted(every)[:count]
+            for psnr, name, number in sorted(lowest)
         ]
     )
 

@@ -113,6 +113,7 @@ def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
     )
     assert UNPATCHED not in differences
     assert set(found["front"]) <= {"keys", "mine", "todo"}
+    assert report.plot(found, "psnr") != report.plot(found | {"front": []}, "psnr")
 
 
 def test_each_image_is_told_in_the_manifest(run: Any, tmp_path: Path) -> None:
@@ -256,8 +257,3 @@ def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         told = capsys.readouterr()
         assert (stop.value.code, told.out, len(told.err.splitlines())) == (code, "", 1)
         assert says in told.err
-
-
-def test_plots_show_the_front(run: Any) -> None:
-    found = run()
-    assert report.plot(found, "psnr") != report.plot(found | {"front": []}, "psnr")
