@@ -303,6 +303,7 @@ def run_command(
     from .protocol import load_protocol
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
+    report.require()
     prepare_folder(out)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()

@@ -18,7 +18,7 @@ from .generation import ImageSettings, Made, make_image, record
 from .output import prepare_folder, save_png, write_whole
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
-from .scoring import Progress, measure
+from .scoring import Judges, Progress, measure
 
 TIMING = ("seconds", "device", "agentsd", "torch", "file", "sha256")
 """What of a manifest's entry may differ from what a resumed run would write."""
@@ -49,11 +49,12 @@ def run(
             finds wrong.
         AgentSDError: If the pipeline cannot run a variant.
     """
+    judges = Judges.of(protocol, pipe.device)  # rather now than after hours of making images
     begun = time.perf_counter()
     with _sampling_with(protocol.scheduler, pipe):
         generate(protocol, out, pipe, progress)
     made = time.perf_counter()
-    report = measure(protocol, out, device=pipe.device, cache=cache, progress=progress)
+    report = measure(protocol, out, judges, cache=cache, progress=progress)
     report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
     return report

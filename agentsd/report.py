@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,21 @@ LABELS = {
 }
 SCALE = {"time": 100.0, "kid": 1000.0}
 THUMBNAIL = 112
+
+
+def require() -> None:
+    """Check that the packages are there that experiments need beside agentsd's own.
+
+    Raises:
+        EvaluationError: Names the one that is not.
+    """
+    for package in ("jinja2", "matplotlib", "torchmetrics"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise EvaluationError(
+                f"experiments need {package}: pip install 'agentsd[evaluate]' ({error})"
+            ) from None
 
 
 def load(out: Path) -> dict[str, Any]:
@@ -55,13 +71,12 @@ def write(report: dict[str, Any], out: Path) -> Path:
         Where ``report.html`` is.
 
     Raises:
-        EvaluationError: If matplotlib or Jinja2 is missing.
+        EvaluationError: As for :func:`require`.
         OutputError: If a file cannot be written.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError:
-        raise EvaluationError("reports need Jinja2: pip install 'agentsd[evaluate]'") from None
+    require()
+    from jinja2 import Environment
+
     table = report["variants"]
     names = sorted(table, key=lambda name: -table[name]["time"]["mean"])
     figures = [f for f in LABELS if f == "time" or any(f in row for row in table.values())]
@@ -131,15 +146,9 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], figure: str) -> bytes:
-    """A figure of every variant against its time, with intervals, as a PNG; with PSNR the front.
+    """A figure of every variant against its time, with intervals, as a PNG; with PSNR the front."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        EvaluationError: If matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EvaluationError("plots need matplotlib: pip install 'agentsd[evaluate]'") from None
     table = report["variants"]
     alike = figure in ("psnr", "ssim", "cosine")  # to itself, the unpatched is no figure
     names = [n for n in table if figure in table[n] and not (alike and n == UNPATCHED)]

@@ -8,13 +8,13 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .errors import EvaluationError
-from .features import Extractor, clip, extract, extractor
+from .features import Clip, Extractor, clip, extract, extractor
 from .intervals import Interval, bootstrap
 from .likeness import likeness, pairs
 from .metrics import caution, clip_score, difference, fid, kid
@@ -31,11 +31,31 @@ Progress = Callable[[str, int, int], object]
 """Called with what is being done, how much of it is done, and of how much."""
 
 
+class Judges(NamedTuple):
+    """What an experiment is measured by, loaded before its images are made."""
+
+    clip: Clip
+    features: Extractor
+    reference: list[Picture] | None  # None: the unpatched images
+
+    @classmethod
+    def of(cls, protocol: Protocol, device: Any = "cpu") -> Judges:
+        """Load those that a protocol names.
+
+        Raises:
+            EvaluationError: If one is not there.
+        """
+        reference = None if protocol.reference == UNPATCHED else pictures(protocol.reference)
+        judge = clip(protocol.clip, device)
+        same = protocol.features == protocol.clip
+        return cls(judge, judge if same else extractor(protocol.features, device), reference)
+
+
 def measure(
     protocol: Protocol,
     out: Path,
+    judges: Judges,
     *,
-    device: Any = "cpu",
     cache: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
@@ -44,9 +64,7 @@ def measure(
     Raises:
         EvaluationError: If an image is missing or cannot be used.
     """
-    judge = clip(protocol.clip, device)
-    other = protocol.features != protocol.clip
-    network: Extractor = extractor(protocol.features, device) if other else judge
+    judge = judges.clip
     ways, wanted = protocol.ways(), protocol.images()
     prompts = [settings.prompt for settings in wanted]
     texts, cut = judge.texts(prompts)
@@ -59,7 +77,7 @@ def measure(
         progress("variants measured", done, len(ways))
         name = way.name
         seen = extract(images[name], judge, folder=cache).values
-        features[name] = extract(images[name], network, folder=cache).values if other else seen
+        features[name] = extract(images[name], judges.features, folder=cache).values
         rows = likeness(pairs(images[name], images[UNPATCHED]), judge, folder=cache).rows
         values[name] = {figure: [row[figure] for row in rows] for figure in FIGURES[:3]}
         values[name]["clip_score"] = clip_score(seen, texts).tolist()
@@ -86,7 +104,7 @@ def measure(
                 ]
                 for figure in (*FIGURES, "time")
             }
-    notes = _distances(protocol, features, table, prompts, network, cache)
+    notes = _distances(protocol, features, table, prompts, judges, cache)
     if cut:
         notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
     if len(set(prompts)) < 20:
@@ -127,19 +145,19 @@ def _distances(
     features: dict[str, Any],
     table: dict[str, dict[str, Any]],
     prompts: list[str],
-    network: Extractor,
+    judges: Judges,
     cache: Path | None,
 ) -> list[str]:
     """FID and KID of each variant into the table; returns what to say of them."""
     count, dimensions = features[UNPATCHED].shape
     if count < ENOUGH:
         return [f"{count} images a variant are too few for FID and KID; {ENOUGH} are the least"]
-    of_unpatched = protocol.reference == UNPATCHED
-    if of_unpatched:
+    of_unpatched = judges.reference is None
+    if judges.reference is None:
         reference = features[UNPATCHED]
     else:
-        found = pictures(protocol.reference)
-        reference = extract(found, network, protocol.reading, folder=cache).values
+        found = extract(judges.reference, judges.features, protocol.reading, folder=cache)
+        reference = found.values
     for name, metric in (("fid", fid), ("kid", kid)):
         every = {way: metric(found, reference) for way, found in features.items()}
         for way, estimate in every.items():

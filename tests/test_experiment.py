@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,30 @@ def test_reference_of_real_images(run: Any, tmp_path: Path) -> None:
     )
     assert plain["fid"]["mean"] > 0.01
     assert "kid_difference" not in plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"reference": "nowhere"}, "nowhere: there is no such folder"),
+        ({"features": "inception:none.pth"}, "no Inception weights at none.pth"),
+        ({"clip": "clip:no/such/clip/x"}, "no CLIP"),
+    ],
+)
+def test_what_it_takes_to_measure_is_asked_for_first(
+    run: Any, tmp_path: Path, changes: Any, says: str
+) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        run(**changes)
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        EvaluationError, match=r"need matplotlib: pip install 'agentsd\[evaluate\]'"
+    ):
+        report.require()
 
 
 def test_a_variant_that_fails_is_told(run: Any) -> None:
