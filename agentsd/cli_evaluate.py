@@ -86,9 +86,9 @@ def fid_command(
     sets = _Sets(features, size, convert, skip_bad, cache, device)
     ours = sets.of(images)
     theirs = load_statistics(reference) if reference.endswith(".npz") else sets.of(reference).values
+    found = fid(ours.values, theirs)
     if note := caution(len(ours.values), ours.values.shape[1]):
         _note(note)
-    found = fid(ours.values, theirs)
     result = {"fid": found.value, "error": found.error, "interval": list(found.interval[1:])}
     if infinity:
         far = fid_infinity(ours.values, theirs)
