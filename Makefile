@@ -26,7 +26,11 @@ clean:
 .venv/.demo: EXTRAS =
 .venv/.test: EXTRAS = [test]
 .venv/.lint: EXTRAS = [lint]
+# An implementation of the metrics by others, to compare with; tests/independent.py says why apart.
+.venv/.test: AND_THEN = $(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
+	--upgrade --target .venv/independent torch-fidelity
 .venv/.demo .venv/.test .venv/.lint: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(EXTRAS)"
+	$(AND_THEN)
 	touch $@

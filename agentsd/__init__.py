@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         AgentSDError,
+        EvaluationError,
         GenerationError,
         LoadError,
         OutputError,
         PatchError,
+        ProtocolError,
         ScheduleError,
         SettingsError,
     )
@@ -22,12 +24,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSDError",
+    "EvaluationError",
     "GenerationError",
     "Inspection",
     "LoadError",
     "OutputError",
     "PatchError",
     "Phase",
+    "ProtocolError",
     "Schedule",
     "ScheduleError",
     "SettingsError",

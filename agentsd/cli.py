@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from . import __version__
+from . import __version__, cli_evaluate
 from .cli_benchmark import benchmark
 from .errors import AgentSDError, OutputError, SettingsError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Stable Diffusion with agent attention and token merging: faster images, no training.",
 )
+app.add_typer(cli_evaluate.app, name="evaluate")
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -34,3 +34,13 @@ class GenerationError(AgentSDError):
 
 class OutputError(AgentSDError):
     """A result could not be written."""
+
+
+class EvaluationError(AgentSDError):
+    """Images, features or figures cannot be measured as asked."""
+
+
+class ProtocolError(AgentSDError, ValueError):
+    """An evaluation protocol has an unknown key, a wrong type or a value out of range."""
+
+    exit_code = 2

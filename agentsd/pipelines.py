@@ -109,7 +109,11 @@ def _single_file_class(path: Path) -> type[DiffusionPipeline]:
 
 
 def target_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is; LoadError where it is not here."""
+    """The device of that name, which must be there; by default CUDA, else MPS, else the CPU.
+
+    Raises:
+        LoadError: If it is not there.
+    """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

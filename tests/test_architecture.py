@@ -16,7 +16,20 @@ CORE = (
     *("processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-APPLICATION = ("pipelines", "generation", "cli")
+APPLICATION = (
+    *("pipelines", "generation", "peers", "intervals", "metrics", "inception", "pictures"),
+    *(
+        "features",
+        "lpips",
+        "likeness",
+        "protocol",
+        "scoring",
+        "evaluation",
+        "report",
+        "cli_evaluate",
+        "cli",
+    ),
+)
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)
 MATHS = ("attention", "merging", "sampling")

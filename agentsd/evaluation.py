@@ -1,0 +1,167 @@
+"""Run an experiment: make the images that are missing, and measure all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from .errors import EvaluationError
+from .generation import ImageSettings, Made, make_image, record
+from .output import prepare_folder, save_png, write_whole
+from .pictures import MANIFEST, read_manifest
+from .protocol import Protocol, Variant
+from .scoring import Judges, Progress, measure
+
+TIMING = ("seconds", "device", "agentsd", "torch", "file", "sha256")
+"""What of a manifest's entry may differ from what a resumed run would write."""
+
+
+def run(
+    protocol: Protocol,
+    out: Path,
+    pipe: Any,
+    *,
+    cache: Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Make what is missing of an experiment and measure it; started again, it goes on.
+
+    Args:
+        protocol: What to do.
+        out: Folder; a folder of images for each variant is made in it, and ``report.json``.
+        pipe: The protocol's model, loaded.
+        cache: Folder of the features' cache.
+        progress: Told of progress.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        EvaluationError: If the folder holds images of another experiment, or on what measuring
+            finds wrong.
+        AgentSDError: If the pipeline cannot run a variant.
+    """
+    judges = Judges.of(protocol, pipe.device)  # rather now than after hours of making images
+    begun = time.perf_counter()
+    with _sampling_with(protocol.scheduler, pipe):
+        generate(protocol, out, pipe, progress)
+    made = time.perf_counter()
+    report = measure(protocol, out, judges, cache=cache, progress=progress)
+    report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
+    write_whole(out / "report.json", json.dumps(report, indent=1).encode())
+    return report
+
+
+@contextmanager
+def _sampling_with(scheduler: str | None, pipe: Any) -> Iterator[None]:
+    before = pipe.scheduler
+    try:
+        if scheduler is not None:
+            pipe.scheduler = getattr(diffusers, scheduler).from_config(before.config)
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> Made:
+    """Make one image of a variant."""
+    with variant.applied(pipe):
+        return make_image(pipe, settings, label)
+
+
+def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
+    """Make the images that are not there yet; the variants take turns, so that times compare."""
+    wanted, ways = protocol.images(), protocol.ways()
+    there = {way.name: _begun(protocol, out, pipe, way, wanted) for way in ways}
+    done, total = sum(map(len, there.values())), len(wanted) * len(ways)
+    warm: set[str] = set()
+    for number, settings in enumerate(wanted):
+        turn = number % len(ways)  # another one first each time
+        for way in ways[turn:] + ways[:turn]:
+            if number in there[way.name]:
+                continue
+            if way.name not in warm:  # its first steps are slower, and not counted
+                few = min(4, settings.num_inference_steps)
+                make(pipe, settings.model_copy(update={"num_inference_steps": few}), way)
+                warm.add(way.name)
+            progress("images", done, total)
+            made = make(pipe, settings, way, f"{way.name}, image {number + 1}")
+            _keep(protocol, out, pipe, way, number, settings, made)
+            done += 1
+    progress("images", done, total)
+
+
+def _entry(
+    protocol: Protocol, pipe: Any, way: Variant, number: int, settings: ImageSettings
+) -> dict[str, Any]:
+    """What the manifest says of an image, besides how it turned out."""
+    plan = way.schedule.to_dict() if way.schedule else None
+    text = json.dumps(plan, sort_keys=True).encode()
+    return {
+        "id": number,
+        **record(pipe, settings, protocol.model, way.schedule),
+        "schedule_hash": hashlib.sha256(text).hexdigest()[:16] if plan else None,
+        "variant": way.spec,
+    }
+
+
+def _begun(
+    protocol: Protocol, out: Path, pipe: Any, way: Variant, wanted: list[ImageSettings]
+) -> set[int]:
+    """The numbers of the images that are there; a last line that was cut short is dropped."""
+    folder = out / "images" / way.name
+    prepare_folder(folder / "images")
+    file = folder / MANIFEST
+    if not file.is_file():
+        return set()
+    data = file.read_bytes()
+    if not data.endswith(b"\n"):
+        write_whole(file, data[: data.rfind(b"\n") + 1])
+    there = set()
+    for entry in read_manifest(file):
+        number = entry.get("id")
+        if not isinstance(number, int) or not 0 <= number < len(wanted):
+            continue  # of a longer run of the same experiment
+        # Through JSON, as the entry went, so that tuples are lists.
+        expected = json.loads(
+            json.dumps(_entry(protocol, pipe, way, number, wanted[number]), sort_keys=True)
+        )
+        for key, value in expected.items():
+            if key not in TIMING and entry.get(key) != value:
+                raise EvaluationError(
+                    f"{file}: image {number} was made with another {key} "
+                    f"({entry.get(key)!r:.80}, now {value!r:.80}); take another --out, or delete "
+                    "that folder"
+                )
+        if (folder / entry["file"]).is_file():
+            there.add(number)
+    return there
+
+
+def _keep(
+    protocol: Protocol,
+    out: Path,
+    pipe: Any,
+    way: Variant,
+    number: int,
+    settings: ImageSettings,
+    made: Made,
+) -> None:
+    folder = out / "images" / way.name
+    name = f"images/{number:06}.png"
+    entry = _entry(protocol, pipe, way, number, settings)
+    save_png(made.image, folder / name, record(pipe, settings, protocol.model, way.schedule))
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    entry |= {"file": name, "sha256": digest, "seconds": round(made.seconds, 4)}
+    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,205 @@
+"""``agentsd evaluate``: figures on stdout, errors in one line that name what was wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import picture_sets
+import pytest
+import torch
+from PIL import Image
+
+from agentsd.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``agentsd evaluate`` with these arguments; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(["evaluate", *arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> None:
+    picture_sets.manifest(tmp_path / "made", 24)
+    picture_sets.folder(tmp_path / "real", 30, first=100)
+    picture_sets.tar(tmp_path / "set.tar", 24)
+
+
+@pytest.mark.usefixtures("sets")
+def test_fid_and_kid(run: Run) -> None:
+    code, out, err = run("fid", "made", "real", "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert "24 images are not more than the 96 dimensions" in err
+    assert (found["images"], found["features"]) == (24, "pocket")
+    low, high = found["interval"]
+    assert low < found["fid"] < high
+    same = json.loads(run("fid", "made", "set.tar", "--json")[1])
+    assert same["fid"] == pytest.approx(0, abs=1e-9)
+    assert run("fid", "made", "real")[1].startswith(f"FID {found['fid']:.4g} ± ")
+    kid = json.loads(run("kid", "made", "real", "--json")[1])["kid"]
+    assert kid > json.loads(run("kid", "made", "set.tar", "--json")[1])["kid"]
+    assert "at infinitely many" in run("fid", "made", "real", "--infinity")[1]
+
+
+@pytest.mark.usefixtures("sets")
+def test_statistics_serve_fid(run: Run) -> None:
+    assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
+    from_file = json.loads(run("fid", "made", "real.npz", "--json")[1])
+    from_images = json.loads(run("fid", "made", "real", "--json")[1])
+    assert from_file["fid"] == pytest.approx(from_images["fid"], rel=1e-9)
+    for command in ("kid", "precision-recall", "paired"):
+        code, out, err = run(command, "made", "real.npz")
+        assert (code, out) == (1, "")
+        assert "real.npz: statistics serve FID alone" in err
+
+
+@pytest.mark.usefixtures("sets")
+def test_precision_and_recall(run: Run) -> None:
+    found = json.loads(run("precision-recall", "made", "set.tar", "--json")[1])
+    assert (found["precision"], found["recall"]) == (1, 1)
+    found = json.loads(run("precision-recall", "made", "real", "--json")[1])
+    assert found["precision"] < 1
+
+
+@pytest.mark.usefixtures("sets")
+def test_clip_score(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("clip-score", "made", "--out", "scores.jsonl", "--json")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    found = json.loads(out)
+    assert found["clip_score"] == pytest.approx(np.mean([row["clip_score"] for row in rows]))
+    assert found["interval"][0] < found["clip_score"] < found["interval"][1]
+    packed = json.loads(run("clip-score", "set.tar", "--clip", "pocket", "--json")[1])
+    assert packed["clip_score"] == pytest.approx(found["clip_score"], abs=1e-4)
+    Path("prompts.txt").write_text("a red circle and " * 30 + "\n" + "a red circle\n" * 29)
+    code, out, err = run(
+        "clip-score", "real", "--clip", "pocket", "--prompts", "prompts.txt", "--json"
+    )
+    assert "1 of 30 prompts are longer than CLIP reads" in err
+    assert json.loads(out)["prompts_cut"] == 1
+
+
+@pytest.mark.usefixtures("sets")
+def test_paired(run: Run, tmp_path: Path) -> None:
+    picture_sets.folder(tmp_path / "near", 6)
+    picture_sets.folder(tmp_path / "exact", 6)
+    for i in range(6):
+        file = tmp_path / "near" / f"{i:03}.png"
+        pixels = np.asarray(Image.open(file)).astype(np.int16)
+        moved = (pixels + 5 * (i + 1)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(moved).save(file)
+    code, out, err = run(
+        "paired", "near", "exact", "--clip", "pocket", "--out", "figures", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    quantiles = found["psnr"]["quantiles"]
+    assert quantiles == sorted(quantiles)
+    assert quantiles[0] > 20 * np.log10(255 / 30) - 1e-6
+    assert found["ssim"]["mean"] < 1
+    assert ("LPIPS is left out" in err) == ("lpips" not in found)
+    rows = (tmp_path / "figures" / "likeness.jsonl").read_text().splitlines()
+    worst = json.loads(rows[-1])
+    assert worst["psnr"] == quantiles[0]
+    assert Image.open(tmp_path / "figures" / "worst.png").height > 6 * 32
+    same = json.loads(run("paired", "exact", "exact", "--clip", "pocket", "--json")[1])
+    assert same["psnr"]["mean"] == pytest.approx(10 * np.log10(255**2 * 3 * 32 * 32))
+    assert (same["ssim"]["mean"], same["cosine"]["mean"]) == (pytest.approx(1), pytest.approx(1))
+    assert run("paired", "made", "made")[0] == 0  # by prompt and seed
+
+
+@pytest.mark.usefixtures("sets")
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["fid", "empty", "real"], 1, "empty holds no image"),
+        (["fid", "one", "real", "--features", "pocket"], 1, "at least 2 images are needed (got 1)"),
+        (["kid", "one", "real", "--features", "pocket"], 1, "at least 3 images are needed (got 1)"),
+        (["fid", "nowhere", "real"], 1, "nowhere: there is no such folder"),
+        (["fid", "made", "nowhere.npz"], 1, "nowhere.npz: no .npz of statistics"),
+        (["fid", "real", "real"], 1, "get pt_inception-2015-12-05-6726825d.pth from"),
+        (["fid", "made", "real", "--features", "inception:w.pth"], 1, "w.pth is not the standard"),
+        (["fid", "made", "real", "--features", "vgg"], 1, "no features 'vgg'"),
+        (["fid", "made", "mixed"], 1, "001.png: is 48×32, those before are 32×32"),
+        (["fid", "made", "grey"], 1, "000.png: is L, not RGB"),
+        (["fid", "made", "real", "--size", "3"], 2, "size"),
+        (["fid", "made", "real", "--device", "abacus"], 1, "no device 'abacus'"),
+        (["clip-score", "real", "--clip", "pocket"], 1, "30 of 30 images have no prompt"),
+        (["clip-score", "made", "--prompts", "short.txt"], 1, "short.txt has 1 prompts for 24"),
+        (["clip-score", "made", "--clip", "inception"], 1, "inception reads no prompts"),
+        (["paired", "real", "one"], 1, "30 images and 1 to compare with: 29 have no counterpart"),
+        (["statistics", "made", "s.txt"], 1, "s.txt: statistics are written as .npz"),
+    ],
+)
+def test_bad_input_is_an_error_of_one_line(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "empty").mkdir()
+    picture_sets.folder(tmp_path / "one", 1, first=100)
+    picture_sets.folder(tmp_path / "mixed", 3)
+    picture_sets.noise(1, (48, 32)).save(tmp_path / "mixed" / "001.png")
+    picture_sets.folder(tmp_path / "grey", 2)
+    picture_sets.noise(1).convert("L").save(tmp_path / "grey" / "000.png")
+    (tmp_path / "w.pth").write_text("no weights")
+    (tmp_path / "short.txt").write_text("one")
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("sets")
+def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
+    for name in ("real/003.png", "real/004.png"):
+        (tmp_path / name).write_text("no image")
+    assert run("fid", "made", "real")[0] == 1
+    code, out, err = run("fid", "made", "real", "--skip-bad", "--json")
+    assert code == 0
+    assert len(json.loads(out)["bad"]) == 2
+    assert err.count("left out: real/00") == 2
+    picture_sets.folder(tmp_path / "there", 30, first=100)
+    code, out, _ = run("paired", "real", "there", "--clip", "pocket", "--skip-bad", "--json")
+    assert (code, json.loads(out)["pairs"]) == (0, 28)
+
+
+def test_help_names_the_commands(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("fid", "kid", "precision-recall", "clip-score", "paired", "run", "report"):
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize("name", ["fid", "clip-score"])
+def test_scripts_are_the_commands(name: str) -> None:
+    script = f"scripts/evaluate_{name.replace('-', '_')}.py"
+    done = subprocess.run(
+        [sys.executable, script, "--no-such"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"evaluate {name} " in done.stderr

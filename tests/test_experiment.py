@@ -1,0 +1,284 @@
+"""Experiments: a protocol in, images, figures and a report out; interrupted, they go on."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import picture_sets
+import pytest
+from PIL import Image
+from tiny_models import smallest_unet, tiny_pipeline
+
+from agentsd import ProtocolError, evaluation, likeness, report
+from agentsd.cli import main
+from agentsd.errors import EvaluationError
+from agentsd.protocol import UNPATCHED, load_protocol
+
+SMALL = """
+prompts: [a, b, c]
+num_inference_steps: 3
+seed: 7
+variants:
+  keys: {schedule: keys}
+  mine: {schedule: {phases: [{method: keys, sx: 4, sy: 4, select: grid, max_downsample: 1}]}}
+  todo: {peer: todo, stride: 4}
+quick: {num_inference_steps: 2}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path / "small.yaml"
+
+
+@pytest.fixture
+def small_pipe(tmp_path: Path) -> Any:
+    return tiny_pipeline(tmp_path, smallest_unet())
+
+
+@pytest.fixture
+def run(small_pipe: Any, small: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run the small experiment, or one that differs from it in some keys."""
+
+    def run(out: str = "out", progress: Any = lambda *_: None, **changes: Any) -> dict[str, Any]:
+        protocol = load_protocol(small, **changes)
+        return evaluation.run(
+            protocol, tmp_path / out, small_pipe, cache=tmp_path / "cache", progress=progress
+        )
+
+    return run
+
+
+def images(out: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(out)): Image.open(f).tobytes() for f in out.rglob("*.png")}
+
+
+def test_quick_pocket_protocol_on_a_tiny_model(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    command = ["run", "configs/eval/pocket.yaml", "--quick", "--out", str(out), "--json"]
+    command += ["--model", str(tmp_path / "model"), "--device", "cpu"]
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", *arguments])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    first = json.loads(call(*command))
+    assert {UNPATCHED, "paper", "keys", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
+    page = (out / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    for name in first["variants"]:
+        assert f"<td>{name}</td>" in page
+    for name in ("psnr.png", "clip_score.png", "table.md", "report.json"):
+        assert (out / name).is_file()
+    monkeypatch.setattr(evaluation, "make_image", None)  # all is there: nothing may be made
+    second = json.loads(call(*command))
+    assert second["variants"] == first["variants"]
+    (out / "report.html").unlink()
+    assert f"| {UNPATCHED} |" in call("report", str(out))
+    assert "3 prompts: the intervals are as wide" in page
+    assert (out / "report.html").read_text() == page
+
+
+def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
+    found = run()
+    a, b = (
+        Image.open(tmp_path / "out" / "images" / name / "images" / "000001.png")
+        for name in ("keys", UNPATCHED)
+    )
+    assert found["values"]["keys"]["psnr"][1] == likeness.psnr(np.asarray(a), np.asarray(b))
+    table = found["variants"]
+    for name, row in table.items():
+        assert row["psnr"]["mean"] == pytest.approx(np.mean(found["values"][name]["psnr"]))
+        assert row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"]
+    assert table[UNPATCHED]["time"] == {"mean": 1, "low": 1, "high": 1}
+    assert "fid" not in table["keys"]
+    assert "3 images a variant are too few for FID and KID; 20 are the least" in found["notes"]
+    # ToDo is a fixed grid of keys: no difference is called one, but to another select it is.
+    differences = found["differences"]["psnr"]
+    assert table["todo"]["psnr"]["mean"] == pytest.approx(table["mine"]["psnr"]["mean"], abs=0.1)
+    assert differences["todo"]["keys"]["mean"] == pytest.approx(
+        -differences["keys"]["todo"]["mean"]
+    )
+    assert UNPATCHED not in differences
+    assert set(found["front"]) <= {"keys", "mine", "todo"}
+    assert report.plot(found, "psnr") != report.plot(found | {"front": []}, "psnr")
+
+
+def test_each_image_is_told_in_the_manifest(run: Any, tmp_path: Path) -> None:
+    run(images_per_prompt=2, num_inference_steps=2)
+    lines = (tmp_path / "out" / "images" / "keys" / "manifest.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [e["id"] for e in entries] == list(range(6))
+    assert [e["seed"] for e in entries] == list(range(7, 13))
+    assert [e["prompt"] for e in entries] == list("abcabc")
+    assert entries[0]["schedule"]["phases"][0]["method"] == "keys"
+    assert len(entries[0]["schedule_hash"]) == 16
+    plain = (tmp_path / "out" / "images" / UNPATCHED / "manifest.jsonl").read_text()
+    assert json.loads(plain.splitlines()[0])["schedule_hash"] is None
+
+
+def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", stop)
+    file = next((tmp_path / "parts" / "images").glob("*/manifest.jsonl"))
+    with file.open("a") as torn:
+        torn.write('{"id": 2, "prom')
+    started = []
+    run("parts", lambda what, done, total: started.append((what, done)))
+    assert started[0] == ("images", 5)
+    assert images(tmp_path / "parts") == images(tmp_path / "whole")
+
+
+def test_more_images_go_on_from_fewer(run: Any, tmp_path: Path) -> None:
+    one: dict[str, Any] = {"variants": {"keys": {"schedule": "keys"}}, "num_inference_steps": 2}
+    run("grown", **one)
+    found = run("grown", images_per_prompt=2, replicates=2, **one)
+    run("whole", images_per_prompt=2, replicates=2, **one)
+    assert images(tmp_path / "grown") == images(tmp_path / "whole")
+    assert found["images_per_variant"] == 12
+    replicates = found["variants"]["keys"]["replicates"]["psnr"]
+    assert np.mean(replicates) == pytest.approx(found["variants"]["keys"]["psnr"]["mean"])
+    assert replicates[0] != replicates[1]
+
+
+def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
+    run()
+    for changes, key in (
+        ({"num_inference_steps": 2}, "num_inference_steps"),
+        ({"prompts": ["a", "x", "c"]}, "prompt"),
+        ({"variants": {"keys": {"schedule": "paper"}}}, "schedule"),
+        ({"scheduler": "EulerDiscreteScheduler"}, "scheduler"),
+    ):
+        with pytest.raises(EvaluationError, match=f"made with another {key} ") as told:
+            run(**changes)
+        assert "take another --out" in str(told.value)
+    run(variants={"keys": {"schedule": "keys"}, "paper": {"schedule": "paper"}})  # but more may be
+
+
+def test_reference_of_real_images(run: Any, tmp_path: Path) -> None:
+    reference = picture_sets.folder(tmp_path / "real", 12)
+    one: dict[str, Any] = {"variants": {"keys": {"schedule": "keys"}}, "num_inference_steps": 1}
+    table = run(reference=str(reference), images_per_prompt=7, **one)["variants"]
+    plain, other = table[UNPATCHED], table["keys"]
+    assert other["kid"]["mean"] - plain["kid"]["mean"] == pytest.approx(
+        other["kid_difference"]["mean"]
+    )
+    assert plain["fid"]["mean"] > 0.01
+    assert "kid_difference" not in plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"reference": "nowhere"}, "nowhere: there is no such folder"),
+        ({"features": "inception:none.pth"}, "no Inception weights at none.pth"),
+        ({"clip": "clip:no/such/clip/x"}, "no CLIP"),
+    ],
+)
+def test_what_it_takes_to_measure_is_asked_for_first(
+    run: Any, tmp_path: Path, changes: Any, says: str
+) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        run(**changes)
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        EvaluationError, match=r"need matplotlib: pip install 'agentsd\[evaluate\]'"
+    ):
+        report.require()
+
+
+def test_a_variant_that_fails_is_told(run: Any) -> None:
+    with pytest.raises(Exception, match="ratio must be in"):
+        run(variants={"x": {"peer": "tomesd", "ratio": 2.0}})
+
+
+def test_published_protocol() -> None:
+    plan = load_protocol("imagenet2k")
+    assert (len(plan.prompts), len(plan.images()), len(plan.ways())) == (1000, 2000, 11)
+    assert plan.images()[0].prompt == "A high quality photograph of a tench."
+    assert (plan.scheduler, plan.num_inference_steps) == ("PNDMScheduler", 50)
+    assert len({settings.seed for settings in plan.images()}) == 2000
+    assert len(load_protocol("imagenet2k", quick=True).images()) == 3
+
+
+def test_pocket_protocol() -> None:
+    plan = load_protocol("configs/eval/pocket.yaml")
+    assert len(plan.ways()) == 26
+    assert plan.images()[0].guidance_scale == 2
+
+
+def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: Path) -> None:
+    before = small_pipe.scheduler
+    run(scheduler="EulerDiscreteScheduler", variants={})
+    assert small_pipe.scheduler is before
+    manifest = tmp_path / "out" / "images" / UNPATCHED / "manifest.jsonl"
+    assert '"scheduler": "EulerDiscreteScheduler"' in manifest.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prompts: [a", r"line 1: not valid YAML"),
+        ("- a", "a mapping of names"),
+        ("prompts: [a]", "variants: is missing"),
+        ("prompts: [a]\nvariant: {}", "unknown key 'variant': did you mean 'variants'"),
+        ("prompts: []\nvariants: {}", "prompts: a list of one or more"),
+        ("prompts: none.txt\nvariants: {}", r"none\.txt cannot be read"),
+        ("prompts: [' ']\nvariants: {}", "prompt: must say something"),
+        ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
+        ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must hold {}"),
+        ("prompts: [a]\nvariants: {}\nscheduler: PLMS", "scheduler: must be one of DDIM"),
+        ("prompts: [a]\nvariants: {}\nquick: 3", "quick: must be a mapping"),
+        ("prompts: [a]\nvariants: {}\nreplicates: 0", "replicates"),
+        ("prompts: [a]\nvariants: {x: }", r"variants\.x: needs a schedule or a peer"),
+        ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be tomesd"),
+        ("prompts: [a]\nvariants: {x: {schedule: papre}}", r"variants\.x: no preset schedule"),
+        ("prompts: [a]\nvariants: {x: {schedule: keys, ratio: 1}}", r"takes nothing \(got ratio"),
+        ("prompts: [a]\nvariants: {a/b: {schedule: keys}}", "'a/b' must be of letters"),
+        (
+            "prompts: [a]\nvariants: {x: {schedule: {phases: [{method: keys, strid: 2}]}}}",
+            r"variants\.x: phase 1: unknown key 'strid'",
+        ),
+    ],
+)
+def test_wrong_protocols_name_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(ProtocolError, match=says) as told:
+        load_protocol(tmp_path / "wrong.yaml")
+    assert "wrong.yaml" in str(told.value)
+
+
+def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plain.yaml").write_text("prompts: [a]\nvariants: {}")
+    for command, code, says in (
+        (["run", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
+        (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick cut"),
+        (["report", str(tmp_path)], 1, "report.json is not there"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", *command, *(["--out", str(tmp_path)] if command[0] == "run" else [])])
+        told = capsys.readouterr()
+        assert (stop.value.code, told.out, len(told.err.splitlines())) == (code, "", 1)
+        assert says in told.err

@@ -1,0 +1,96 @@
+"""Likeness of pairs: the figures against others' implementations, and how pairs are matched."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import picture_sets
+import pytest
+import torch
+from tiny_models import build
+from torch import nn
+from torchmetrics.functional.image import lpips as their_lpips
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from agentsd import lpips
+from agentsd.errors import EvaluationError
+from agentsd.likeness import pairs, psnr, ssim
+from agentsd.pictures import Picture, pictures
+
+
+def test_psnr_is_torchmetrics_own() -> None:
+    a, b = (np.asarray(picture_sets.noise(i)) for i in (0, 8))
+    x, y = (torch.from_numpy(z.astype(np.float64)) for z in (a, b))
+    theirs = float(peak_signal_noise_ratio(x, y, data_range=255.0))
+    assert psnr(a, b) == pytest.approx(theirs)
+    assert psnr(a, b // 2) != pytest.approx(theirs, rel=1e-2)
+
+
+def test_unsigned_values_do_not_wrap() -> None:
+    assert psnr(np.uint8([[1]]), np.uint8([[2]])) == psnr(np.uint8([[2]]), np.uint8([[1]]))
+
+
+def test_ssim_is_the_definition() -> None:
+    """By hand for two flat images: only the luminance differs."""
+    a, b = np.full((16, 16, 3), 100), np.full((16, 16, 3), 150)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1)
+    assert ssim(a, b) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(EvaluationError, match="11 pixels"):
+        ssim(a[:8], b[:8])
+
+
+@pytest.fixture
+def alexnet() -> nn.Sequential:
+    """The features of torchvision's AlexNet, with random weights, written out."""
+    relu, pool = nn.ReLU, nn.MaxPool2d
+    return build(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 64, 11, 4, 2), relu(), pool(3, 2)),
+            *(nn.Conv2d(64, 192, 5, 1, 2), relu(), pool(3, 2)),
+            *(nn.Conv2d(192, 384, 3, 1, 1), relu(), nn.Conv2d(384, 256, 3, 1, 1), relu()),
+            *(nn.Conv2d(256, 256, 3, 1, 1), relu(), pool(3, 2)),
+        )
+    )  # type: ignore[no-any-return]
+
+
+def test_lpips_is_torchmetrics_own(
+    alexnet: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert lpips.at_hand() is None
+    lpips.weights_file().parent.mkdir()
+    torch.save(
+        {f"features.{name}": value for name, value in alexnet.state_dict().items()},
+        lpips.weights_file(),
+    )
+    ours = lpips.at_hand()
+    assert ours is not None
+    monkeypatch.setattr(their_lpips, "_get_tv_model_features", lambda *_: alexnet)
+    theirs = their_lpips._LPIPS(net="alex")
+    a, b = (torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    with torch.no_grad():
+        expected = theirs(2 * a - 1, 2 * b - 1).flatten()
+        assert torch.allclose(ours(2 * a - 1, 2 * b - 1), expected, rtol=1e-4)
+        assert not torch.allclose(ours(a, b), expected, rtol=1e-2)  # another range
+    x, y = (np.asarray(picture_sets.noise(i)) for i in (0, 1))
+    assert ours.between(x, x) == 0 < ours.between(x, y)
+    lpips.weights_file().write_text("none")
+    with pytest.raises(EvaluationError, match="no weights of AlexNet"):
+        lpips.at_hand()
+
+
+def test_pairs_by_prompt_and_seed_or_by_name(tmp_path: Path) -> None:
+    made = pictures(picture_sets.manifest(tmp_path / "a"))
+    other = pictures(picture_sets.manifest(tmp_path / "b"))[::-1]
+    for found in (pairs(made, other), pairs([p._replace(seed=None) for p in made], other)):
+        assert [p.image.name[-7:] for p in found] == [p.reference.name[-7:] for p in found]
+    with pytest.raises(EvaluationError, match="6 images and 5 to compare with: 1 have no counter"):
+        pairs(made, other[1:])
+    with pytest.raises(EvaluationError, match="two images have the same prompt and seed"):
+        pairs([*made, made[0]], other)
+    nothing = Picture("x/000.png", io.BytesIO().read)
+    with pytest.raises(EvaluationError, match="two images have the same file name"):
+        pairs([nothing, nothing], [nothing])
