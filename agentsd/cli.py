@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
-        app(argv)
+        app(argv, obj=sys.argv[1:] if argv is None else argv)
     except AgentSDError as error:
         told = "".join(c if c.isprintable() else " " for c in str(error))
         stderr.print(f"error: {told}", style="red", markup=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,9 @@ from rich.text import Text
 
 from .errors import OutputError, SettingsError
 
-stdout = Console(highlight=False, soft_wrap=True)
+stdout = Console(highlight=False)
+if not stdout.is_terminal:
+    stdout.width = 120  # a file or a pipe need not cut the table to 80 columns
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -30,6 +31,7 @@ class Model(str, Enum):
 
 
 def benchmark(
+    context: typer.Context,
     model: Annotated[
         Model, typer.Option(help="Real shapes with random weights, or the pocket model.")
     ] = Model.sd15,
@@ -91,7 +93,7 @@ def benchmark(
                 for found in bench.run(case, variants, rounds, note):
                     rows = before + found
                     if out is not None:
-                        bench.write_csv(rows, out, shlex.join(["agentsd", *sys.argv[1:]]))
+                        bench.write_csv(rows, out, shlex.join(["agentsd", *context.obj]))
     except KeyboardInterrupt:
         stderr.print("stopped; these are the rounds that were complete", style="yellow")
         if rows:
@@ -117,18 +119,19 @@ def _latents(size: str, model: Model) -> tuple[int, int]:
 
 
 def _table(rows: list[Any]) -> Table:
-    table = Table(caption="medians; quartiles of the ratio in brackets; ~: too noisy to mean much")
-    for name in ("tokens", "variant", "s/call", "time, % of unpatched", "speed-up", "removed"):
+    table = Table(
+        caption="medians; % of the unpatched time, with quartiles; ~: too noisy to mean much"
+    )
+    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "MiB", "apart")
+    for name in names:
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
-    table.add_column("peak MiB", justify="right")
-    table.add_column("distance", justify="right")
     for row in rows:
-        spread = f" [{100 * row.ratio_low:.1f}-{100 * row.ratio_high:.1f}]"
         table.add_row(
             f"{row.tokens:,}",
             row.variant,
             f"{row.seconds:.3f}",
-            Text(f"{'~' if row.noisy else ''}{100 * row.ratio:.1f}{spread}"),
+            f"{'~' if row.noisy else ''}{100 * row.ratio:.1f}",
+            f"{100 * row.ratio_low:.1f}-{100 * row.ratio_high:.1f}",
             f"{1 / row.ratio:.2f}x",
             f"{row.removed:.2f}",
             f"{row.peak_mib:,.0f}",

@@ -1,0 +1,138 @@
+"""The benchmark tells what it timed, keeps what it has, and says what it cannot do."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from tiny_models import call, tiny_unet
+
+from agentsd import benchmark, cli
+from agentsd.benchmark import BASES, SHAPES, Case, floor, run, variants_of
+from agentsd.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "build", lambda case: tiny_unet())
+
+
+def command(*arguments: str) -> int:
+    """Exit code of ``agentsd benchmark``."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["benchmark", "--model", "pocket", "--size", "64", "--rounds", "1", *arguments])
+    return int(stopped.value.code or 0)
+
+
+def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = tiny_unet()
+    monkeypatch.setattr(benchmark, "build", lambda case: unet)
+    before = call(unet)
+    variants = variants_of(["paper", "keys"])
+    *_, rows = run(Case("pocket", 16, 32), variants, rounds=2)
+    assert [row.variant for row in rows] == list(variants)
+    assert rows[0].ratio == 1
+    assert rows[0].distance == 0
+    assert rows[1].removed == 1
+    assert all(row.distance > 0 for row in rows[1:])
+    assert all(row.rounds == 2 and row.tokens == 512 and row.seconds > 0 for row in rows)
+    assert all(row.attention_seconds < row.seconds for row in rows)
+    assert torch.equal(call(unet), before)
+
+
+def test_the_floor_gives_zeros_at_the_top_alone() -> None:
+    unet = tiny_unet()
+    with floor(unet):
+        changed = {
+            name.split(".attentions")[0]
+            for name, module in unet.named_modules()
+            if name.endswith("attn1") and not isinstance(module.processor, AttnProcessor2_0)
+        }
+        top = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+        assert not top(torch.randn(1, 256, 16)).any()
+    assert changed == {"down_blocks.0", "up_blocks.2"}
+
+
+def test_what_is_reused_is_timed_over_its_whole_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, calls = tiny_unet(), []
+    unet.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(benchmark, "build", lambda case: unet)
+    schedule = benchmark.Schedule.from_dict({"phases": [{"method": "keys", "reuse": 3}]})
+    monkeypatch.setattr(benchmark.Schedule, "load", lambda name: schedule)
+    list(run(Case("pocket", 16, 16), variants_of(["mine"], peers=False), rounds=1))
+    assert len(calls) == 3 + 1 + 1 + 3  # a warm-up of each; unpatched, floor, three steps
+
+
+def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k | {"backend": "eager"}))
+    *_, rows = run(Case("pocket", 16, 16, compiled=True), BASES, rounds=1)
+    assert all(row.compiled and row.attention_seconds == 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_those_of_the_real_models(name: str) -> None:
+    """As many parameters as their cards say, in millions."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SHAPES[name])
+    count = sum(p.numel() for p in unet.parameters()) / 1e6
+    assert count == pytest.approx({"sd15": 860, "sd21": 866, "sdxl": 2567}[name], abs=1)
+
+
+class TestCommand:
+    def test_writes_a_table_and_a_plot(self, tmp_path: Path, capsys: Any) -> None:
+        out = tmp_path / "new" / "figures.csv"
+        assert command("--schedule", "keys", "--size", "96x64", "--out", str(out)) == 0
+        comment, machine, *lines = out.read_text().splitlines()
+        assert comment.startswith("# agentsd benchmark")
+        assert torch.__version__ in machine
+        rows = list(csv.DictReader(lines))
+        assert {(row["height"], row["width"]) for row in rows} == {("16", "16"), ("16", "24")}
+        assert {"unpatched", "floor", "keys", "tomesd 0.5"} <= {row["variant"] for row in rows}
+        assert out.with_suffix(".png").stat().st_size > 1000
+        assert "speed-up" in capsys.readouterr().out
+
+    def test_stopped_it_keeps_what_was_complete(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = benchmark.run
+
+        def stopped(*arguments: Any) -> Any:
+            yield next(real(*arguments))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(benchmark, "run", stopped)
+        out = tmp_path / "figures.csv"
+        assert command("--no-peers", "--schedule", "keys", "--out", str(out)) == 130
+        assert "keys" in out.read_text()
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (("--size", "12"), "--size"),
+            (("--size", "64x"), "--size"),
+            (("--size", "-64"), "--size"),
+            (("--schedule", "nosuch"), "nosuch"),
+            (("--dtype", "float8"), "dtype"),
+            (("--device", "tpu9"), "tpu9"),
+            (("--out", "figures.txt"), ".csv"),
+        ],
+    )
+    def test_bad_input(self, arguments: tuple[str, str], told: str, capsys: Any) -> None:
+        assert command(*arguments) not in (0, 130)
+        error = capsys.readouterr().err
+        assert told in error
+        assert "Traceback" not in error
+
+
+def test_a_case_out_of_range() -> None:
+    with pytest.raises(SettingsError, match="no model"):
+        next(run(Case("sd9"), BASES, 1))
+    with pytest.raises(SettingsError, match="rounds"):
+        next(run(Case("pocket"), BASES, 0))
