@@ -57,6 +57,8 @@ class Work:
         form: ``png``, ``jpg``, ``webp``, or ``webdataset`` for PNGs in shards.
         extras: What was added to the pipeline, for the record.
         inputs: More to call the pipeline with.
+        place: To make one image again bit for bit: its place in the batch that it was made in,
+            and this batch's size. Kernels differ in the last bits between sizes of a batch.
     """
 
     jobs: Callable[[], Iterator[Job]]
@@ -66,6 +68,7 @@ class Work:
     form: str = "png"
     extras: Mapping[str, Any] = field(default_factory=dict)
     inputs: Inputs = lambda height, width: {}
+    place: tuple[int, int] | None = None
 
 
 class Stop:
@@ -124,7 +127,7 @@ def run(
         writer = stack.enter_context(_Writer(folder, work, most=max(8, 2 * work.batch_size)))
         maker = stack.enter_context(_Maker(pipe, folder, work, bar, writer))
         while not (folder.is_complete or stop.signal):
-            begun = time.monotonic()
+            begun, idle = time.monotonic(), True
             for batch in batches(work.jobs(), work.batch_size):
                 if stop.signal:
                     break
@@ -133,14 +136,15 @@ def run(
                 folder.poll()  # it may have been made between the last look and the claim
                 if not _is_settled(folder, batch):
                     maker.make(batch)
+                    idle = False
                 folder.poll()
                 bar.show(folder.made + folder.failed)
             writer.drain()
             folder.poll()
             bar.show(folder.made + folder.failed)
-            if not folder.is_complete and not stop.signal:
+            if idle and not folder.is_complete:
                 # The rest is in the hands of others, or of one who died: look again later.
-                time.sleep(max(0.5, 2 * (time.monotonic() - begun)))
+                time.sleep(max(0.5, time.monotonic() - begun))
     if folder.is_complete and claims.take("finish"):
         folder.merge()
         if work.form == "webdataset":
@@ -192,48 +196,46 @@ class _Maker:
 
     def make(self, batch: Sequence[Job]) -> None:
         """Make a batch and hand its images to the writer, or note them as failed."""
-        kind = batch[0].kind
-        size = min(len(batch), self._fits.get(kind, len(batch)))
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            # Not in the except clause: until it ends, the error holds on to the memory.
-            if (failure := self._try(part)) is None:
-                continue
-            clear_device_cache(garbage_collection=True)
-            if len(part) > 1 and isinstance(failure, OutOfMemoryError):
-                self._fits[kind] = half = len(part) // 2
-                self._bar.note(
-                    f"note: out of memory with {len(part)} images at once; trying {half}"
-                )
-                self.make(part)
-                continue
-            for job in part:
-                self._bar.note(f"note: image {job.id} failed: {failure}")
-                self._folder.fail(_told(job) | {"error": str(failure)})
+        kind, left = batch[0].kind, batch
+        while left:
+            part = left[: self._fits.get(kind, len(left))]
+            failure = self._try(part)
+            if failure is not None:
+                # Not in the except clause: until it ends, the error holds on to the memory.
+                clear_device_cache(garbage_collection=True)
+                if isinstance(failure, OutOfMemoryError) and len(part) > 1:
+                    half = self._fits[kind] = len(part) // 2
+                    self._bar.note(f"note: {len(part)} images at once are too many; trying {half}")
+                    continue
+                for job in part:
+                    self._bar.note(f"note: image {job.id} failed: {failure}")
+                    self._folder.fail(_told(job) | {"error": str(failure)})
+            left = left[len(part) :]
 
     def _try(self, batch: Sequence[Job]) -> SettingsError | GenerationError | None:
         first, begun = batch[0], time.perf_counter()
         try:
             self._patch_with(first.schedule)
             inputs = self._work.inputs(first.settings.height, first.settings.width)
-            settings = [job.settings for job in batch]
-            images = make_batch(self._pipe, settings, self._encode, inputs)
+            place, size = self._work.place or (0, 1)
+            settings = [job.settings for job in batch for _ in range(size)]
+            images = make_batch(self._pipe, settings, self._encode, inputs)[place::size]
         except (SettingsError, GenerationError) as error:
             memory = isinstance(error, OutOfMemoryError)
             if not (memory or self._writer.used or self._folder.made):
                 raise  # the model or an option is wrong, not this row
             return type(error)(str(error))
         seconds = (time.perf_counter() - begun) / len(batch)
-        for job, pixels in zip(batch, images, strict=True):
+        for i, (job, pixels) in enumerate(zip(batch, images, strict=True)):
             if self._folder.is_settled(job.number):
                 continue  # a batch is made whole, so that its images are as they would have been
             recorded = record(
                 self._pipe, job.settings, self._work.model, job.schedule, self._work.extras
             )
+            recorded["batch"] = list(self._work.place or (i, len(batch)))
             more = {
                 "seconds": round(seconds, 4),
                 "device": str(self._pipe._execution_device),
-                "batch_size": len(batch),
                 "notes": self._notes(job.settings.prompt),
             }
             self._writer.put(job, pixels, recorded, more)

@@ -268,6 +268,7 @@ def generate(
     from .schedule import Schedule
 
     names = list(generation.ImageSettings.model_fields)
+    place = None
     if from_image is not None:
         _only_of_the_run(ctx)
         told = read_record(from_image)
@@ -277,6 +278,7 @@ def generate(
         model, revision = str(told.get("model")), told.get("revision")
         dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
         prompt = [str(base.pop("prompt", ""))]
+        place = _place(told.get("batch"))
         for name, version in generation.VERSIONS.items():
             if told.get(name) != version:
                 _note(f"made with {name} {told.get(name)}, made again with {version}")
@@ -356,6 +358,7 @@ def generate(
         dtype=dtype.value if dtype else None,
         form=format.value,
         batch_size=_batch_size(batch_size),
+        place=place,
         offload=cpu_offload.value if cpu_offload else None,
         allow_pickle=allow_pickle,
         resume=resume,
@@ -410,11 +413,23 @@ def _only_of_the_run(ctx: typer.Context) -> None:
             )
 
 
+def _place(told: Any) -> tuple[int, int] | None:
+    """The place in its batch that an image tells of, where it tells of one that can be."""
+    match told:
+        case [int(place), int(size)] if 0 <= place < size <= MOST_AT_ONCE:
+            return place, size
+    return None
+
+
+MOST_AT_ONCE = 1024
+"""Images of a batch."""
+
+
 def _batch_size(told: str) -> int | None:
     if told == "auto":
         return None
-    if not (told.isascii() and told.isdigit() and 1 <= int(told) <= 1024):
-        raise SettingsError(f"batch-size: must be 1 to 1024, or auto (got {told!r})")
+    if not (told.isascii() and told.isdigit() and 1 <= int(told) <= MOST_AT_ONCE):
+        raise SettingsError(f"batch-size: must be 1 to {MOST_AT_ONCE}, or auto (got {told!r})")
     return int(told)
 
 

@@ -31,8 +31,10 @@ from .validation import Strict, shown
 WHOLE_WORDS = 4096
 """A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
 
+LONGEST_PROMPT = 10_000
+"""Characters; models read far fewer."""
+
 Side = Annotated[int, Field(ge=64, le=8192)]
-Text = Annotated[str, Field(max_length=10_000)]
 Pixels = NDArray[np.floating[Any]]
 """An image as a pipeline's ``output_type="np"`` gives it: ``[H, W, 3]`` in [0, 1]."""
 
@@ -56,8 +58,8 @@ class ImageSettings(Strict):
 
     error: ClassVar = SettingsError
 
-    prompt: Text
-    negative_prompt: Text = ""
+    prompt: str
+    negative_prompt: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
@@ -69,6 +71,10 @@ class ImageSettings(Strict):
     def _printable(cls, text: str) -> str:
         if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
             raise SettingsError("a prompt must not hold control characters or broken Unicode")
+        if len(text) > LONGEST_PROMPT:
+            raise SettingsError(
+                f"a prompt must have at most {LONGEST_PROMPT} characters (got {len(text)})"
+            )
         return text
 
     @field_validator("prompt")

@@ -50,6 +50,7 @@ class Request:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
+        place: See :class:`agentsd.batch.Work`.
         offload: See :func:`agentsd.extras.equip`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.
@@ -67,6 +68,7 @@ class Request:
     dtype: str | None = None
     form: str = "png"
     batch_size: int | None = 1
+    place: tuple[int, int] | None = None
     offload: Offload | None = None
     allow_pickle: bool = False
     resume: bool = True
@@ -130,6 +132,7 @@ def launch(
             form=asked.form,
             extras=asked.extras.recorded() | {"revision": described["config"]["revision"]},
             inputs=asked.extras.inputs,
+            place=asked.place,
         )
         claims = stack.enter_context(Claims(folder.claims, asked.stale_after))
         bar = stack.enter_context(Bar(asked.progress if first else "none", total, there, console))
@@ -162,6 +165,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "prompts": plan.digest,
         "images": plan.images,
+        **({"batch": list(asked.place)} if asked.place else {}),
         **asked.base,
         "schedule": asked.schedule.to_dict() if asked.schedule else None,
         "format": asked.form,

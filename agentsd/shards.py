@@ -54,13 +54,12 @@ def _packed(line: dict[str, Any], shard: str) -> dict[str, Any]:
 
 def _bytes(root: Path, line: dict[str, Any]) -> bytes:
     """An image, from where it lies loose or from the shard that it went into before."""
-    loose = root / line["loose"]
+    loose = root / str(line["loose"])
     if loose.exists():
         return loose.read_bytes()
     with tarfile.open(root / line["file"]) as tar:
         member = tar.extractfile(f"{line['shard_key']}.png")
-        assert member is not None
-        return bytes(member.read())
+        return member.read() if member else b""
 
 
 def _add_image(tar: tarfile.TarFile, line: dict[str, Any], image: bytes) -> None:

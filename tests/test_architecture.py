@@ -16,7 +16,10 @@ CORE = (
     *("processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-APPLICATION = ("pipelines", "generation", "cli")
+APPLICATION = (
+    *("output", "pipelines", "generation", "comparison", "prompts", "run_folder", "shards"),
+    *("claims", "progress", "extras", "batch", "launch", "cli"),
+)
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)
 MATHS = ("attention", "merging", "sampling")

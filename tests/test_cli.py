@@ -13,6 +13,7 @@ from PIL import Image
 
 from agentsd import __version__
 from agentsd.cli import main
+from agentsd.generation import image_seed
 
 
 @pytest.fixture
@@ -50,26 +51,39 @@ def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     code, out, _ = run("--json", "--num-images", "2", "--schedule", "keys", "--dtype", "bfloat16")
     summary = json.loads(out)
     assert code == 0
+    assert (summary["images"], summary["made"], summary["failed"]) == (2, 2, 0)
+    lines = [json.loads(line) for line in Path(summary["manifest"]).read_text().splitlines()]
+    assert [(line["seed"], line["dtype"], line["device"]) for line in lines] == [
+        (0, "bfloat16", "cpu"),
+        (image_seed(0, 0, 1), "bfloat16", "cpu"),
+    ]
+
+
+def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
+    summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "keys")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
-    assert (summary["dtype"], summary["device"]) == ("bfloat16", "cpu")
+
+
+def pixels(file: Path) -> bytes:
+    with Image.open(file) as image:
+        return image.tobytes()
 
 
 def test_schedule_none_is_the_unpatched_image(run: Any, tmp_path: Path) -> None:
     for schedule in ("none", "keys"):
-        assert run("--schedule", schedule)[0] == 0
-    none, keys = (Image.open(tmp_path / "out" / f"0000{i}.png") for i in range(2))
-    assert none.tobytes() != keys.tobytes()
+        out = str(tmp_path / schedule)
+        assert run("--schedule", schedule, "--out", out)[0] == 0
+    none, keys = (pixels(tmp_path / s / "images" / "000000.png") for s in ("none", "keys"))
+    assert none != keys
     assert run("--compare")[0] == 0
-    unpatched = Image.open(tmp_path / "out" / "00002-unpatched.png")
-    assert none.tobytes() == unpatched.tobytes()
+    assert none == pixels(tmp_path / "out" / "00000-unpatched.png")
 
 
 def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path) -> None:
-    for more in ((), ("--negative-prompt", "blue"), ("--guidance-scale", "1")):
-        assert run(*more)[0] == 0
-    images = {Image.open(tmp_path / "out" / f"0000{i}.png").tobytes() for i in range(3)}
-    assert len(images) == 3
+    for i, more in enumerate([(), ("--negative-prompt", "blue"), ("--guidance-scale", "1")]):
+        assert run(*more, "--out", str(tmp_path / str(i)))[0] == 0
+    assert len({pixels(tmp_path / str(i) / "images" / "000000.png") for i in range(3)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,23 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--seed", "-1"], 2, "seed"),
         (["--num-images", "0"], 2, "num-images"),
         (["--prompt", ""], 2, "prompt"),
+        (["--prompt", "x" * 10_001], 2, "at most 10000 characters"),
+        (["--prompts", "nowhere.txt"], 2, "nowhere.txt: cannot be read"),
+        (["--prompts", "pyproject.toml"], 2, ".txt, .jsonl, .csv, .tsv"),
+        (["--template", "no place"], 2, "must hold {} once"),
+        (["--batch-size", "0"], 2, "1 to 1024, or auto"),
+        (["--batch-size", "many"], 2, "1 to 1024, or auto"),
+        (["--init-image", "pyproject.toml"], 2, "not an image"),
+        (["--init-image", "nowhere.png"], 2, "No such file"),
+        (["--strength", "0.5"], 2, "there is none"),
+        (["--controlnet", "x"], 2, "one needs the other"),
+        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 1, "ControlNet"),
+        (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
+        (["--lora", "docs:0.5"], 1, "the LoRA 'docs' cannot be loaded"),
+        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 1, "--allow-pickle"),
+        (["--attention-backend", "none"], 2, "attention_backend"),
+        (["--cpu-offload", "model"], 2, "on the CPU already"),
+        (["--from-image", "docs/images/demo.png"], 2, "drop --prompt"),
         (["--dtype", "int8"], 2, "int8"),
         (["--device", "abacus"], 1, "no device 'abacus'"),
         (["--model", "nowhere/at/all"], 1, "neither a folder nor a file"),
@@ -93,8 +124,14 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
-    run: Any, tmp_path: Path, more: list[str], code: int, says: str
+    run: Any,
+    tmp_path: Path,
+    more: list[str],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     got, out, err = run(*more)
     assert (got, out) == (code, "")
     assert says in err
