@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from agentsd import __version__
@@ -137,6 +138,69 @@ def test_bad_input_is_an_error_of_one_line(
     assert says in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None:
+    """Bit for bit, though it was one of a batch, from its file alone."""
+    size = ("--height", "64", "--width", "96")
+    how = ("--schedule", "keys", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
+    assert run("--prompt", "b", "--num-images", "3", "--batch-size", "4", *how)[0] == 0
+    for number in (0, 2, 5):
+        first = tmp_path / "out" / "images" / f"{number:06d}.png"
+        again = tmp_path / f"again{number}"
+        with pytest.raises(SystemExit, match="0"):
+            main(["generate", "--from-image", str(first), "--out", str(again)])
+        assert (again / "images" / "000000.png").read_bytes() == first.read_bytes()
+
+
+def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for image, more, says in (
+        ("pyproject.toml", [], "cannot be read (not an image)"),
+        ("nowhere.png", [], "cannot be read (No such file"),
+        (str(tmp_path / "plain.png"), [], "carries no settings of agentsd"),
+        ("nowhere.png", ["--seed", "3"], "drop --seed"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["generate", "--from-image", image, "--out", str(tmp_path / "o"), *more])
+        out, err = capsys.readouterr()
+        assert (out, says in err, len(err.splitlines())) == ("", True, 1), err
+
+
+def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "sed": 1}\n{"prompt": "\\u001b[31m"}\n')
+    code, out, err = run("--prompts", str(file))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {file}:2: unknown key 'sed'")
+    assert "(and 1 more)" in err
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("--prompts", str(file), "--on-error", "skip", "--json")
+    assert (code, json.loads(out)["made"], json.loads(out)["bad_rows"]) == (0, 2, 2)
+    assert f"{file}:3: a prompt must not hold control characters" in err
+    assert "\x1b" not in err
+
+
+def test_a_failed_image_is_told_by_the_exit_code(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "num_inference_steps": 1000, "count": 2}\n')
+    monkeypatch.setattr(DDIMScheduler, "set_timesteps", refusing(DDIMScheduler.set_timesteps))
+    code, out, err = run("--prompts", str(file), "--schedule", "none")
+    assert code == 1
+    assert "2 images made, of 4" in out
+    assert "2 failed" in out
+    assert "image 000002 failed: StableDiffusionPipeline refused the settings" in err
+
+
+def refusing(real: Any) -> Any:
+    def set_timesteps(self: Any, steps: int, *args: Any, **more: Any) -> None:
+        if steps == 1000:
+            raise ValueError("not so many")
+        real(self, steps, *args, **more)
+
+    return set_timesteps
 
 
 def test_bad_yaml_names_file_and_key(run: Any, tmp_path: Path) -> None:
