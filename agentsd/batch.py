@@ -41,6 +41,9 @@ WRITERS = 2
 
 LARGEST_BATCH = 64
 
+TOLD_PROMPTS = 5
+"""Notes on prompts that are printed; the manifest has those of all."""
+
 Inputs = Callable[[int | None, int | None], Mapping[str, Any]]
 """More to call a pipeline with, for images of a height and width."""
 
@@ -78,11 +81,15 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(*, insist: bool) -> Iterator[Stop]:
     """Let SIGINT and SIGTERM end a run after the batch in hand; outside the main thread, nothing.
 
+    Args:
+        insist: Whether a second SIGINT ends the run at once. A launcher of several processes
+            sends one more for each that the terminal sends.
+
     Yields:
-        What tells of them. A second SIGINT ends the run at once.
+        What tells of them.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -91,7 +98,8 @@ def stopping() -> Iterator[Stop]:
 
     def note(number: int, _: Any) -> None:
         stop.signal = stop.signal or number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if insist:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -183,7 +191,8 @@ class _Maker:
         self._pipe, self._folder, self._work, self._bar = pipe, folder, work, bar
         self._writer = writer
         self._encode = PromptEncoder(pipe)
-        self._notes = lru_cache(maxsize=64)(lambda prompt: warnings_for(pipe, prompt))
+        self._notes = lru_cache(maxsize=64)(self._look)
+        self._told = 0
         self._fits: dict[tuple[Any, ...], int] = {}
         self._patch = ExitStack()
         self._schedule: Schedule | None = None
@@ -241,6 +250,14 @@ class _Maker:
             self._writer.put(job, pixels, recorded, more)
         return None
 
+    def _look(self, prompt: str) -> list[str]:
+        """What the model will miss of a prompt; told of the first few, recorded of all."""
+        found = warnings_for(self._pipe, prompt)
+        for note in found[: max(0, TOLD_PROMPTS - self._told)]:
+            self._told += 1
+            self._bar.note(f"note: {note}")
+        return found
+
     def _patch_with(self, schedule: Schedule | None) -> None:
         if schedule != self._schedule:
             self._patch.close()
@@ -292,11 +309,11 @@ class _Writer:
     ) -> None:
         try:
             image = to_image(pixels)
+            recorded |= {"height": image.height, "width": image.width}
+            data = encode_image(image, recorded, self._form)
         except GenerationError as error:
             self._folder.fail(_told(job) | {"error": str(error)})
             return
-        recorded |= {"height": image.height, "width": image.width}
-        data = encode_image(image, recorded, self._form)
         self._folder.save(f"images/{job.id}.{self._form}", data, {**_told(job), **recorded, **more})
 
 

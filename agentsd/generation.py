@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,6 +32,9 @@ WHOLE_WORDS = 4096
 
 LONGEST_PROMPT = 10_000
 """Characters; models read far fewer."""
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line feed, and halves of characters that are not UTF-8."""
 
 Side = Annotated[int, Field(ge=64, le=8192)]
 Pixels = NDArray[np.floating[Any]]
@@ -69,7 +71,7 @@ class ImageSettings(Strict):
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _printable(cls, text: str) -> str:
-        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
+        if UNPRINTABLE.search(text):
             raise SettingsError("a prompt must not hold control characters or broken Unicode")
         if len(text) > LONGEST_PROMPT:
             raise SettingsError(

@@ -136,7 +136,7 @@ def launch(
         )
         claims = stack.enter_context(Claims(folder.claims, asked.stale_after))
         bar = stack.enter_context(Bar(asked.progress if first else "none", total, there, console))
-        stop = stack.enter_context(stopping())
+        stop = stack.enter_context(stopping(insist=not several))
         run(pipe, folder, work, claims, bar, stop)
     if several:
         state.destroy_process_group()
@@ -163,7 +163,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
         "model": asked.model,
         "revision": revision_of(asked.model, asked.revision),
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "prompts": plan.digest,
+        "prompts_sha256": plan.digest,
         "images": plan.images,
         **({"batch": list(asked.place)} if asked.place else {}),
         **asked.base,

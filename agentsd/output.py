@@ -16,7 +16,7 @@ from typing import IO, Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from .errors import OutputError, SettingsError
+from .errors import GenerationError, OutputError, SettingsError
 
 SAMPLERS = {
     "DDIMScheduler": "DDIM",
@@ -83,6 +83,9 @@ def encode_image(
         image: What was made.
         recorded: What :func:`agentsd.generation.record` returned.
         form: One of :data:`FORMATS`.
+
+    Raises:
+        GenerationError: If the format cannot hold the image or its record.
     """
     data = BytesIO()
     if form == "png":
@@ -97,7 +100,10 @@ def encode_image(
             comment = parameters(image, recorded).encode("utf-16-be")
             exif.get_ifd(_EXIF)[_COMMENT] = b"UNICODE\0" + comment
             exif[_DESCRIPTION] = json.dumps(recorded)
-        image.save(data, format={"jpg": "JPEG", "webp": "WEBP"}[form], quality=95, exif=exif)
+        try:
+            image.save(data, format={"jpg": "JPEG", "webp": "WEBP"}[form], quality=95, exif=exif)
+        except (OSError, ValueError) as error:  # too large, or with too long a prompt
+            raise GenerationError(f"it cannot be written as {form} ({error}); png can") from error
     return data.getvalue()
 
 

@@ -77,7 +77,10 @@ def load_pipeline(
         elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
                 raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
-            hint = "; weights must be whole .safetensors files (or --allow-pickle)"
+            hint = (
+                "; weights must be whole .safetensors files: pickles can run any code when "
+                "loaded and are refused (--allow-pickle to insist)"
+            )
             pipe = DiffusionPipeline.from_pretrained(path, **safe, **kwargs)
         elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
             raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")

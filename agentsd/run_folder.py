@@ -72,10 +72,10 @@ class RunFolder:
         """
         old = self.read_run() if self.run_file.exists() else None
         if old is None:
-            if self._parts("manifest"):
+            if self._parts("manifest") or any(self.images.glob("[!.]*")):
                 raise SettingsError(
-                    f"{self.path} has a manifest but no run.json, so what it holds is not known; "
-                    "give another --out"
+                    f"{self.path} has images or a manifest but no run.json, so what they are is "
+                    "not known; give another --out"
                 )
             prepare_folder(self.images)
             with writing(self.prompts) as file:

@@ -124,8 +124,10 @@ def test_another_configuration_is_refused_with_the_difference(start: Any, tmp_pa
         start(prompts=["a"], resume=False)
     assert hashes(tmp_path / "run") == before
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(SettingsError, match="no run"):
-        start(prompts=["a"])
+    for name in ("manifest.jsonl", "prompts.jsonl"):
+        with pytest.raises(SettingsError, match="has images or a manifest but no run"):
+            start(prompts=["a"])
+        (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(OutputError, match="not JSON"):
         start(prompts=["a"])
@@ -383,6 +385,12 @@ def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str)
     assert told.items() <= line.items()
     with Image.open(tmp_path / "run" / line["file"]) as image:
         assert image.format == {"jpg": "JPEG", "webp": "WEBP"}[form]
+
+
+def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
+    summary, _ = start(prompts=["a", "赤" * 9_999], form="jpg")
+    assert (summary["made"], summary["failed"]) == (1, 1)
+    assert "png can" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
 
 
 def test_webdataset_reads_the_shards(

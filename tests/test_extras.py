@@ -10,7 +10,10 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
+from safetensors.torch import save_file
+from test_patch import ip_adapter
 from tiny_models import build, tiny_unet
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
 from agentsd.extras import Extras, equip
@@ -79,6 +82,29 @@ def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: s
     pipe.unload_lora_weights()
     half = made(pipe, Extras(loras=(f"{lora}:0.5",)))
     assert len({plain, full, half}) == 3
+
+
+def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -> None:
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=8,
+        projection_dim=8,
+    )
+    build(lambda: CLIPVisionModelWithProjection(vision)).save_pretrained(tmp_path / "image_encoder")
+    weights = build(lambda: ip_adapter(pipe.unet))
+    flat = {
+        f"{part}.{name}": value for part, named in weights.items() for name, value in named.items()
+    }
+    save_file(flat, tmp_path / "adapter.safetensors")
+    plain = made(pipe, Extras())
+    Image.new("RGB", (80, 48), "orange").save(tmp_path / "other.png")
+    file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
+    first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
+    assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:

@@ -113,6 +113,7 @@ BAD = {
     b'{"prompt": "' + b"x" * 10_001 + b'"}': "at most 10000 characters",
     b'{"prompt": "' + b"x" * 2_000_000 + b'"}': "longer than 1,048,576 characters",
     b'["a"]': "must be a JSON object",
+    b'{"prompt": "a", "self": 1}': "unknown key 'self'",
     b"": "empty",
     b"[" * 100_000: "broken JSON",
     b'{"prompt": "a", "guidance_scale": NaN}': "guidance_scale",
