@@ -18,7 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
 
 from .claims import Claims
-from .errors import GenerationError, OutOfMemoryError, SettingsError
+from .errors import AgentSDError, GenerationError, OutOfMemoryError
 from .generation import (
     ImageSettings,
     Pixels,
@@ -126,9 +126,9 @@ def run(
         stop: Asks for an early end.
 
     Raises:
-        SettingsError: If the pipeline refuses the very first batch; later ones are noted as failed.
-        GenerationError: Likewise.
         OutputError: If the folder cannot be written to. What was made before stays.
+        AgentSDError: If the very first batch fails for another reason than memory, since then it
+            is the model or an option that is wrong; later ones are noted as failed.
     """
     pipe.set_progress_bar_config(disable=True)
     with ExitStack() as stack:
@@ -150,7 +150,7 @@ def run(
             writer.drain()
             folder.poll()
             bar.show(folder.made + folder.failed)
-            if idle and not folder.is_complete:
+            if idle and not (folder.is_complete or stop.signal):
                 # The rest is in the hands of others, or of one who died: look again later.
                 time.sleep(max(0.5, time.monotonic() - begun))
     if folder.is_complete and claims.take("finish"):
@@ -221,7 +221,7 @@ class _Maker:
                     self._folder.fail(_told(job) | {"error": str(failure)})
             left = left[len(part) :]
 
-    def _try(self, batch: Sequence[Job]) -> SettingsError | GenerationError | None:
+    def _try(self, batch: Sequence[Job]) -> AgentSDError | None:
         first, begun = batch[0], time.perf_counter()
         try:
             self._patch_with(first.schedule)
@@ -229,7 +229,7 @@ class _Maker:
             place, size = self._work.place or (0, 1)
             settings = [job.settings for job in batch for _ in range(size)]
             images = make_batch(self._pipe, settings, self._encode, inputs)[place::size]
-        except (SettingsError, GenerationError) as error:
+        except AgentSDError as error:
             memory = isinstance(error, OutOfMemoryError)
             if not (memory or self._writer.used or self._folder.made):
                 raise  # the model or an option is wrong, not this row

@@ -26,6 +26,9 @@ from .validation import shown
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """Names of the column of a .csv or .tsv that prompts are read from, the first there is."""
 
+TOLD_ROWS = 5
+"""Bad rows that the error tells of one by one."""
+
 LONGEST_LINE = 2**20
 """Characters of a line that are read; a file of one endless line must not fill the memory."""
 
@@ -125,11 +128,10 @@ def read_prompts(
     """
     if template.count("{}") != 1:
         raise SettingsError(f"template: must hold {{}} once (got {shown(template)})")
-    told = _rows(prompts, source)
     file = tempfile.TemporaryFile()  # noqa: SIM115  # the plan's from here on
     digest, images, bad, ids = sha256(), 0, 0, _Ids()
-    first = ""
-    for index, (place, row) in enumerate(told):
+    told: list[str] = []
+    for index, (place, row) in enumerate(_rows(prompts, source)):
         try:
             if isinstance(row, str):
                 raise SettingsError(row)
@@ -143,7 +145,7 @@ def read_prompts(
             ids.add(checked)
         except AgentSDError as error:
             bad += 1
-            first = first or f"{place}: {error}"
+            told = [*told, f"{place}: {error}"][:TOLD_ROWS]
             report(f"{place}: {error}")
             continue
         line = json.dumps({"index": index, **row}).encode() + b"\n"
@@ -151,8 +153,10 @@ def read_prompts(
         file.write(line)
         images += checked.count
     if bad and on_error == "stop":
-        more = f" (and {bad - 1} more)" if bad > 1 else ""
-        raise SettingsError(f"{first}{more}; mend them, or leave them out with --on-error skip")
+        more = f" (and {bad - len(told)} more)" if bad > len(told) else ""
+        raise SettingsError(
+            f"{'; '.join(told)}{more}; mend what is wrong, or leave it out with --on-error skip"
+        )
     if not images:
         raise SettingsError(f"no prompts: {source or 'the list'} has none that can be used")
     file.seek(0)

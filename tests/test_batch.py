@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 import agentsd.batch
-from agentsd import GenerationError, OutputError, Schedule, SettingsError
+from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
 from agentsd.batch import Stop, largest_batch
 from agentsd.extras import Extras
 from agentsd.generation import ImageSettings
@@ -295,6 +295,24 @@ def test_one_that_never_fits_is_reported_and_the_rest_made(
     assert start(prompts=(), source=file)[0]["made"] == 1  # a second run tries it again
     assert len(manifest(tmp_path / "run")) == 3
     assert not (tmp_path / "run" / "failed.jsonl").exists()
+
+
+def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, odd = agentsd.batch.patched, Schedule.from_dict({"phases": [{"method": "full"}]})
+
+    def patched(pipe: Any, schedule: Any) -> Any:
+        if schedule == odd:
+            raise PatchError("matches no layer")
+        return real(pipe, schedule)
+
+    monkeypatch.setattr(agentsd.batch, "patched", patched)
+    rows = [{"prompt": "a"}, {"prompt": "b", "schedule": odd.to_dict()}, {"prompt": "c"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary, _ = start(prompts=(), source=tmp_path / "p.jsonl")
+    assert (summary["made"], summary["failed"]) == (2, 1)
+    assert "matches no layer" in (tmp_path / "run" / "failed.jsonl").read_text()
 
 
 def test_an_image_that_overflows_fails_alone(start: Any, pipe: Any, tmp_path: Path) -> None:
