@@ -179,20 +179,20 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments: before the first image, between, while files are written."""
-    prompts = PROMPTS * 2
+    prompts = PROMPTS + PROMPTS[:20]
     start("whole", prompts)
     run, moments = tmp_path / "run", random.Random(0)
     killed_at = []
     for _ in range(20):
         before = images(run)
         # The last few are kept for the run that is not killed.
-        goal = min(before + moments.choice([0, 1, 1, 2, 2, 3]), len(prompts) - 20)
+        goal = min(before + moments.choice([0, 1, 1, 2, 2, 3]), len(prompts) - 12)
         child = Child(lambda: start(prompts=prompts))
         wait_for(lambda goal=goal: images(run) >= goal)
         time.sleep(moments.uniform(0, 0.02))
         assert child.kill() == -signal.SIGKILL
         killed_at.append(images(run))
-    assert len(set(killed_at)) > 10
+    assert len(set(killed_at)) > 8
     assert killed_at[-1] < len(prompts)
     summary, _ = start(prompts=prompts)
     assert summary["made"] > 0
@@ -205,12 +205,13 @@ def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> 
 def test_a_signal_ends_a_run_after_the_batch_in_hand(
     start: Any, tmp_path: Path, number: int
 ) -> None:
-    child, run = Child(start), tmp_path / "run"
+    few, run = PROMPTS[:24], tmp_path / "run"
+    child = Child(lambda: start(prompts=few))
     wait_for(lambda: images(run) >= 2)
     assert child.kill(number) == 128 + number
-    assert 2 <= len(manifest(run)) < len(PROMPTS)  # each image has its line, and none is half
-    start()
-    assert len(manifest(run)) == len(PROMPTS)
+    assert 2 <= len(manifest(run)) < len(few)  # each image has its line, and none is half
+    start(prompts=few)
+    assert len(manifest(run)) == len(few)
 
 
 def ranks(start: Any, count: int) -> list[Child]:
@@ -226,9 +227,10 @@ def ranks(start: Any, count: int) -> list[Child]:
 
 
 def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
-    start("whole")
+    few = PROMPTS[:24]
+    start("whole", few)
     run = tmp_path / "run"
-    children = ranks(lambda: start(stale_after=5), 2)
+    children = ranks(lambda: start(prompts=few, stale_after=5), 2)
     wait_for(lambda: len(list(run.glob("manifest.*.jsonl"))) == 2)  # both had their share
     assert [child.wait() for child in children] == [0, 0]
     assert hashes(run) == hashes(tmp_path / "whole")
@@ -237,12 +239,13 @@ def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dying", [0, 1])
 def test_the_work_of_a_process_that_died_is_done(start: Any, tmp_path: Path, dying: int) -> None:
-    start("whole")
+    few = PROMPTS[:24]
+    start("whole", few)
     run = tmp_path / "run"
-    children = ranks(lambda: start(stale_after=1), 2)
+    children = ranks(lambda: start(prompts=few, stale_after=1), 2)
     wait_for(lambda: images(run) >= 4)
     assert children[dying].kill() == -signal.SIGKILL
-    assert images(run) < len(PROMPTS)
+    assert images(run) < len(few)
     assert children[1 - dying].wait() == 0
     assert hashes(run) == hashes(tmp_path / "whole")
 
@@ -388,8 +391,8 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 
     monkeypatch.setattr(RunFolder, "save", slow)
     monkeypatch.setattr(agentsd.batch, "make_batch", counted)
-    start()
-    assert len(ahead) == len(PROMPTS)
+    start(prompts=PROMPTS[:30])
+    assert len(ahead) == 30
     assert 1 < max(ahead) <= 8 + 2 + 3 + 3  # queue, writers, and a batch before and after
 
 
