@@ -41,7 +41,7 @@ WRITERS = 2
 
 LARGEST_BATCH = 64
 
-TOLD_PROMPTS = 5
+TOLD_NOTES = 5
 """Notes on prompts that are printed; the manifest has those of all."""
 
 Inputs = Callable[[int | None, int | None], Mapping[str, Any]]
@@ -192,7 +192,7 @@ class _Maker:
         self._writer = writer
         self._encode = PromptEncoder(pipe)
         self._notes = lru_cache(maxsize=64)(self._look)
-        self._told = 0
+        self._told: set[str] = set()
         self._fits: dict[tuple[Any, ...], int] = {}
         self._patch = ExitStack()
         self._schedule: Schedule | None = None
@@ -253,9 +253,10 @@ class _Maker:
     def _look(self, prompt: str) -> list[str]:
         """What the model will miss of a prompt; told of the first few, recorded of all."""
         found = warnings_for(self._pipe, prompt)
-        for note in found[: max(0, TOLD_PROMPTS - self._told)]:
-            self._told += 1
-            self._bar.note(f"note: {note}")
+        for note in found:
+            if note not in self._told and len(self._told) < TOLD_NOTES:
+                self._told.add(note)
+                self._bar.note(f"note: {note}")
         return found
 
     def _patch_with(self, schedule: Schedule | None) -> None:

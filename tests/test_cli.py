@@ -153,6 +153,13 @@ def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None
         assert (again / "images" / "000000.png").read_bytes() == first.read_bytes()
 
 
+def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:
+    code, _, err = run("--prompt", "blue", "--prompt", "a blue", "--prompt", "green")
+    assert code == 0
+    assert err.count("does not know the words: blue") == 1
+    assert err.count("does not know the words: green") == 1
+
+
 def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     for image, more, says in (
