@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Stable Diffusion with agent attention and token merging: faster images, no training.",
 )
 app.add_typer(cli_evaluate.app, name="evaluate")
+app.command()(benchmark)
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -53,17 +54,82 @@ def _agentsd(
     """Options of the command itself; its work is in the subcommands."""
 
 
+class Format(str, Enum):
+    """What images are written as."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+    webdataset = "webdataset"
+
+
+class OnError(str, Enum):
+    """What is done about bad rows."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class How(str, Enum):
+    """How progress is shown."""
+
+    none = "none"
+    plain = "plain"
+    rich = "rich"
+
+
+class Offloading(str, Enum):
+    """What waits on the CPU until it is used."""
+
+    model = "model"
+    sequential = "sequential"
+    group = "group"
+
+
+PROMPTS, MODEL, RUNNING = "Prompts", "Model and what is added to it", "The run"
+OF_THE_RUN = {
+    *("from_image", "out", "device", "format", "batch_size", "cpu_offload", "allow_pickle"),
+    *("resume", "progress", "stale_after", "as_json"),
+}
+"""Options that an image does not carry."""
+
+
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Folder for the images; made if missing.")],
-    model: Annotated[
-        str, typer.Option(help="'pocket', a folder, a .safetensors file, or a hub id.")
-    ] = "pocket",
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the run; made if missing.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to draw; may be repeated.", rich_help_panel=PROMPTS),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A .txt, .jsonl, .csv or .tsv of prompts; - reads standard input.",
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="What each prompt is put into, for {}.", rich_help_panel=PROMPTS)
+    ] = "{}",
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="Bad rows: stop before any work, or skip.", rich_help_panel=PROMPTS),
+    ] = OnError.stop,
+    from_image: Annotated[
+        Path | None,
+        typer.Option(help="Make an image of agentsd again, as it says.", rich_help_panel=PROMPTS),
+    ] = None,
+    num_images: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="How many of each.", rich_help_panel=PROMPTS),
+    ] = 1,
     schedule: Annotated[
         str, typer.Option(help="A preset's name, a YAML file, or 'none' for no patch.")
     ] = "paper",
-    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the first image; those of the others follow from it.")
+    ] = 0,
     num_inference_steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
     guidance_scale: Annotated[
         float | None,
@@ -76,74 +142,329 @@ def generate(
         int | None, typer.Option(help="In pixels, a multiple of 8.", show_default="the model's")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
-    num_images: Annotated[int, typer.Option(min=1, help="How many images.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps, cpu, …", show_default="the best there is")
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(show_default="float32 on the CPU, else float16")
-    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also make the unpatched image, and time both.")
     ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="'pocket', a folder, a .safetensors file, or a hub id.", rich_help_panel=MODEL
+        ),
+    ] = "pocket",
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL),
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Load weights that can run any code, too.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cuda, mps, cpu, …", show_default="the best there is", rich_help_panel=MODEL
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(show_default="float32 on the CPU, else float16", rich_help_panel=MODEL),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="DDIM, Euler a, DPM++ 2M, …, or diffusers' name.",
+            show_default="the model's",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH or PATH:SCALE; may be repeated.", rich_help_panel=MODEL),
+    ] = None,
+    controlnet: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id; needs --control-image.", rich_help_panel=MODEL),
+    ] = None,
+    control_image: Annotated[
+        str | None, typer.Option(help="What a ControlNet follows.", rich_help_panel=MODEL)
+    ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A file, here or OWNER/NAME/FOLDER/FILE; needs --ip-image.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    ip_image: Annotated[
+        str | None, typer.Option(help="What an IP-Adapter follows.", rich_help_panel=MODEL)
+    ] = None,
+    init_image: Annotated[
+        str | None, typer.Option(help="Image to begin from.", rich_help_panel=MODEL)
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of it to change, 0 to 1.", show_default="0.8", rich_help_panel=MODEL
+        ),
+    ] = None,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Decode in tiles.", rich_help_panel=MODEL)
+    ] = False,
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", help="Decode one by one.", rich_help_panel=MODEL)
+    ] = False,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="One of diffusers' backends.", rich_help_panel=MODEL)
+    ] = None,
+    compile_unet: Annotated[
+        bool, typer.Option("--compile", help="Compile the UNet.", rich_help_panel=MODEL)
+    ] = False,
+    cpu_offload: Annotated[
+        Offloading | None,
+        typer.Option(help="Keep on the CPU what is not in use.", rich_help_panel=MODEL),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option(help="webdataset packs PNGs into shards.", rich_help_panel=RUNNING)
+    ] = Format.png,
+    batch_size: Annotated[
+        str,
+        typer.Option(help="Images at a time, or 'auto' for what fits.", rich_help_panel=RUNNING),
+    ] = "1",
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the run that is in --out.", rich_help_panel=RUNNING)
+    ] = True,
+    progress: Annotated[
+        How | None,
+        typer.Option(show_default="rich on a terminal, else plain", rich_help_panel=RUNNING),
+    ] = None,
+    stale_after: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=86400,
+            help="Seconds of silence after which another process counts as dead.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = 60.0,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON on stdout.")
+        bool,
+        typer.Option(
+            "--json", help="Print the summary as JSON on stdout.", rich_help_panel=RUNNING
+        ),
     ] = False,
 ) -> None:
-    """Make images from a prompt, with agent attention and, to compare, without."""
+    """Make images from prompts into a folder; one that was interrupted goes on where it stood.
+
+    With --compare, make one prompt's images with agent attention and without, side by side.
+    """
     # Here, not above: diffusers takes seconds to import, and --help should not.
     from . import generation
+    from .comparison import compare as compare_ways
+    from .extras import Extras, equip
+    from .launch import Request, launch
+    from .output import read_record
     from .pipelines import POCKET_GUIDANCE, load_pipeline
+    from .prompts import read_prompts
     from .schedule import Schedule
 
-    if guidance_scale is None:
-        guidance_scale = POCKET_GUIDANCE if model == "pocket" else 7.5
-    settings = generation.ImageSettings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-    )
-    plan = None if schedule == "none" else Schedule.load(schedule)
-    if compare and plan is None:
-        raise SettingsError("--compare needs a schedule other than 'none'")
+    names = list(generation.ImageSettings.model_fields)
+    place = None
+    if from_image is not None:
+        _only_of_the_run(ctx)
+        told = read_record(from_image)
+        base = {name: told[name] for name in names if name in told}
+        plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
+        extras = Extras.from_record(told)
+        model, revision = str(told.get("model")), told.get("revision")
+        dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
+        prompt = [str(base.pop("prompt", ""))]
+        place = _place(told.get("batch"))
+        for name, version in generation.VERSIONS.items():
+            if told.get(name) != version:
+                _note(f"made with {name} {told.get(name)}, made again with {version}")
+    else:
+        if guidance_scale is None:
+            guidance_scale = POCKET_GUIDANCE if model == "pocket" else 7.5
+        given: dict[str, Any] = {
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "height": height,
+            "width": width,
+        }
+        base = generation.ImageSettings(prompt="-", **given).model_dump(exclude={"prompt"})
+        plan = None if schedule == "none" else Schedule.load(schedule)
+        extras = Extras(
+            sampler=scheduler,
+            loras=tuple(lora or ()),
+            controlnet=controlnet,
+            control_image=control_image,
+            ip_adapter=ip_adapter,
+            ip_image=ip_image,
+            init_image=init_image,
+            vae_tiling=vae_tiling,
+            vae_slicing=vae_slicing,
+            attention_backend=attention_backend,
+            compile=compile_unet,
+            **({} if strength is None else {"strength": strength}),
+        )
+    if not prompt and prompts is None:
+        raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
     _quiet_libraries()
-    with stderr.status(Text(f"loading {model} …")):
-        pipe = load_pipeline(model, device=device, dtype=dtype.value if dtype else None)
-    for note in generation.warnings_for(pipe, prompt):
-        stderr.print(f"note: {note}", style="yellow", markup=False)
-    summary = generation.generate(
-        pipe,
-        settings,
-        out,
-        schedule=plan,
-        model=model,
-        num_images=num_images,
-        compare=compare,
-    )
-    stdout.print(json.dumps(summary) if as_json else _told(summary, out), markup=False)
-
-
-app.command()(benchmark)
-
-
-def _told(summary: dict[str, Any], out: Path) -> str:
-    """The summary for people: a line per image, and the speed-up."""
-    lines = []
-    for image in summary["images"]:
-        file = out / image.get("comparison_file", image["file"])
-        lines.append(f"{file}  (seed {image['seed']}, {image['seconds']:.1f} s)")
-    if "speedup" in summary:
-        alike = f"PSNR {summary['psnr']:.1f} dB" if summary["psnr"] else "the same image"
-        lines.append(
-            f"unpatched {summary['unpatched_seconds']:.1f} s, agentsd {summary['seconds']:.1f} s: "
-            f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
+    if compare:
+        if plan is None:
+            raise SettingsError("--compare needs a schedule other than 'none'")
+        if prompts is not None or prompt is None or len(prompt) != 1:
+            raise SettingsError("--compare takes one --prompt")
+        settings = generation.ImageSettings(prompt=template.replace("{}", prompt[0]), **base)
+        with stderr.status(Text(f"loading {model} …")):
+            pipe = equip(
+                load_pipeline(
+                    model,
+                    device=device,
+                    dtype=dtype.value if dtype else None,
+                    allow_pickle=allow_pickle,
+                    **({"revision": revision} if revision else {}),
+                ),
+                extras,
+                offload=cpu_offload.value if cpu_offload else None,
+                allow_pickle=allow_pickle,
+            )
+        for note in generation.warnings_for(pipe, settings.prompt):
+            _note(note)
+        both = compare_ways(
+            pipe,
+            settings,
+            out,
+            schedule=plan,
+            model=model,
+            num_images=num_images,
+            extras=extras.recorded(),
+            inputs=extras.inputs(height, width),
         )
+        stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)
+        return
+    asked = Request(
+        out=out,
+        base=base,
+        schedule=plan,
+        extras=extras,
+        model=model,
+        revision=revision,
+        device=device,
+        dtype=dtype.value if dtype else None,
+        form=format.value,
+        batch_size=_batch_size(batch_size),
+        place=place,
+        offload=cpu_offload.value if cpu_offload else None,
+        allow_pickle=allow_pickle,
+        resume=resume,
+        progress=progress.value if progress else ("rich" if stderr.is_terminal else "plain"),
+        stale_after=stale_after,
+    )
+    told_rows = 0
+
+    def report(problem: str) -> None:
+        nonlocal told_rows
+        told_rows += 1
+        if on_error is OnError.skip and told_rows <= SHOWN_ROWS:
+            _note(f"{problem}; left out")
+
+    summary, stop = launch(
+        asked,
+        lambda: read_prompts(
+            prompt or (),
+            prompts,
+            base,
+            template=template,
+            count=num_images,
+            on_error=on_error.value,
+            report=report,
+        ),
+        stderr,
+    )
+    if summary is not None:
+        stdout.print(json.dumps(summary) if as_json else _told(summary), markup=False)
+    if stop.signal is not None:
+        raise typer.Exit(128 + stop.signal)
+    if summary is not None and summary["failed"]:
+        raise typer.Exit(1)
+
+
+SHOWN_ROWS = 20
+"""Bad rows told one by one; the summary counts all."""
+
+
+def _note(text: str) -> None:
+    told = "".join(c if c.isprintable() else " " for c in text)
+    stderr.print(f"note: {told}", style="yellow", markup=False)
+
+
+def _only_of_the_run(ctx: typer.Context) -> None:
+    """Refuse options beside --from-image that would be without effect."""
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(param.name or "")
+        if param.name not in OF_THE_RUN and source is not None and source.name == "COMMANDLINE":
+            raise SettingsError(
+                f"--from-image takes the image's own settings; drop {param.opts[0]}"
+            )
+
+
+def _place(told: Any) -> tuple[int, int] | None:
+    """The place in its batch that an image tells of, where it tells of one that can be."""
+    match told:
+        case [int(place), int(size)] if 0 <= place < size <= MOST_AT_ONCE:
+            return place, size
+    return None
+
+
+MOST_AT_ONCE = 1024
+"""Images of a batch."""
+
+
+def _batch_size(told: str) -> int | None:
+    if told == "auto":
+        return None
+    if not (told.isascii() and told.isdigit() and 1 <= int(told) <= MOST_AT_ONCE):
+        raise SettingsError(f"batch-size: must be 1 to {MOST_AT_ONCE}, or auto (got {told!r})")
+    return int(told)
+
+
+def _told(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    made = f"{summary['made']} images made"
+    before = f", {summary['there_before']} were there" if summary["there_before"] else ""
+    missing = summary["images"] - summary["made"] - summary["there_before"] - summary["failed"]
+    parts = [
+        f"{made}{before}, of {summary['images']}, in {summary['seconds']:.1f} s "
+        f"({summary['images_per_second']:.2f} images/s): {summary['manifest']}"
+    ]
+    if missing:
+        parts.append(f"{missing} are still to make: give the same command again")
+    if summary["failed"]:
+        parts.append(f"{summary['failed']} failed: {summary['folder']}/failed.jsonl says why")
+    if summary["bad_rows"]:
+        parts.append(f"{summary['bad_rows']} bad rows were left out")
+    return "\n".join(parts)
+
+
+def _compared(summary: dict[str, Any], out: Path) -> str:
+    """A comparison for people: a line per image, and the speed-up."""
+    lines = [
+        f"{out / image['comparison_file']}  (seed {image['seed']}, {image['seconds']:.1f} s)"
+        for image in summary["images"]
+    ]
+    alike = f"PSNR {summary['psnr']:.1f} dB" if summary["psnr"] else "the same image"
+    lines.append(
+        f"unpatched {summary['unpatched_seconds']:.1f} s, agentsd {summary['seconds']:.1f} s: "
+        f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
+    )
     return "\n".join(lines)
 
 

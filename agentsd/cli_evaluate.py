@@ -244,7 +244,7 @@ def paired_command(
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .likeness import likeness, pairs, worst
-    from .output import prepare_folder, save_png, write_whole
+    from .output import prepare_folder, save_image, write_whole
     from .pictures import pictures
 
     found = pairs(pictures(images), pictures(_no_statistics(reference)))
@@ -273,7 +273,7 @@ def paired_command(
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(out / "likeness.jsonl", lines.encode())
         write_whole(out / "likeness.json", json.dumps(result, indent=2).encode())
-        save_png(worst(found, rows), out / "worst.png")
+        save_image(worst(found, rows), out / "worst.png")
     sets.show(result, "\n".join(told), as_json)
 
 

@@ -32,6 +32,10 @@ class GenerationError(AgentSDError):
     """The pipeline failed while it made an image, or made none that can be shown."""
 
 
+class OutOfMemoryError(GenerationError):
+    """The device has not the memory that a batch needs; a smaller one may fit."""
+
+
 class OutputError(AgentSDError):
     """A result could not be written."""
 

@@ -15,7 +15,7 @@ import diffusers
 
 from .errors import EvaluationError
 from .generation import ImageSettings, Made, make_image, record
-from .output import prepare_folder, save_png, write_whole
+from .output import prepare_folder, save_image, write_whole
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
 from .scoring import Judges, Progress, measure
@@ -158,7 +158,7 @@ def _keep(
     folder = out / "images" / way.name
     name = f"images/{number:06}.png"
     entry = _entry(protocol, pipe, way, number, settings)
-    save_png(made.image, folder / name, record(pipe, settings, protocol.model, way.schedule))
+    save_image(made.image, folder / name, record(pipe, settings, protocol.model, way.schedule))
     digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     entry |= {"file": name, "sha256": digest, "seconds": round(made.seconds, 4)}
     with (folder / MANIFEST).open("a", encoding="utf-8") as file:

@@ -1,41 +1,51 @@
-"""Prompts to images: one image at a time, each from its own seed, with a record of how."""
+"""Prompts to images: a few at a time, each from its own seed, with a record of how."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
 import re
 import time
-import unicodedata
-import warnings
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+import transformers
+from accelerate.utils.memory import should_reduce_batch_size
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, field_validator
 
 from . import __version__
-from .errors import AgentSDError, GenerationError, SettingsError
-from .output import next_number, prepare_folder, save_png, side_by_side, write_whole
-from .patch import patched
+from .errors import AgentSDError, GenerationError, OutOfMemoryError, SettingsError
 from .schedule import Schedule
 from .validation import Strict, shown
 
 WHOLE_WORDS = 4096
 """A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
 
+LONGEST_PROMPT = 10_000
+"""Characters; models read far fewer."""
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line feed, and halves of characters that are not UTF-8."""
+
 Side = Annotated[int, Field(ge=64, le=8192)]
+Pixels = NDArray[np.floating[Any]]
+"""An image as a pipeline's ``output_type="np"`` gives it: ``[H, W, 3]`` in [0, 1]."""
 
 
 class ImageSettings(Strict):
     """All that an image depends on, besides the model and the schedule.
 
     Args:
-        prompt: What to draw; not empty.
+        prompt: What to draw; not empty, at most 10,000 characters (models read far fewer).
         negative_prompt: What to keep away from; used where ``guidance_scale`` is above 1.
         seed: Seed of the initial noise, in [0, 2**63).
         num_inference_steps: Denoising steps, 1 to 1,000.
@@ -61,8 +71,12 @@ class ImageSettings(Strict):
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _printable(cls, text: str) -> str:
-        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
+        if UNPRINTABLE.search(text):
             raise SettingsError("a prompt must not hold control characters or broken Unicode")
+        if len(text) > LONGEST_PROMPT:
+            raise SettingsError(
+                f"a prompt must have at most {LONGEST_PROMPT} characters (got {len(text)})"
+            )
         return text
 
     @field_validator("prompt")
@@ -80,6 +94,147 @@ class ImageSettings(Strict):
         return side
 
 
+def image_seed(base: int, prompt_index: int, image_index: int) -> int:
+    """The seed of one image of a run, from its place in the list and nothing else.
+
+    The very first image takes the base seed itself, so that a run of one image draws what any
+    other program draws from this seed.
+
+    Args:
+        base: Seed of the run, in [0, 2**63).
+        prompt_index: Place of the prompt in its list, from 0.
+        image_index: Which of the prompt's images, from 0.
+
+    Returns:
+        A seed in [0, 2**32): PyTorch's generator on the CPU reads no more bits than that.
+
+    Example:
+        >>> image_seed(7, 0, 0), image_seed(7, 1, 0) == image_seed(7, 0, 1)
+        (7, False)
+    """
+    if prompt_index == image_index == 0:
+        return base
+    key = f"{base} {prompt_index} {image_index}".encode()
+    return int.from_bytes(sha256(key).digest()[:4], "little")
+
+
+class PromptEncoder:
+    """Embeds prompts, each once and by itself, so that batch mates cannot matter.
+
+    Args:
+        pipe: A text-to-image pipeline. For one without a diffusers UNet, whose embeddings go by
+            other names, the pipeline is handed the texts.
+        keep: How many prompts' embeddings to keep.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, keep: int = 64) -> None:
+        self._pipe = pipe
+        self._embeds = isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
+        self._encoded = lru_cache(maxsize=keep)(self._encode)
+
+    def __call__(self, batch: Sequence[ImageSettings]) -> dict[str, Any]:
+        """What to call the pipeline with for the prompts of a batch."""
+        if not self._embeds:
+            return {name: [getattr(s, name) for s in batch] for name in _TEXTS}
+        conditional = self._pipe.unet.config.time_cond_proj_dim is None
+        parts = [
+            self._encoded(s.prompt, s.negative_prompt, s.guidance_scale > 1 and conditional)
+            for s in batch
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _encode(self, prompt: str, negative: str, guided: bool) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            found = self._pipe.encode_prompt(
+                prompt=prompt,
+                negative_prompt=negative or None,
+                device=self._pipe._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        # Stable Diffusion has the first two, Stable Diffusion XL all four.
+        return {n: value for n, value in zip(_EMBEDS, found, strict=False) if value is not None}
+
+
+_TEXTS = ("prompt", "negative_prompt")
+_EMBEDS = (
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
+
+
+def make_batch(
+    pipe: DiffusionPipeline,
+    batch: Sequence[ImageSettings],
+    encode: Callable[[Sequence[ImageSettings]], dict[str, Any]],
+    inputs: Mapping[str, Any] | None = None,
+) -> list[Pixels]:
+    """Make images in one call, each from a generator of its own.
+
+    The generators are on the CPU, so that all devices agree on the noise.
+
+    Args:
+        pipe: A text-to-image or image-to-image pipeline, patched or not.
+        batch: What to make; alike in all but prompts and seeds.
+        encode: A :class:`PromptEncoder` of the pipeline.
+        inputs: More to call it with: an image to start from, say.
+
+    Returns:
+        Per image ``[H, W, 3]`` in [0, 1], or with NaN where the model's numbers overflowed.
+
+    Raises:
+        SettingsError: If the pipeline refuses the settings.
+        OutOfMemoryError: If the batch does not fit.
+        GenerationError: If it fails otherwise.
+    """
+    call = batch[0].model_dump(exclude={"seed", *_TEXTS})
+    if "height" not in inspect.signature(pipe.__call__).parameters:
+        call = {k: v for k, v in call.items() if k not in ("height", "width")}
+    with _told(pipe):
+        images = pipe(
+            **encode(batch),
+            **call,
+            **(inputs or {}),
+            generator=[torch.Generator("cpu").manual_seed(s.seed) for s in batch],
+            output_type="np",
+        ).images
+    return list(images)
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """Pixels as diffusers makes them 8-bit.
+
+    Raises:
+        GenerationError: If they are not all numbers.
+    """
+    if not np.isfinite(pixels).all():
+        raise GenerationError(
+            "the model's numbers overflowed and no image came of them; try float32 or bfloat16, "
+            "or a schedule with attn_precision: fp32"
+        )
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+@contextmanager
+def _told(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Tell what a pipeline raises as an error of ours."""
+    name = type(pipe).__name__
+    try:
+        yield
+    except AgentSDError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        raise SettingsError(f"{name} refused the settings: {error}") from error
+    except (RuntimeError, AttributeError, MemoryError) as error:
+        # MPS and the CPU tell of their memory in the words of a RuntimeError alone.
+        memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if memory or should_reduce_batch_size(error):
+            raise OutOfMemoryError(
+                f"out of memory on {pipe.device}; make a smaller image or use float16 or bfloat16"
+            ) from error
+        raise GenerationError(f"{name} failed: {error}") from error
+
+
 class Made(NamedTuple):
     """An image with what it took."""
 
@@ -87,13 +242,19 @@ class Made(NamedTuple):
     seconds: float
 
 
-def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = "") -> Made:
-    """Make one image, from a generator of its own on the CPU, so that devices agree on the noise.
+def make_image(
+    pipe: DiffusionPipeline,
+    settings: ImageSettings,
+    label: str = "",
+    inputs: Mapping[str, Any] | None = None,
+) -> Made:
+    """Make one image.
 
     Args:
-        pipe: A text-to-image pipeline, patched or not.
+        pipe: A text-to-image or image-to-image pipeline, patched or not.
         settings: What to make.
         label: Named by the progress bar on stderr.
+        inputs: More to call the pipeline with: an image to start from, say.
 
     Returns:
         The image and the seconds from prompt to image.
@@ -104,30 +265,8 @@ def make_image(pipe: DiffusionPipeline, settings: ImageSettings, label: str = ""
     """
     pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
     begun = time.perf_counter()
-    try:
-        with warnings.catch_warnings():
-            # What NumPy says where an image of NaN is made 8-bit, and black.
-            warnings.filterwarnings("error", "invalid value encountered in cast")
-            image = pipe(
-                **settings.model_dump(exclude={"seed"}),
-                generator=torch.Generator("cpu").manual_seed(settings.seed),
-            ).images[0]
-    except AgentSDError:
-        raise
-    except RuntimeWarning as error:
-        raise GenerationError(
-            "the model's numbers overflowed and no image came of them; try float32 or bfloat16, "
-            "or a schedule with attn_precision: fp32"
-        ) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise GenerationError(
-            f"out of memory on {pipe.device}; make a smaller image or use float16 or bfloat16"
-        ) from error
-    except (TypeError, ValueError, IndexError) as error:
-        raise SettingsError(f"{type(pipe).__name__} refused the settings: {error}") from error
-    except (RuntimeError, AttributeError) as error:
-        raise GenerationError(f"{type(pipe).__name__} failed: {error}") from error
-    return Made(image, time.perf_counter() - begun)
+    (pixels,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
+    return Made(to_image(pixels), time.perf_counter() - begun)
 
 
 def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
@@ -143,8 +282,8 @@ def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
         found.append(
             f"the prompt is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
         )
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) < WHOLE_WORDS:
+    if len(tokenizer) < WHOLE_WORDS:
+        vocabulary = tokenizer.get_vocab()
         words = re.findall(r"\w+", prompt.lower())
         unknown = list(dict.fromkeys(w for w in words if f"{w}</w>" not in vocabulary))
         if unknown:
@@ -154,130 +293,45 @@ def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
 
 
 def record(
-    pipe: DiffusionPipeline, settings: ImageSettings, model: str, schedule: Schedule | None
+    pipe: DiffusionPipeline,
+    settings: ImageSettings,
+    model: str,
+    schedule: Schedule | None,
+    extras: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that makes an image, as plain values; ``schedule`` is None for an unpatched one."""
+    """All that makes an image, as plain values, and nothing of where and when it was made.
+
+    Args:
+        pipe: What made it.
+        settings: Its settings.
+        model: What the pipeline was loaded from.
+        schedule: ``None`` for an unpatched image.
+        extras: What was added to the pipeline: the fields of :class:`agentsd.extras.Extras`.
+    """
     return {
         **settings.model_dump(),
         "model": model,
         "scheduler": type(pipe.scheduler).__name__,
         "schedule": schedule.to_dict() if schedule else None,
-        "device": str(pipe.device),
+        "schedule_hash": schedule_hash(schedule),
+        **(extras or {}),
+        "device": pipe._execution_device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "agentsd": __version__,
-        "torch": torch.__version__,
+        **VERSIONS,
     }
 
 
-def generate(
-    pipe: DiffusionPipeline,
-    settings: ImageSettings,
-    out: Path,
-    *,
-    schedule: Schedule | None,
-    model: str,
-    num_images: int = 1,
-    compare: bool = False,
-) -> dict[str, Any]:
-    """Make images into a folder, numbered on from those there, and a summary of the run.
-
-    Args:
-        pipe: A text-to-image pipeline.
-        settings: Of the first image; the others' seeds count up from it.
-        out: Folder, made if missing.
-        schedule: What to patch the pipeline with; ``None`` leaves it unpatched.
-        model: What the pipeline was loaded from, for the record.
-        num_images: How many images.
-        compare: Also make each image unpatched, and a picture of both. Both ways are run for a
-            few steps first, which are not counted, and they take turns at going first.
-
-    Returns:
-        The summary, which is also in ``out/summary.json``: per image its files, seed and
-        seconds; with ``compare`` the median seconds of both ways, the speed-up, and the
-        likeness of the two images as PSNR in dB.
-
-    Raises:
-        SettingsError: If the pipeline refuses the settings, or ``compare`` has no schedule.
-        GenerationError: If the pipeline fails.
-        OutputError: If the folder cannot be written to. What was made before stays.
-    """
-    if compare and schedule is None:
-        raise SettingsError("to compare, a schedule is needed")
-    ImageSettings(**settings.model_dump() | {"seed": settings.seed + num_images - 1})
-    prepare_folder(out)
-    ways = {"agentsd": schedule, "unpatched": None} if compare else {"agentsd": schedule}
-    if compare and schedule is not None:
-        steps = min(1 + len(schedule.phases), settings.num_inference_steps)
-        short = settings.model_copy(update={"num_inference_steps": steps})
-        for way, plan in ways.items():
-            _make(pipe, short, plan, f"warm-up, {way}")
-    images: list[dict[str, Any]] = []
-    summary: dict[str, Any] = {"model": model, "images": images}
-    for index in range(num_images):
-        one = settings.model_copy(update={"seed": settings.seed + index})
-        made = {
-            way: _make(pipe, one, ways[way], f"image {index + 1}/{num_images}, {way}")
-            for way in (ways if index % 2 else reversed(ways))
-        }
-        stem = f"{next_number(out):05d}"
-        entry: dict[str, Any] = {"seed": one.seed}
-        for way in ways:
-            name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"
-            save_png(made[way].image, out / name, record(pipe, one, model, ways[way]))
-            prefix = "" if way == "agentsd" else f"{way}_"
-            entry |= {f"{prefix}file": name, f"{prefix}seconds": round(made[way].seconds, 3)}
-        if compare:
-            entry["comparison_file"] = f"{stem}-compare.png"
-            entry["psnr"] = psnr(made["agentsd"].image, made["unpatched"].image)
-            sheet = _comparison(made["unpatched"], made["agentsd"])
-            save_png(sheet, out / entry["comparison_file"])
-        images.append(entry)
-        summary |= _medians(images, compare) | record(pipe, settings, model, schedule)
-        write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
-    return summary
+VERSIONS = {
+    "agentsd": __version__,
+    "torch": torch.__version__,
+    "diffusers": diffusers.__version__,
+    "transformers": transformers.__version__,
+}
 
 
-def _make(
-    pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule | None, label: str
-) -> Made:
+def schedule_hash(schedule: Schedule | None) -> str | None:
+    """Sixteen hexadecimal digits that tell schedules apart; ``None`` for none."""
     if schedule is None:
-        return make_image(pipe, settings, label)
-    with patched(pipe, schedule):
-        return make_image(pipe, settings, label)
-
-
-def _comparison(unpatched: Made, ours: Made) -> Image.Image:
-    faster = unpatched.seconds / ours.seconds
-    return side_by_side(
-        {
-            f"unpatched, {unpatched.seconds:.1f} s": unpatched.image,
-            f"agentsd, {ours.seconds:.1f} s ({faster:.2f}x as fast)": ours.image,
-        }
-    )
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float | None:
-    """Peak signal-to-noise ratio of two images of one size, in dB; None if they are equal.
-
-    Example:
-        >>> round(psnr(Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 110)), 1)
-        28.1
-    """
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    error = float(np.square(difference).mean())
-    return 10 * math.log10(255**2 / error) if error else None
-
-
-def _medians(images: list[dict[str, Any]], compare: bool) -> dict[str, float | None]:
-    """The times over all images and, of a comparison, speed-up and likeness."""
-    seconds = median(image["seconds"] for image in images)
-    if not compare:
-        return {"seconds": seconds}
-    unpatched = median(image["unpatched_seconds"] for image in images)
-    likeness = [image["psnr"] for image in images if image["psnr"] is not None]
-    return {
-        "seconds": seconds,
-        "unpatched_seconds": unpatched,
-        "speedup": round(unpatched / seconds, 3),
-        "psnr": median(likeness) if likeness else None,
-    }
+        return None
+    text = json.dumps(schedule.to_dict(), sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:16]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from .errors import OutputError
+from .errors import GenerationError, OutputError, SettingsError
 
 SAMPLERS = {
     "DDIMScheduler": "DDIM",
@@ -62,19 +64,77 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 
 
-def save_png(image: Image.Image, path: Path, recorded: dict[str, Any] | None = None) -> None:
-    """Write an image; with its record, as ``parameters`` and, in JSON, as ``agentsd``.
+FORMATS = ("png", "jpg", "webp")
+"""What images can be written as; jpg and webp at a quality of 95."""
+
+_DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
+"""EXIF tags: the description, the camera's part, and in this the comment of the user."""
+
+
+def encode_image(
+    image: Image.Image, recorded: dict[str, Any] | None = None, form: str = "png"
+) -> bytes:
+    """An image as the bytes of a file; with its record, as ``parameters`` and JSON.
+
+    In PNG they are text chunks, ``parameters`` and ``agentsd``; elsewhere the EXIF comment, where
+    Stable Diffusion users' tools look for it, and the EXIF description.
+
+    Args:
+        image: What was made.
+        recorded: What :func:`agentsd.generation.record` returned.
+        form: One of :data:`FORMATS`.
+
+    Raises:
+        GenerationError: If the format cannot hold the image or its record.
+    """
+    data = BytesIO()
+    if form == "png":
+        info = PngInfo()
+        if recorded is not None:
+            info.add_text("parameters", parameters(image, recorded))
+            info.add_text("agentsd", json.dumps(recorded))
+        image.save(data, format="PNG", pnginfo=info)
+    else:
+        exif = Image.Exif()
+        if recorded is not None:
+            comment = parameters(image, recorded).encode("utf-16-be")
+            exif.get_ifd(_EXIF)[_COMMENT] = b"UNICODE\0" + comment
+            exif[_DESCRIPTION] = json.dumps(recorded)
+        try:
+            image.save(data, format={"jpg": "JPEG", "webp": "WEBP"}[form], quality=95, exif=exif)
+        except (OSError, ValueError) as error:  # too large, or with too long a prompt
+            raise GenerationError(f"it cannot be written as {form} ({error}); png can") from error
+    return data.getvalue()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record that an image file carries.
+
+    Raises:
+        SettingsError: If the file is no image, or none that agentsd made.
+    """
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get("agentsd") or image.getexif().get(_DESCRIPTION)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "not an image"
+        raise SettingsError(f"{path}: cannot be read ({reason})") from None
+    try:
+        found = json.loads(text or "")
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or "agentsd" not in found:
+        raise SettingsError(f"{path} carries no settings of agentsd; only its own images do")
+    return found
+
+
+def save_image(image: Image.Image, path: Path, recorded: dict[str, Any] | None = None) -> None:
+    """Write an image as a PNG, with its record where there is one.
 
     Raises:
         OutputError: If the place cannot be written to.
     """
-    info = PngInfo()
-    if recorded is not None:
-        info.add_text("parameters", parameters(image, recorded))
-        info.add_text("agentsd", json.dumps(recorded))
-    data = BytesIO()
-    image.save(data, format="PNG", pnginfo=info)
-    write_whole(path, data.getvalue())
+    write_whole(path, encode_image(image, recorded))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -83,17 +143,34 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OutputError: If the place cannot be written to.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes its place, whole and on the disk, when the block ends well.
+
+    Raises:
+        OutputError: If the place cannot be written to.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+PART = ".part"
+"""End of the names of files that are not whole yet."""
 
 
 def prepare_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from .errors import LoadError
@@ -33,6 +34,7 @@ def load_pipeline(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    allow_pickle: bool = False,
     **kwargs: Any,
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline, ready to run and to patch.
@@ -40,11 +42,12 @@ def load_pipeline(
     Args:
         model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
             format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or the id
-            of a model on the Hugging Face hub. Weights in pickle format are refused, since
-            loading them can run any code.
+            of a model on the Hugging Face hub.
         device: Where to run; by default CUDA where there is one, else MPS, else the CPU.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
             float32 on the CPU and float16 elsewhere.
+        allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
+            otherwise, since loading them can run any code.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
             (``revision``, ``variant``; ``config``, a folder that spares a single file the hub).
 
@@ -65,20 +68,25 @@ def load_pipeline(
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""
+    # None takes safetensors where there are, and pickles where there are none.
+    safe = {"use_safetensors": None if allow_pickle else True}
     try:
         if os.path.isfile(path):
             hint = "; a single file also needs its configuration: the hub's, or a folder as config="
-            pipe = _single_file_class(path).from_single_file(str(path), **kwargs)
+            pipe = _single_file_class(path, allow_pickle).from_single_file(str(path), **kwargs)
         elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
                 raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
-            hint = "; weights must be whole .safetensors files"
-            pipe = DiffusionPipeline.from_pretrained(path, use_safetensors=True, **kwargs)
+            hint = (
+                "; weights must be whole .safetensors files: pickles can run any code when "
+                "loaded and are refused (--allow-pickle to insist)"
+            )
+            pipe = DiffusionPipeline.from_pretrained(path, **safe, **kwargs)
         elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
             raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
         else:
             hint = "; it is neither a folder nor a file here, nor did the hub give it"
-            pipe = DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **kwargs)
+            pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
     except LoadError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
@@ -87,11 +95,21 @@ def load_pipeline(
     return pipe.to(target)
 
 
-def _single_file_class(path: Path) -> type[DiffusionPipeline]:
+def revision_of(model: str, revision: str | None = None) -> str | None:
+    """The commit of a model that was loaded from the hub; None for what lies on the disk."""
+    if model == "pocket" or os.path.exists(model):
+        return None
+    found = try_to_load_from_cache(model, "model_index.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline]:
     if path.suffix != ".safetensors":
+        if allow_pickle:
+            return StableDiffusionPipeline  # type: ignore[no-any-return]
         raise LoadError(
             f"{path} is no .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can run any "
-            "code when loaded and are refused: convert it to safetensors"
+            "code when loaded and are refused: convert it to safetensors, or --allow-pickle"
         )
     try:
         with safe_open(path, framework="pt") as file:

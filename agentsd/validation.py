@@ -28,7 +28,7 @@ class Strict(BaseModel):
 
     error: ClassVar[type[AgentSDError]] = AgentSDError
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:

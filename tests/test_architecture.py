@@ -17,18 +17,11 @@ CORE = (
 )
 """The core, in the order in which each module may import those before it."""
 APPLICATION = (
-    *("pipelines", "generation", "peers", "intervals", "metrics", "inception", "pictures"),
-    *(
-        "features",
-        "lpips",
-        "likeness",
-        "protocol",
-        "scoring",
-        "evaluation",
-        "report",
-        "cli_evaluate",
-        "cli",
-    ),
+    *("output", "pipelines", "generation", "comparison", "prompts", "run_folder", "shards"),
+    *("claims", "progress", "extras", "batch", "launch"),
+    *("peers", "benchmark", "cli_benchmark"),
+    *("intervals", "metrics", "inception", "pictures", "features", "lpips", "likeness"),
+    *("protocol", "scoring", "evaluation", "report", "cli_evaluate", "cli"),
 )
 """What stands on the core, in the same way."""
 ORDER = (*CORE, *APPLICATION)

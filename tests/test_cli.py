@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from agentsd import __version__
 from agentsd.cli import main
+from agentsd.generation import image_seed
 
 
 @pytest.fixture
@@ -50,26 +52,39 @@ def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     code, out, _ = run("--json", "--num-images", "2", "--schedule", "keys", "--dtype", "bfloat16")
     summary = json.loads(out)
     assert code == 0
+    assert (summary["images"], summary["made"], summary["failed"]) == (2, 2, 0)
+    lines = [json.loads(line) for line in Path(summary["manifest"]).read_text().splitlines()]
+    assert [(line["seed"], line["dtype"], line["device"]) for line in lines] == [
+        (0, "bfloat16", "cpu"),
+        (image_seed(0, 0, 1), "bfloat16", "cpu"),
+    ]
+
+
+def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
+    summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "keys")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
-    assert (summary["dtype"], summary["device"]) == ("bfloat16", "cpu")
+
+
+def pixels(file: Path) -> bytes:
+    with Image.open(file) as image:
+        return image.tobytes()
 
 
 def test_schedule_none_is_the_unpatched_image(run: Any, tmp_path: Path) -> None:
     for schedule in ("none", "keys"):
-        assert run("--schedule", schedule)[0] == 0
-    none, keys = (Image.open(tmp_path / "out" / f"0000{i}.png") for i in range(2))
-    assert none.tobytes() != keys.tobytes()
+        out = str(tmp_path / schedule)
+        assert run("--schedule", schedule, "--out", out)[0] == 0
+    none, keys = (pixels(tmp_path / s / "images" / "000000.png") for s in ("none", "keys"))
+    assert none != keys
     assert run("--compare")[0] == 0
-    unpatched = Image.open(tmp_path / "out" / "00002-unpatched.png")
-    assert none.tobytes() == unpatched.tobytes()
+    assert none == pixels(tmp_path / "out" / "00000-unpatched.png")
 
 
 def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path) -> None:
-    for more in ((), ("--negative-prompt", "blue"), ("--guidance-scale", "1")):
-        assert run(*more)[0] == 0
-    images = {Image.open(tmp_path / "out" / f"0000{i}.png").tobytes() for i in range(3)}
-    assert len(images) == 3
+    for i, more in enumerate([(), ("--negative-prompt", "blue"), ("--guidance-scale", "1")]):
+        assert run(*more, "--out", str(tmp_path / str(i)))[0] == 0
+    assert len({pixels(tmp_path / str(i) / "images" / "000000.png") for i in range(3)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -85,6 +100,23 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--seed", "-1"], 2, "seed"),
         (["--num-images", "0"], 2, "num-images"),
         (["--prompt", ""], 2, "prompt"),
+        (["--prompt", "x" * 10_001], 2, "at most 10000 characters"),
+        (["--prompts", "nowhere.txt"], 2, "nowhere.txt: cannot be read"),
+        (["--prompts", "pyproject.toml"], 2, ".txt, .jsonl, .csv, .tsv"),
+        (["--template", "no place"], 2, "must hold {} once"),
+        (["--batch-size", "0"], 2, "1 to 1024, or auto"),
+        (["--batch-size", "many"], 2, "1 to 1024, or auto"),
+        (["--init-image", "pyproject.toml"], 2, "not an image"),
+        (["--init-image", "nowhere.png"], 2, "No such file"),
+        (["--strength", "0.5"], 2, "there is none"),
+        (["--controlnet", "x"], 2, "one needs the other"),
+        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 1, "ControlNet"),
+        (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
+        (["--lora", "docs:0.5"], 1, "the LoRA 'docs' cannot be loaded"),
+        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 1, "--allow-pickle"),
+        (["--attention-backend", "none"], 2, "attention_backend"),
+        (["--cpu-offload", "model"], 2, "on the CPU already"),
+        (["--from-image", "docs/images/demo.png"], 2, "drop --prompt"),
         (["--dtype", "int8"], 2, "int8"),
         (["--device", "abacus"], 1, "no device 'abacus'"),
         (["--model", "nowhere/at/all"], 1, "neither a folder nor a file"),
@@ -93,13 +125,89 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
-    run: Any, tmp_path: Path, more: list[str], code: int, says: str
+    run: Any,
+    tmp_path: Path,
+    more: list[str],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     got, out, err = run(*more)
     assert (got, out) == (code, "")
     assert says in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None:
+    """Bit for bit, though it was one of a batch, from its file alone."""
+    size = ("--height", "64", "--width", "96")
+    how = ("--schedule", "keys", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
+    assert run("--prompt", "b", "--num-images", "3", "--batch-size", "4", *how)[0] == 0
+    for number in (0, 2, 5):
+        first = tmp_path / "out" / "images" / f"{number:06d}.png"
+        again = tmp_path / f"again{number}"
+        with pytest.raises(SystemExit, match="0"):
+            main(["generate", "--from-image", str(first), "--out", str(again)])
+        assert (again / "images" / "000000.png").read_bytes() == first.read_bytes()
+
+
+def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:
+    code, _, err = run("--prompt", "blue", "--prompt", "a blue", "--prompt", "green")
+    assert code == 0
+    assert err.count("does not know the words: blue") == 1
+    assert err.count("does not know the words: green") == 1
+
+
+def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for image, more, says in (
+        ("pyproject.toml", [], "cannot be read (not an image)"),
+        ("nowhere.png", [], "cannot be read (No such file"),
+        (str(tmp_path / "plain.png"), [], "carries no settings of agentsd"),
+        ("nowhere.png", ["--seed", "3"], "drop --seed"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["generate", "--from-image", image, "--out", str(tmp_path / "o"), *more])
+        out, err = capsys.readouterr()
+        assert (out, says in err, len(err.splitlines())) == ("", True, 1), err
+
+
+def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "sed": 1}\n{"prompt": "\\u001b[31m"}\n')
+    code, out, err = run("--prompts", str(file))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {file}:2: unknown key 'sed'")
+    assert f"; {file}:3: a prompt must not hold control characters" in err
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("--prompts", str(file), "--on-error", "skip", "--json")
+    assert (code, json.loads(out)["made"], json.loads(out)["bad_rows"]) == (0, 2, 2)
+    assert f"{file}:3: a prompt must not hold control characters" in err
+    assert "\x1b" not in err
+
+
+def test_a_failed_image_is_told_by_the_exit_code(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "num_inference_steps": 1000, "count": 2}\n')
+    monkeypatch.setattr(DDIMScheduler, "set_timesteps", refusing(DDIMScheduler.set_timesteps))
+    code, out, err = run("--prompts", str(file), "--schedule", "none")
+    assert code == 1
+    assert "2 images made, of 4" in out
+    assert "2 failed" in out
+    assert "image 000002 failed: StableDiffusionPipeline refused the settings" in err
+
+
+def refusing(real: Any) -> Any:
+    def set_timesteps(self: Any, steps: int, *args: Any, **more: Any) -> None:
+        if steps == 1000:
+            raise ValueError("not so many")
+        real(self, steps, *args, **more)
+
+    return set_timesteps
 
 
 def test_bad_yaml_names_file_and_key(run: Any, tmp_path: Path) -> None:

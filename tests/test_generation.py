@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.generation import ImageSettings, generate, make_image, psnr, warnings_for
+from agentsd.comparison import compare, psnr
+from agentsd.generation import (
+    ImageSettings,
+    PromptEncoder,
+    image_seed,
+    make_batch,
+    make_image,
+    warnings_for,
+)
 
 SCHEDULE = Schedule.preset("keys")
 
@@ -55,17 +63,55 @@ def test_an_image_depends_on_its_seed_and_leaves_the_global_one(pipe: Any) -> No
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_generate_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
+def test_seeds_differ_by_prompt_image_and_base() -> None:
+    seeds = [image_seed(b, p, i) for b in range(5) for p in range(40) for i in range(10)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**32  # PyTorch's generator reads no more
+    assert image_seed(123, 0, 0) == 123
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_embeddings_made_ahead_are_the_pipeline_s_own(pipe: Any, guidance: float) -> None:
+    one = settings(prompt="a b", negative_prompt="c", guidance_scale=guidance, height=64, width=64)
+    plain = pipe(
+        "a b",
+        negative_prompt="c",
+        guidance_scale=guidance,
+        num_inference_steps=2,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert make_image(pipe, one).image.tobytes() == plain.tobytes()
+
+
+def test_a_prompt_is_encoded_once(pipe: Any) -> None:
+    calls, forward = [], pipe.text_encoder.forward
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **more)
+
+    pipe.text_encoder.forward = counted
+    encode = PromptEncoder(pipe)
+    for seed in range(3):
+        make_batch(pipe, [settings(seed=seed), settings(seed=seed + 9)], encode)
+    assert len(calls) == 2  # the prompt and the empty negative one
+
+
+def test_noise_does_not_depend_on_the_batch(pipe: Any) -> None:
+    """The images of a batch differ from single ones by the kernels' last bits and no more."""
+    encode, many = PromptEncoder(pipe), [settings(seed=s, prompt=p) for s, p in enumerate("abc")]
+    together = make_batch(pipe, many, encode)
+    for alone, image in zip(many, together, strict=True):
+        assert abs(make_batch(pipe, [alone], encode)[0] - image).max() < 1e-5
+    other = make_batch(pipe, [settings(seed=9, prompt="a")], encode)[0]
+    assert abs(other - together[0]).max() > 1e-2
+
+
+def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    summary = generate(
-        pipe,
-        settings(seed=5),
-        out,
-        schedule=SCHEDULE,
-        model="tiny",
-        num_images=2,
-        compare=True,
-    )
+    summary = compare(pipe, settings(seed=5), out, schedule=SCHEDULE, model="tiny", num_images=2)
     assert summary == json.loads((out / "summary.json").read_text())
     names = {p.name for p in out.iterdir()}
     kinds = ("", "-unpatched", "-compare")
@@ -86,8 +132,8 @@ def test_generate_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path)
 
 def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:
     full = Schedule.from_dict({"phases": [{"method": "full"}]})
-    run = {"schedule": full, "model": "tiny", "compare": True}
-    assert generate(pipe, settings(), tmp_path, **run)["psnr"] is None
+    run = {"schedule": full, "model": "tiny"}
+    assert compare(pipe, settings(), tmp_path, **run)["psnr"] is None
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
@@ -99,7 +145,7 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_a_second_run_replaces_nothing(pipe: Any, tmp_path: Path) -> None:
     for seed in (1, 2):
-        generate(pipe, settings(seed=seed), tmp_path / "o", schedule=None, model="tiny")
+        compare(pipe, settings(seed=seed), tmp_path / "o", schedule=SCHEDULE, model="tiny")
     seeds = [
         json.loads(Image.open(tmp_path / "o" / f"0000{i}.png").text["agentsd"])["seed"]
         for i in range(2)
@@ -111,7 +157,7 @@ def test_a_place_that_cannot_be_written_costs_no_image(pipe: Any, tmp_path: Path
     (tmp_path / "file").write_text("")
     pipe.unet.forward = None  # a call of the model would raise something else
     with pytest.raises(OutputError, match="file"):
-        generate(pipe, settings(), tmp_path / "file", schedule=None, model="tiny")
+        compare(pipe, settings(), tmp_path / "file", schedule=SCHEDULE, model="tiny")
 
 
 @pytest.mark.parametrize("prompt", ["👩‍👩‍👧", "tab\there", "two\nlines", "赤い円"])
@@ -122,7 +168,7 @@ def test_prompts_of_any_script(prompt: str) -> None:
 def test_the_last_seed_must_be_a_seed(pipe: Any, tmp_path: Path) -> None:
     last = settings(seed=2**63 - 1)
     with pytest.raises(SettingsError, match="seed"):
-        generate(pipe, last, tmp_path, schedule=None, model="tiny", num_images=2)
+        compare(pipe, last, tmp_path, schedule=SCHEDULE, model="tiny", num_images=2)
 
 
 def failing(pipe: Any, how: str) -> Any:

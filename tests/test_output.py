@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from agentsd.errors import OutputError
-from agentsd.output import next_number, parameters, save_png, side_by_side, write_whole
+from agentsd.output import next_number, parameters, save_image, side_by_side, write_whole
 
 RECORD = {
     "prompt": "a red circle, naïve",
@@ -43,7 +43,7 @@ def test_parameters_follow_the_convention() -> None:
 
 @pytest.mark.parametrize("prompt", ["red", "naïve", "赤い円 🔴", "two\nlines"])
 def test_png_carries_its_record(tmp_path: Path, prompt: str) -> None:
-    save_png(IMAGE, tmp_path / "a.png", RECORD | {"prompt": prompt})
+    save_image(IMAGE, tmp_path / "a.png", RECORD | {"prompt": prompt})
     with Image.open(tmp_path / "a.png") as image:
         assert image.text["parameters"].startswith(prompt)
         assert json.loads(image.text["agentsd"])["prompt"] == prompt
@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*file/a\.png"):
-        save_png(IMAGE, tmp_path / "file" / "a.png")
+        save_image(IMAGE, tmp_path / "file" / "a.png")
 
 
 def test_numbers_go_on(tmp_path: Path) -> None:

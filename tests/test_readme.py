@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentsd import Schedule
+from agentsd.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +33,13 @@ def commands(*starts: str) -> list[str]:
 def test_yaml(text: str) -> None:
     schedule = Schedule.from_yaml(text)
     assert Schedule.from_yaml(schedule.to_yaml()) == schedule
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_rows_of_prompts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    plan = read_prompts((), str(tmp_path / "rows.jsonl"), {})
+    assert plan.images == 3
 
 
 @pytest.mark.parametrize("code", blocks("python"))

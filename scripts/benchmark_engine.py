@@ -1,0 +1,95 @@
+"""What the engine of batch generation costs over a bare loop around the pipeline.
+
+Both make the same images, in turns of a few, so that a change of the machine's mood meets both.
+The bare loop writes nothing; the engine writes, hashes and records every image. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from agentsd.batch import Stop, Work, run
+from agentsd.claims import Claims
+from agentsd.generation import ImageSettings
+from agentsd.pipelines import load_pipeline
+from agentsd.progress import Bar
+from agentsd.prompts import Job, jobs, read_prompts
+from agentsd.run_folder import RunFolder
+
+
+def main(
+    model: str = "pocket",
+    num_images: Annotated[int, typer.Option(help="Of each way.")] = 200,
+    turn: Annotated[int, typer.Option(help="Images of a turn.")] = 10,
+    num_inference_steps: int = 25,
+    device: str | None = None,
+    warm_up: int = 2,
+) -> None:
+    """Time both ways, in turns."""
+    pipe = load_pipeline(model, device=device)
+    pipe.set_progress_bar_config(disable=True)
+    base = ImageSettings(prompt="-", num_inference_steps=num_inference_steps).model_dump(
+        exclude={"prompt"}
+    )
+    prompts = [f"a red circle and {i} blue squares" for i in range(turn)]
+
+    def bare(made: list[Job]) -> None:
+        for job in made:
+            pipe(
+                job.settings.prompt,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=job.settings.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(job.settings.seed),
+            )
+
+    def engine(folder: RunFolder) -> None:
+        work = Work(lambda: jobs(folder.prompts, base, None), turn, 1, model)
+        with Claims(folder.claims, 60) as claims, Bar("none", turn, 0, Console()) as bar:
+            run(pipe, folder, work, claims, bar, Stop())
+
+    seconds: dict[str, list[float]] = {"bare": [], "engine": []}
+    busy: dict[str, list[float]] = {"bare": [], "engine": []}
+    for number in range(num_images // turn):
+        with tempfile.TemporaryDirectory() as place:
+            folder = RunFolder(Path(place))
+            folder.prepare({}, read_prompts(prompts, None, base), resume=True)
+            folder.open(turn)
+            made = list(jobs(folder.prompts, base, None))
+            if not number:
+                bare(made[:warm_up])
+            ways = {"bare": lambda made=made: bare(made), "engine": lambda f=folder: engine(f)}
+            for way in ways if number % 2 else reversed(ways):
+                begun, before = time.perf_counter(), time.thread_time()
+                ways[way]()
+                seconds[way].append(time.perf_counter() - begun)
+                busy[way].append(time.thread_time() - before)
+    work = {way: median(times) / turn for way, times in busy.items()}
+    per_image = {way: median(times) / turn for way, times in seconds.items()}
+    paired = median(e / b for e, b in zip(seconds["engine"], seconds["bare"], strict=True))
+    print(
+        json.dumps(
+            {
+                "images": num_images,
+                "bare_seconds_per_image": round(per_image["bare"], 5),
+                "engine_seconds_per_image": round(per_image["engine"], 5),
+                "overhead_percent": round(100 * (paired - 1), 2),
+                # On a busy machine the processor time of the main thread tells more: on the
+                # CPU it runs the model, so that all it spends beside is what a device waits for.
+                "main_thread_ms_per_image": {w: round(1000 * s, 2) for w, s in work.items()},
+                "main_thread_overhead_percent": round(100 * (work["engine"] / work["bare"] - 1), 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,166 @@
+"""What is added to a pipeline: that it changes the image, is recorded, and is refused if wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+from safetensors.torch import save_file
+from test_patch import ip_adapter
+from tiny_models import build, tiny_unet
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from agentsd import LoadError, SettingsError
+from agentsd.extras import Extras, equip
+from agentsd.generation import ImageSettings, PromptEncoder, make_batch, to_image
+
+SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (80, 48), "teal").save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+@pytest.fixture
+def lora(pipe: Any, tmp_path: Path) -> str:
+    """A LoRA on the UNet's cross-attention, saved as diffusers saves them."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
+    unet = tiny_unet()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet.add_adapter(config)
+    layers = peft.get_peft_model_state_dict(unet)
+    pipe.save_lora_weights(str(tmp_path / "lora"), unet_lora_layers=layers)
+    return str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+
+
+def made(pipe: Any, extras: Extras, **how: Any) -> bytes:
+    """The image of a pipeline with extras; a batch of two, as inputs must serve any batch."""
+    ready = equip(pipe, extras, **how)
+    ready.set_progress_bar_config(disable=True)
+    inputs = extras.inputs(64, 64)
+    first, second = make_batch(ready, [SETTINGS] * 2, PromptEncoder(ready), inputs)
+    assert to_image(first).size == (64, 64)
+    assert to_image(first).tobytes() == to_image(second).tobytes()
+    return to_image(first).tobytes()
+
+
+def controlnet(pipe: Any, tmp_path: Path) -> str:
+    net = build(
+        lambda: ControlNetModel.from_unet(
+            pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=True
+        )
+    )
+    for module in net.controlnet_down_blocks:
+        torch.nn.init.constant_(module.weight, 0.1)
+    net.save_pretrained(tmp_path / "net")
+    return str(tmp_path / "net")
+
+
+def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: str) -> None:
+    plain = made(pipe, Extras())
+    scheduler = pipe.scheduler
+    by_name = made(pipe, Extras(sampler="euler A"))
+    assert type(pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    assert made(pipe, Extras(sampler="EulerAncestralDiscreteScheduler")) == by_name != plain
+    pipe.scheduler = scheduler
+    assert made(pipe, Extras(init_image=picture, strength=0.5)) != plain
+    net = controlnet(pipe, tmp_path)
+    assert made(pipe, Extras(controlnet=net, control_image=picture)) != plain
+    both = Extras(controlnet=net, control_image=picture, init_image=picture)
+    assert made(pipe, both) != plain
+    assert made(pipe, Extras()) == plain
+    full = made(pipe, Extras(loras=(lora,)))
+    pipe.unload_lora_weights()
+    half = made(pipe, Extras(loras=(f"{lora}:0.5",)))
+    assert len({plain, full, half}) == 3
+
+
+def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -> None:
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=8,
+        projection_dim=8,
+    )
+    build(lambda: CLIPVisionModelWithProjection(vision)).save_pretrained(tmp_path / "image_encoder")
+    weights = build(lambda: ip_adapter(pipe.unet))
+    flat = {
+        f"{part}.{name}": value for part, named in weights.items() for name, value in named.items()
+    }
+    save_file(flat, tmp_path / "adapter.safetensors")
+    plain = made(pipe, Extras())
+    Image.new("RGB", (80, 48), "orange").save(tmp_path / "other.png")
+    file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
+    first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
+    assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
+
+
+def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
+    asked = Extras(vae_slicing=True, vae_tiling=True, attention_backend="native")
+    assert made(pipe, asked)
+    assert pipe.vae.use_slicing
+    assert pipe.vae.use_tiling
+
+
+def test_the_record_gives_them_back(picture: str) -> None:
+    extras = Extras(sampler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True)
+    told = extras.recorded()
+    assert Extras.from_record({**told, "seed": 3}).recorded() == told
+    assert Extras().recorded() == {}
+    Image.new("RGB", (8, 8)).save(Path(picture).with_name("other.png"))
+    other = Extras(init_image=str(Path(picture).with_name("other.png"))).recorded()
+    assert other["init_image_sha256"] != told["init_image_sha256"]
+
+
+@pytest.mark.parametrize("weights", ["none", "half", "pickle"])
+def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    if weights == "half":
+        (folder / "pytorch_lora_weights.safetensors").write_bytes(b"\x10" + b"\0" * 40)
+    elif weights == "pickle":
+        torch.save({}, folder / "pytorch_lora_weights.bin")
+    with pytest.raises(LoadError, match=r"the LoRA .* cannot be loaded"):
+        equip(pipe, Extras(loras=(str(folder),)))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda image: {"init_image": "nowhere.png"}, "nowhere.png: cannot be read"),
+        (lambda image: {"init_image": image, "strength": 0.0}, "greater than 0"),
+        (lambda image: {"strength": 0.5}, "there is none"),
+        (lambda image: {"controlnet": "x"}, "one needs the other"),
+        (lambda image: {"ip_image": image}, "one needs the other"),
+        (lambda image: {"compile": "yes"}, "valid boolean"),
+    ],
+)
+def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        Extras(**given(picture))
+
+
+def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
+    with pytest.raises(LoadError, match="allow-pickle"):
+        equip(pipe, Extras(ip_adapter="some/where/a.bin", ip_image=picture))
+
+
+def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
+    with pytest.raises(SettingsError, match=r"there are .*DDIM.*Euler a"):
+        equip(pipe, Extras(sampler="Eular"))
+    with pytest.raises(SettingsError, match="native"):
+        equip(pipe, Extras(attention_backend="fast"))
+    with pytest.raises(SettingsError, match="on the CPU already"):
+        equip(pipe, Extras(), offload="model")
