@@ -87,10 +87,10 @@ def shares(progress: float) -> dict[int, float]:
 
 
 def times_at(share: torch.Tensor, level: int) -> torch.Tensor:
-    """Quantiles of the training times: uniform ones shifted to more noise, inwards more.
+    """Quantiles of the training times: uniform for the whole, shifted to more noise inwards.
 
-    The larger an image, the more noise it takes to hide its layout (Hoogeboom et al. 2023,
-    arXiv 2301.11093); pooling, too, takes noise away.
+    Pooling takes noise away, so the inner levels are needed at later times (Hoogeboom et al. 2023,
+    arXiv 2301.11093). What the whole has to learn after them is fine detail, at little noise.
 
     Args:
         share: quantiles in 0..1, any shape.
@@ -99,7 +99,7 @@ def times_at(share: torch.Tensor, level: int) -> torch.Tensor:
     Returns:
         Times 0..999 of the same shape.
     """
-    shift = 2.0 + level
+    shift = 1.0 + 1.5 * level
     return (1000 * shift * share / (1 + (shift - 1) * share)).long().clamp(0, 999)
 
 
