@@ -8,6 +8,7 @@ size leave nothing behind.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class Runtime:
         )
         self.step: Step | None = None
         self._run: Run | None = None
+        self._sizes: set[tuple[int, int]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
@@ -179,6 +181,21 @@ class Runtime:
         kept = self._kept(position, phase, sample, getattr(scheduler, "timesteps", timestep))
         height, width = sample.shape[-2:]
         self.step = self.step_at(position, phase, height, width, sample.device, kept)
+        if (height, width) not in self._sizes:
+            self._sizes.add((height, width))
+            self._tell_if_idle(height, width, sample.device.type)
+
+    def _tell_if_idle(self, height: int, width: int, device: str) -> None:
+        """Warn where the schedule would change layers, but changes none of this size."""
+        phases = [phase for phase in self.schedule.phases if phase.method != "full"]
+        plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
+        if phases and all(plan.untouched for plan in plans):
+            warnings.warn(
+                f"agentsd changes nothing on latents of {height}×{width}: on a {device} device a "
+                f"layer needs {MIN_TOKENS.get(device, MIN_TOKENS['cuda'])} tokens to gain, unless "
+                "min_tokens says otherwise; inspect_patch tells what each layer does",
+                stacklevel=2,
+            )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def finish(self, *_: Any) -> None:

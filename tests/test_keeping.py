@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,16 @@ class TestLeftAlone:
         assert torch.equal(call(unet), before)
         apply_patch(unet, method="keys", max_downsample=4, min_tokens=256)
         assert not torch.equal(call(unet), before)
+
+    def test_is_told_once_a_size(self, unet: Any) -> None:
+        apply_patch(unet, method="keys", min_tokens=257)
+        with pytest.warns(UserWarning, match="changes nothing on latents of 16×16"):
+            call(unet)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(unet)
+            call(unet, size=(16, 24))
+            call(apply_patch(unet, method="full"))
 
     def test_by_kind_of_device(self, unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         before = call(unet)
