@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from . import __version__, cli_evaluate
-from .cli_benchmark import benchmark
+from . import __version__
+from .benchmark.command import benchmark
 from .errors import AgentSDError, OutputError, SettingsError
+from .evaluation.command import app as evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Stable Diffusion with agent attention and token merging: faster images, no training.",
 )
-app.add_typer(cli_evaluate.app, name="evaluate")
+app.add_typer(evaluate, name="evaluate")
 app.command()(benchmark)
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -262,12 +263,12 @@ def generate(
     """
     # Here, not above: diffusers takes seconds to import, and --help should not.
     from . import generation
+    from .batch.launch import Request, launch
+    from .batch.prompts import read_prompts
     from .comparison import compare as compare_ways
     from .extras import Extras, equip
-    from .launch import Request, launch
     from .output import read_record
     from .pipelines import POCKET_GUIDANCE, load_pipeline
-    from .prompts import read_prompts
     from .schedule import Schedule
 
     names = list(generation.ImageSettings.model_fields)

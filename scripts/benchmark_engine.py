@@ -17,13 +17,13 @@ import torch
 import typer
 from rich.console import Console
 
-from agentsd.batch import Stop, Work, run
-from agentsd.claims import Claims
+from agentsd.batch.claims import Claims
+from agentsd.batch.engine import Stop, Work, run
+from agentsd.batch.progress import Bar
+from agentsd.batch.prompts import Job, jobs, read_prompts
+from agentsd.batch.run_folder import RunFolder
 from agentsd.generation import ImageSettings
 from agentsd.pipelines import load_pipeline
-from agentsd.progress import Bar
-from agentsd.prompts import Job, jobs, read_prompts
-from agentsd.run_folder import RunFolder
 
 
 def main(

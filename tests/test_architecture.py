@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,43 +17,58 @@ CORE = (
     *("processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-APPLICATION = (
-    *("output", "pipelines", "generation", "comparison", "prompts", "run_folder", "shards"),
-    *("claims", "progress", "extras", "batch", "launch"),
-    *("peers", "benchmark", "cli_benchmark"),
-    *("intervals", "metrics", "inception", "pictures", "features", "lpips", "likeness"),
-    *("protocol", "scoring", "evaluation", "report", "cli_evaluate", "cli"),
-)
-"""What stands on the core, in the same way."""
-ORDER = (*CORE, *APPLICATION)
+ON_THE_CORE = ("output", "pipelines", "generation", "comparison", "extras", "peers")
+"""What stands right on the core, in the same way."""
+GROUPS = {
+    "batch": ("prompts", "run_folder", "shards", "claims", "progress", "engine", "launch"),
+    "benchmark": ("timing", "command"),
+    "evaluation": (
+        *("intervals", "metrics", "inception", "pictures", "features", "lpips", "likeness"),
+        *("protocol", "scoring", "experiment", "report", "command"),
+    ),
+}
+"""The subpackages and, in the same way, their modules; none imports another's."""
+GROUPED = tuple(f"{group}.{name}" for group, names in GROUPS.items() for name in names)
+ORDER = (*CORE, *ON_THE_CORE, *GROUPED, "cli")
 MATHS = ("attention", "merging", "sampling")
 LIGHT = (*MATHS, "errors", "validation", "schedule", "runtime")
 """Modules that work without diffusers."""
 
 
-def imports(source: str) -> set[str]:
-    """What a module imports; modules of the package with a leading dot."""
+def imports(source: str, module: str = "") -> set[str]:
+    """What ``module`` imports, by its source; modules of the package with a leading dot."""
+    above = ["agentsd", *module.split(".")[:-1]]
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {"." + name.partition(".")[0] for name in names}
+            found |= {f"{a.name}.__init__" if is_package(a.name) else a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    own = {name for name in found if name.partition(".")[0] == "agentsd"}
-    return found - own | {f".{(name + '.__init__').split('.')[1]}" for name in own}
+            place = above[: len(above) + 1 - node.level] if node.level else []
+            name = ".".join([*place, *filter(None, [node.module])])
+            names = {f"{name}.{alias.name}" for alias in node.names}
+            found |= names if is_package(name) else {name}
+    return {name.removeprefix("agentsd") if own(name) else name for name in found}
+
+
+def is_package(name: str) -> bool:
+    return name in {"agentsd", *(f"agentsd.{group}" for group in GROUPS)}
+
+
+def own(name: str) -> bool:
+    return name.partition(".")[0] == "agentsd"
 
 
 def check_direction(module: str, source: str) -> None:
-    """``module`` imports of the package only what comes before it."""
-    own = {name[1:] for name in imports(source) if name.startswith(".")}
+    """``module`` imports of the package only what comes before it, and of no other subpackage."""
+    found = {name[1:] for name in imports(source, module) if name.startswith(".")}
     if module in CORE:
         allowed = set(CORE[: CORE.index(module)])
-        assert own <= allowed, f"{module} imports {sorted(own - allowed)}"
-    later = set(ORDER[ORDER.index(module) :]) & own
-    assert not later, f"{module} imports {sorted(later)}"
+    else:
+        allowed = {*ORDER[: ORDER.index(module)], "__version__"}
+    group = module.partition(".")[0]
+    if group in GROUPS:
+        allowed -= {name for name in GROUPED if name.partition(".")[0] != group}
+    assert found <= allowed, f"{module} imports {sorted(found - allowed)}"
 
 
 def check_packages(module: str, source: str, allowed: set[str]) -> None:
@@ -63,18 +79,25 @@ def check_packages(module: str, source: str, allowed: set[str]) -> None:
 
 
 def read(module: str) -> str:
-    return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("module", [m for m in ORDER if (PACKAGE / f"{m}.py").exists()])
+@pytest.mark.parametrize("module", ORDER)
 def test_imports_run_one_way(module: str) -> None:
     check_direction(module, read(module))
     with pytest.raises(AssertionError, match="imports"):
-        check_direction(module, read(module) + f"\nfrom .{module} import itself\n")
+        check_direction(module, read(module) + f"\nfrom agentsd.{module} import itself\n")
 
 
-def test_the_core_is_all_there() -> None:
-    assert all((PACKAGE / f"{module}.py").is_file() for module in CORE)
+def test_subpackages_do_not_know_each_other() -> None:
+    with pytest.raises(AssertionError, match=r"evaluation.report imports \['batch.prompts'\]"):
+        check_direction("evaluation.report", "from ..batch.prompts import read_prompts")
+
+
+def test_every_module_has_its_place() -> None:
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    there = [".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"]
+    assert sorted(there) == sorted(ORDER)
 
 
 @pytest.mark.parametrize("module", MATHS)
@@ -91,10 +114,10 @@ def test_what_needs_no_diffusers_imports_none(module: str) -> None:
 
 
 def test_metrics_do_not_know_the_patch() -> None:
-    for path in PACKAGE.rglob("metrics*.py"):
-        assert not imports(path.read_text(encoding="utf-8")) & {".patch", ".processor", ".runtime"}
+    for module in ("evaluation.metrics", "evaluation.intervals"):
+        assert not imports(read(module), module) & {".patch", ".processor", ".runtime"}
     for module in CORE:
-        assert ".metrics" not in imports(read(module))
+        assert ".evaluation.metrics" not in imports(read(module), module)
 
 
 def test_nothing_imports_the_callers() -> None:
@@ -111,28 +134,49 @@ def test_names_say_what_is_in(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("module", "source", "expected"),
     [
-        ("from .a import b", {".a"}),
-        ("from . import a", {".a"}),
-        ("from .a.b import c", {".a"}),
-        ("import agentsd.a", {".a"}),
-        ("from agentsd.a import b", {".a"}),
-        ("import agentsd", {".__init__"}),
-        ("def f():\n    import torch.nn", {"torch.nn"}),
+        ("b", "from .a import b", {".a"}),
+        ("b", "from . import a", {".a"}),
+        ("b", "from .a.b import c", {".a.b"}),
+        ("b", "import agentsd.a", {".a"}),
+        ("b", "from agentsd.a import b", {".a"}),
+        ("b", "from agentsd import a", {".a"}),
+        ("b", "import agentsd", {".__init__"}),
+        ("b", "from .batch import engine", {".batch.engine"}),
+        ("b", "from agentsd.batch import engine", {".batch.engine"}),
+        ("b", "import agentsd.batch", {".batch.__init__"}),
+        ("batch.b", "from .engine import run", {".batch.engine"}),
+        ("batch.b", "from . import engine", {".batch.engine"}),
+        ("batch.b", "from ..a import b", {".a"}),
+        ("batch.b", "from .. import a", {".a"}),
+        ("batch.b", "from ..benchmark import timing", {".benchmark.timing"}),
+        ("b", "def f():\n    import torch.nn", {"torch.nn"}),
+        ("b", "from torch import nn", {"torch"}),
     ],
 )
-def test_imports_are_seen_in_every_form(source: str, expected: set[str]) -> None:
-    assert imports(source) == expected
+def test_imports_are_seen_in_every_form(module: str, source: str, expected: set[str]) -> None:
+    assert imports(source, module) == expected
 
 
-def test_importing_the_package_is_cheap() -> None:
-    """Neither torch nor diffusers before a name that needs them is asked for."""
-    code = "import agentsd, sys; print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("agentsd", set()), ("agentsd.cli", {"benchmark.command", "evaluation.command"})],
+)
+def test_importing_the_package_is_cheap(name: str, expected: set[str]) -> None:
+    """Neither torch nor diffusers before a name that needs them is asked for.
+
+    Of the subpackages the command loads what says their options, and the package nothing.
+    """
+    code = f"import {name}, json, sys; print(json.dumps(list(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "[]"
+    loaded = set(json.loads(result.stdout))
+    assert not loaded & {"torch", "diffusers"}
+    assert loaded & {f"agentsd.{module}" for module in GROUPED} == {
+        f"agentsd.{module}" for module in expected
+    }
 
 
 def test_public_names_are_there() -> None:

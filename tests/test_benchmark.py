@@ -12,14 +12,15 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, tiny_unet
 
-from agentsd import benchmark, cli
-from agentsd.benchmark import BASES, SHAPES, Case, floor, run, variants_of
+from agentsd import cli
+from agentsd.benchmark import timing
+from agentsd.benchmark.timing import BASES, SHAPES, Case, floor, run, variants_of
 from agentsd.errors import SettingsError
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "build", lambda case: tiny_unet())
+    monkeypatch.setattr(timing, "build", lambda case: tiny_unet())
 
 
 def command(*arguments: str) -> int:
@@ -31,7 +32,7 @@ def command(*arguments: str) -> int:
 
 def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = tiny_unet()
-    monkeypatch.setattr(benchmark, "build", lambda case: unet)
+    monkeypatch.setattr(timing, "build", lambda case: unet)
     before = call(unet)
     variants = variants_of(["paper", "keys"])
     *_, rows = run(Case("pocket", 16, 32), variants, rounds=2)
@@ -61,9 +62,9 @@ def test_the_floor_gives_zeros_at_the_top_alone() -> None:
 def test_what_is_reused_is_timed_over_its_whole_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
     unet, calls = tiny_unet(), []
     unet.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(benchmark, "build", lambda case: unet)
-    schedule = benchmark.Schedule.from_dict({"phases": [{"method": "keys", "reuse": 3}]})
-    monkeypatch.setattr(benchmark.Schedule, "load", lambda name: schedule)
+    monkeypatch.setattr(timing, "build", lambda case: unet)
+    schedule = timing.Schedule.from_dict({"phases": [{"method": "keys", "reuse": 3}]})
+    monkeypatch.setattr(timing.Schedule, "load", lambda name: schedule)
     list(run(Case("pocket", 16, 16), variants_of(["mine"], peers=False), rounds=1))
     assert len(calls) == 3 + 1 + 1 + 3  # a warm-up of each; unpatched, floor, three steps
 
@@ -101,13 +102,13 @@ class TestCommand:
     def test_stopped_it_keeps_what_was_complete(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = benchmark.run
+        real = timing.run
 
         def stopped(*arguments: Any) -> Any:
             yield next(real(*arguments))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(benchmark, "run", stopped)
+        monkeypatch.setattr(timing, "run", stopped)
         out = tmp_path / "figures.csv"
         assert command("--no-peers", "--schedule", "keys", "--out", str(out)) == 130
         assert "keys" in out.read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsd.claims import Claims
+from agentsd.batch.claims import Claims
 from agentsd.errors import OutputError
 
 

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from tiny_models import smallest_unet, tiny_pipeline
 
-from agentsd import ProtocolError, evaluation, likeness, report
+from agentsd import ProtocolError
 from agentsd.cli import main
 from agentsd.errors import EvaluationError
-from agentsd.protocol import UNPATCHED, load_protocol
+from agentsd.evaluation import experiment, likeness, report
+from agentsd.evaluation.protocol import UNPATCHED, load_protocol
 
 SMALL = """
 prompts: [a, b, c]
@@ -49,7 +50,7 @@ def run(small_pipe: Any, small: Path, tmp_path: Path) -> Callable[..., dict[str,
 
     def run(out: str = "out", progress: Any = lambda *_: None, **changes: Any) -> dict[str, Any]:
         protocol = load_protocol(small, **changes)
-        return evaluation.run(
+        return experiment.run(
             protocol, tmp_path / out, small_pipe, cache=tmp_path / "cache", progress=progress
         )
 
@@ -83,7 +84,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
         assert f"<td>{name}</td>" in page
     for name in ("psnr.png", "clip_score.png", "table.md", "report.json"):
         assert (out / name).is_file()
-    monkeypatch.setattr(evaluation, "make_image", None)  # all is there: nothing may be made
+    monkeypatch.setattr(experiment, "make_image", None)  # all is there: nothing may be made
     second = json.loads(call(*command))
     assert second["variants"] == first["variants"]
     (out / "report.html").unlink()

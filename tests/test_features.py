@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score as their_clip_score
 
-from agentsd import features
 from agentsd.errors import EvaluationError
-from agentsd.features import Cache, Clip, Extractor, extract
-from agentsd.metrics import clip_score
-from agentsd.pictures import Reading, given_prompts, pictures
+from agentsd.evaluation import features
+from agentsd.evaluation.features import Cache, Clip, Extractor, extract
+from agentsd.evaluation.metrics import clip_score
+from agentsd.evaluation.pictures import Reading, given_prompts, pictures
 from agentsd.pipelines import POCKET
 
 

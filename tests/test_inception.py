@@ -9,9 +9,9 @@ import torch
 from independent import torch_fidelity
 from tiny_models import build
 
-from agentsd import inception
 from agentsd.errors import EvaluationError
-from agentsd.inception import FILES, Inception
+from agentsd.evaluation import inception
+from agentsd.evaluation.inception import FILES, Inception
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentsd import intervals
 from agentsd.errors import EvaluationError
-from agentsd.intervals import bootstrap
+from agentsd.evaluation import intervals
+from agentsd.evaluation.intervals import bootstrap
 
 
 def coverage(groups: int, each: int, grouped: bool = True) -> float:

@@ -14,10 +14,10 @@ from torch import nn
 from torchmetrics.functional.image import lpips as their_lpips
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from agentsd import lpips
 from agentsd.errors import EvaluationError
-from agentsd.likeness import pairs, psnr, ssim
-from agentsd.pictures import Picture, pictures
+from agentsd.evaluation import lpips
+from agentsd.evaluation.likeness import pairs, psnr, ssim
+from agentsd.evaluation.pictures import Picture, pictures
 
 
 def test_psnr_is_torchmetrics_own() -> None:

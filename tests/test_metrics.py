@@ -11,8 +11,8 @@ import torch
 from independent import torch_fidelity
 
 from agentsd.errors import EvaluationError
-from agentsd.intervals import Interval
-from agentsd.metrics import (
+from agentsd.evaluation.intervals import Interval
+from agentsd.evaluation.metrics import (
     Array,
     Estimate,
     Statistics,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentsd import Schedule
-from agentsd.prompts import read_prompts
+from agentsd.batch.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

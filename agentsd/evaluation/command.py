@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 if TYPE_CHECKING:
     from .features import Features
@@ -188,10 +188,10 @@ def clip_score_command(
     as_json: AsJson = False,
 ) -> None:
     """CLIP score (100 times the cosine of image and prompt), with a bootstrap interval."""
+    from ..output import write_whole
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .metrics import clip_score
-    from .output import write_whole
     from .pictures import given_prompts, pictures
 
     found = pictures(images)
@@ -240,11 +240,11 @@ def paired_command(
     """Likeness to images of the same prompts and seeds: PSNR, SSIM, cosine of CLIP embeddings."""
     import numpy as np
 
+    from ..output import prepare_folder, save_image, write_whole
     from . import lpips
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .likeness import likeness, pairs, worst
-    from .output import prepare_folder, save_image, write_whole
     from .pictures import pictures
 
     found = pairs(pictures(images), pictures(_no_statistics(reference)))
@@ -297,9 +297,9 @@ def run_command(
     import diffusers
     import transformers
 
-    from . import evaluation, report
-    from .output import prepare_folder
-    from .pipelines import load_pipeline
+    from ..output import prepare_folder
+    from ..pipelines import load_pipeline
+    from . import experiment, report
     from .protocol import load_protocol
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
@@ -316,7 +316,7 @@ def run_command(
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        found = evaluation.run(plan, out, pipe, cache=cache, progress=progress)
+        found = experiment.run(plan, out, pipe, cache=cache, progress=progress)
     _show_report(found, report.write(found, out), as_json)
 
 
@@ -360,8 +360,8 @@ class _Sets:
     ):
         import transformers
 
+        from ..pipelines import target_device
         from .pictures import Reading
-        from .pipelines import target_device
 
         transformers.utils.logging.disable_progress_bar()
         self.features = features

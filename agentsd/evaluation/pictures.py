@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
 
-from .errors import EvaluationError
-from .validation import shown
+from ..errors import EvaluationError
+from ..validation import shown
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Those that pytorch-fid reads."""

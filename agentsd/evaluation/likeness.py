@@ -12,11 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
+from ..output import side_by_side
 from .features import Clip, extract
 from .lpips import Lpips
 from .metrics import cosine
-from .output import side_by_side
 from .pictures import Picture, Reading, decoded, digest_of, opened
 
 

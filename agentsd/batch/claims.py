@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from .errors import OutputError
+from ..errors import OutputError
 
 
 class Claims:

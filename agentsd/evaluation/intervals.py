@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 Array = NDArray[np.float64]
 

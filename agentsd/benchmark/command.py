@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .errors import OutputError, SettingsError
+from ..errors import OutputError, SettingsError
 
 stdout = Console(highlight=False)
 if not stdout.is_terminal:
@@ -63,9 +63,9 @@ def benchmark(
     """Time a call of the UNet, unpatched and patched, in turns. Ctrl-C keeps what there is."""
     import torch
 
-    from . import benchmark as bench
-    from .pipelines import target_device, target_dtype
-    from .schedule import Schedule
+    from ..pipelines import target_device, target_dtype
+    from ..schedule import Schedule
+    from . import timing
 
     if quick:
         model, rounds = Model.pocket, 2
@@ -78,22 +78,22 @@ def benchmark(
     if threads:
         torch.set_num_threads(threads)
     names = schedule or Schedule.presets()
-    variants = bench.variants_of(names, peers)
+    variants = timing.variants_of(names, peers)
     own = {"sdxl": 1024, "pocket": 256}.get(model.value, 512)
     rows: list[Any] = []
     try:
         for height, width in [_latents(text, model) for text in size or [str(own)]]:
-            case = bench.Case(model.value, height, width, batch, kind, str(target), compile)
+            case = timing.Case(model.value, height, width, batch, kind, str(target), compile)
             before = list(rows)
             with stderr.status("") as status:
 
                 def note(text: str) -> None:
                     status.update(Text(f"{model.value} {height}x{width}: {text}"))  # noqa: B023
 
-                for found in bench.run(case, variants, rounds, note):
+                for found in timing.run(case, variants, rounds, note):
                     rows = before + found
                     if out is not None:
-                        bench.write_csv(rows, out, shlex.join(["agentsd", *context.obj]))
+                        timing.write_csv(rows, out, shlex.join(["agentsd", *context.obj]))
     except KeyboardInterrupt:
         stderr.print("stopped; these are the rounds that were complete", style="yellow")
         if rows:
@@ -101,7 +101,7 @@ def benchmark(
         raise typer.Exit(130) from None
     stdout.print(_table(rows))
     if out is not None:
-        bench.plot(rows, out.with_suffix(".png"))
+        timing.plot(rows, out.with_suffix(".png"))
         stdout.print(f"{out}, {out.with_suffix('.png')}", markup=False)
 
 

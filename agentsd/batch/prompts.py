@@ -18,10 +18,10 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from .errors import AgentSDError, SettingsError
-from .generation import ImageSettings, image_seed
-from .schedule import Schedule
-from .validation import shown
+from ..errors import AgentSDError, SettingsError
+from ..generation import ImageSettings, image_seed
+from ..schedule import Schedule
+from ..validation import shown
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """Names of the column of a .csv or .tsv that prompts are read from, the first there is."""

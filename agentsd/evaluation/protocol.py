@@ -12,15 +12,15 @@ from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from .errors import AgentSDError, ProtocolError
-from .generation import ImageSettings
-from .output import SAMPLERS
-from .patch import patched
-from .peers import PEERS
+from ..errors import AgentSDError, ProtocolError
+from ..generation import ImageSettings
+from ..output import SAMPLERS
+from ..patch import patched
+from ..peers import PEERS
+from ..pipelines import POCKET_GUIDANCE
+from ..schedule import PRESETS, Schedule
+from ..validation import Strict, shown
 from .pictures import Reading
-from .pipelines import POCKET_GUIDANCE
-from .schedule import PRESETS, Schedule
-from .validation import Strict, shown
 
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; it is always made."""
@@ -66,7 +66,7 @@ class Protocol(Strict):
         features: Extractor for FID and KID.
         clip: Extractor for the CLIP score and the cosine to the unpatched image.
         reference: What FID and KID compare with: ``unpatched``, or a set of real images.
-        size, convert: How the reference is read; see :class:`agentsd.pictures.Reading`.
+        size, convert: How the reference is read; see :class:`agentsd.evaluation.pictures.Reading`.
 
     Raises:
         ProtocolError: Names the key, its value and what is allowed.

@@ -13,9 +13,9 @@ from typing import Any
 
 import diffusers
 
-from .errors import EvaluationError
-from .generation import ImageSettings, Made, make_image, record
-from .output import prepare_folder, save_image, write_whole
+from ..errors import EvaluationError
+from ..generation import ImageSettings, Made, make_image, record
+from ..output import prepare_folder, save_image, write_whole
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
 from .scoring import Judges, Progress, measure

@@ -17,9 +17,8 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
 
-from .claims import Claims
-from .errors import AgentSDError, GenerationError, OutOfMemoryError
-from .generation import (
+from ..errors import AgentSDError, GenerationError, OutOfMemoryError
+from ..generation import (
     ImageSettings,
     Pixels,
     PromptEncoder,
@@ -28,12 +27,13 @@ from .generation import (
     to_image,
     warnings_for,
 )
-from .output import encode_image
-from .patch import patched
+from ..output import encode_image
+from ..patch import patched
+from ..schedule import Schedule
+from .claims import Claims
 from .progress import Bar
 from .prompts import Job, batches
 from .run_folder import RunFolder
-from .schedule import Schedule
 from .shards import pack
 
 WRITERS = 2

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..errors import EvaluationError
+from ..output import write_whole
+from ..pipelines import POCKET
+from ..validation import shown
 from . import inception
-from .errors import EvaluationError
-from .output import write_whole
 from .pictures import Picture, Reading, decoded, digest_of, opened
-from .pipelines import POCKET
-from .validation import shown
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .intervals import Interval, z_value
 
 Array = NDArray[np.float64]

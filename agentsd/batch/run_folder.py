@@ -22,10 +22,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, SettingsError
-from .output import PART, prepare_folder, write_whole, writing
+from ..errors import OutputError, SettingsError
+from ..output import PART, prepare_folder, write_whole, writing
+from ..validation import shown
 from .prompts import Plan
-from .validation import shown
 
 
 class RunFolder:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .output import writing
+from ..output import writing
 from .run_folder import RunFolder
 
 SHARD = 1000

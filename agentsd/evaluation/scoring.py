@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .features import Clip, Extractor, clip, extract, extractor
 from .intervals import Interval, bootstrap
 from .likeness import likeness, pairs

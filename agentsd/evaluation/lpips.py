@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 FILE = "alexnet-owt-7be5be79.pth"
 """What torchvision calls AlexNet's weights, in the cache of torch's hub."""

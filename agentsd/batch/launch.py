@@ -21,17 +21,17 @@ from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from .batch import Stop, Work, largest_batch, run, stopping
+from ..errors import GenerationError, OutputError
+from ..extras import Extras, Offload, equip
+from ..generation import VERSIONS
+from ..output import prepare_folder
+from ..pipelines import load_pipeline, revision_of
+from ..schedule import Schedule
 from .claims import Claims
-from .errors import GenerationError, OutputError
-from .extras import Extras, Offload, equip
-from .generation import VERSIONS
-from .output import prepare_folder
-from .pipelines import load_pipeline, revision_of
+from .engine import Stop, Work, largest_batch, run, stopping
 from .progress import Bar
 from .prompts import Plan, jobs
 from .run_folder import RunFolder
-from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Request:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
-        place: See :class:`agentsd.batch.Work`.
+        place: See :class:`agentsd.batch.engine.Work`.
         offload: See :func:`agentsd.extras.equip`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
+from ..output import write_whole
 from .likeness import sheet
-from .output import write_whole
 from .protocol import UNPATCHED
 
 LABELS = {
@@ -64,7 +64,7 @@ def write(report: dict[str, Any], out: Path) -> Path:
     """Write ``report.html``, with ``table.md`` and the plots as files beside it.
 
     Args:
-        report: What :func:`agentsd.evaluation.run` returned.
+        report: What :func:`agentsd.evaluation.experiment.run` returned.
         out: The folder it ran in, with the images.
 
     Returns:

@@ -25,12 +25,12 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from .errors import SettingsError
-from .patch import patched
-from .peers import tiles, todo, tomesd
-from .pipelines import load_pipeline
-from .schedule import Phase, Schedule
-from .sites import find_sites
+from ..errors import SettingsError
+from ..patch import patched
+from ..peers import tiles, todo, tomesd
+from ..pipelines import load_pipeline
+from ..schedule import Phase, Schedule
+from ..sites import find_sites
 
 SHAPES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 """What pytorch-fid and torch-fidelity call the weights; the files are the same."""
