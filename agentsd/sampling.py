@@ -50,7 +50,7 @@ def strides_for(height: int, width: int, count: int, *, partial: bool) -> tuple[
 
     Example:
         >>> [strides_for(size, size, 256, partial=True) for size in (64, 72, 192)]
-        [(4, 4), (4, 5), (12, 12)]
+        [(4, 4), (5, 5), (12, 12)]
     """
     for side in itertools.count(1):
         for sy, sx in ((side, side), (side, side + 1), (side + 1, side)):

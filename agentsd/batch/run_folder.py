@@ -92,8 +92,6 @@ class RunFolder:
         prepare_folder(self.images)
         with suppress(FileNotFoundError):
             shutil.rmtree(self.claims)
-        for torn in (*self.path.glob(f".*{PART}"), *self.images.glob(f".*{PART}")):
-            torn.unlink(missing_ok=True)
         for failed in self._parts("failed"):
             failed.unlink(missing_ok=True)
         self.merge()
@@ -154,9 +152,11 @@ class RunFolder:
     def merge(self) -> None:
         """Make the manifest one again: in order, each image once, and each line's file there.
 
-        What a kill left of a last line goes; its image is made again. Only where each line
-        begins is held in memory.
+        What a kill left of a last line or of a file goes; its image is made again. No other
+        process may be writing. Only where each line begins is held in memory.
         """
+        for torn in (*self.path.glob(f".*{PART}"), *self.images.glob(f".*{PART}")):
+            torn.unlink(missing_ok=True)
         for kind in ("manifest", "failed"):
             parts = self._parts(kind)
             with ExitStack() as stack:
