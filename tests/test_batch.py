@@ -220,6 +220,9 @@ def ranks(start: Any, count: int) -> list[Child]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Else accelerate gives each its share of the cores: other roundings than one thread's, and
+    # OpenMP's threads of before the fork are waited for in vain.
+    shared["OMP_NUM_THREADS"] = "1"
     return [
         Child(start, RANK=str(i), LOCAL_RANK=str(i), ACCELERATE_USE_CPU="true", **shared)
         for i in range(count)
