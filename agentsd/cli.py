@@ -268,7 +268,7 @@ def generate(
     from .comparison import compare as compare_ways
     from .extras import Extras, equip
     from .output import read_record
-    from .pipelines import POCKET_GUIDANCE, load_pipeline
+    from .pipelines import default_guidance, load_pipeline
     from .schedule import Schedule
 
     names = list(generation.ImageSettings.model_fields)
@@ -288,7 +288,7 @@ def generate(
                 _note(f"made with {name} {told.get(name)}, made again with {version}")
     else:
         if guidance_scale is None:
-            guidance_scale = POCKET_GUIDANCE if model == "pocket" else 7.5
+            guidance_scale = default_guidance(model)
         given: dict[str, Any] = {
             "negative_prompt": negative_prompt,
             "seed": seed,

@@ -92,18 +92,20 @@ def describe(
         The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
     """
     layers = [
-        _describe_layer(site, runtime, height // factor, width // factor)
+        _describe_layer(site, runtime, height // factor, width // factor, unet.device.type)
         for site in find_sites(unet)
     ]
     return Inspection(height=height, width=width, layers=layers)
 
 
-def _describe_layer(site: Site, runtime: Runtime | None, rows: int, columns: int) -> dict[str, Any]:
+def _describe_layer(
+    site: Site, runtime: Runtime | None, rows: int, columns: int, device: str
+) -> dict[str, Any]:
     installed = isinstance(site.module.processor, AgentAttnProcessor) and runtime is not None
     phases = []
     if installed and runtime is not None:
         for phase in runtime.schedule.phases:
-            plan = runtime.plan(phase, site.downsample, rows, columns)
+            plan = runtime.plan(phase, site.downsample, rows, columns, device)
             method = "full" if plan.untouched else phase.method
             phases.append({"method": method, **plan._asdict()})
     works = any(phase["method"] != "full" for phase in phases)

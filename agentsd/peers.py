@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PatchError
-from .sites import find_sites, find_unet
+from .sites import exchanged, find_unet, top_sites
 
 
 @contextmanager
@@ -173,24 +173,19 @@ class _Processor:
 @contextmanager
 def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
     unet = find_unet(x)
-    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    sites = top_sites(unet)
     if not sites:
         raise PatchError("no self-attention of this UNet can be changed")
-    top = min(site.downsample for site in sites)
+    top = sites[0].downsample
     size = [(0, 0)]  # of the grid, noted before each call of the UNet
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
         size[0] = (-(-sample.shape[2] // top), -(-sample.shape[3] // top))
 
-    changed = [site.module for site in sites if site.downsample == top]
-    originals = [module.processor for module in changed]
     hook = unet.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        for module, original in zip(changed, originals, strict=True):
-            module.set_processor(_Processor(original, attend, size))
-        yield x
+        with exchanged(sites, lambda original: _Processor(original, attend, size)):
+            yield x
     finally:
         hook.remove()
-        for module, original in zip(changed, originals, strict=True):
-            module.set_processor(original)

@@ -19,7 +19,13 @@ POCKET = Path(__file__).resolve().parent / "pocket"
 """Folder of the embedded model."""
 
 POCKET_GUIDANCE = 2.0
-"""Guidance scale that suits the embedded model; more turns its colours, as its card shows."""
+"""Guidance scale that suits the embedded model best, as its card shows."""
+
+
+def default_guidance(model: str) -> float:
+    """The guidance scale to take for a model where none is asked for."""
+    return POCKET_GUIDANCE if model == "pocket" else 7.5
+
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 """What the id of a model on the hub looks like."""

@@ -267,16 +267,12 @@ class Runtime:
         }
         return Step(position, phase, plans, chosen, works, {} if kept is None else kept)
 
-    def plan(
-        self, phase: Phase, downsample: int, height: int, width: int, device: str = "cpu"
-    ) -> Plan:
+    def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
         """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""
         covered = self.covers(phase, downsample, height, width, device)
         return (phase if covered else UNTOUCHED).plan(*_grid(downsample, height, width))
 
-    def covers(
-        self, phase: Phase, downsample: int, height: int, width: int, device: str = "cpu"
-    ) -> bool:
+    def covers(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> bool:
         """Whether a resolution is neither too deep for the phase nor too small to gain."""
         reach = phase.max_downsample or min(d for d, _ in self.layers)
         rows, columns = _grid(downsample, height, width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,31 @@ def find_unet(x: Any) -> UNet2DConditionModel:
     elif isinstance(x, DiffusionPipeline):
         what += f", which has no unet but {', '.join(x.components)}"
     raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: give the pipeline or its unet")
+
+
+def top_sites(unet: UNet2DConditionModel) -> list[Site]:
+    """The sites that can be patched, of the highest resolution at which there are any."""
+    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    top = min((site.downsample for site in sites), default=0)
+    return [site for site in sites if site.downsample == top]
+
+
+@contextmanager
+def exchanged(sites: list[Site], make: Callable[[Any], Any]) -> Iterator[None]:
+    """Give sites other processors until the end of the block.
+
+    Args:
+        sites: Whose processors to exchange.
+        make: Makes a site's new processor from the one that was there.
+    """
+    before = [site.module.processor for site in sites]
+    try:
+        for site, original in zip(sites, before, strict=True):
+            site.module.set_processor(make(original))
+        yield
+    finally:
+        for site, original in zip(sites, before, strict=True):
+            site.module.set_processor(original)
 
 
 def find_sites(unet: UNet2DConditionModel) -> list[Site]:

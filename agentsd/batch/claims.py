@@ -12,7 +12,6 @@ import secrets
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from ..errors import OutputError
 
@@ -45,12 +44,7 @@ class Claims:
         self._pulse.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._pulse.join()
         with suppress(OSError):

@@ -26,11 +26,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from ..errors import SettingsError
+from ..generation import VERSIONS
 from ..patch import patched
 from ..peers import tiles, todo, tomesd
 from ..pipelines import load_pipeline
 from ..schedule import Phase, Schedule
-from ..sites import find_sites
+from ..sites import exchanged, top_sites
 
 SHAPES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -138,21 +139,8 @@ def floor(unet: UNet2DConditionModel) -> Iterator[None]:
         def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
             return torch.zeros_like(hidden_states)
 
-    top = _top(unet)
-    before = [module.processor for module in top]
-    try:
-        for module in top:
-            module.set_processor(Zeros())
+    with exchanged(top_sites(unet), lambda _: Zeros()):
         yield
-    finally:
-        for module, processor in zip(top, before, strict=True):
-            module.set_processor(processor)
-
-
-def _top(unet: UNet2DConditionModel) -> list[Any]:
-    sites = [site for site in find_sites(unet) if site.obstacle is None]
-    top = min(site.downsample for site in sites)
-    return [site.module for site in sites if site.downsample == top]
 
 
 def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
@@ -223,8 +211,8 @@ class Stopwatch:
         """Mean seconds of ``calls`` consecutive calls, and those within the attention."""
         with ExitStack() as stack:
             if not self.case.compiled:
-                for module in _top(self.unet):
-                    for hook in self._watch(module):
+                for site in top_sites(self.unet):
+                    for hook in self._watch(site.module):
                         stack.callback(hook.remove)
             self.attention = 0.0
             begun = time.perf_counter()
@@ -310,8 +298,7 @@ def run(
         raise SettingsError("rounds and batch must be 1 or more, sides of the latents 8 or more")
     note("building the model")
     unet = build(case)
-    sites = [site for site in find_sites(unet) if site.obstacle is None]
-    top = min(site.downsample for site in sites)
+    top = top_sites(unet)[0].downsample
     tokens = -(-case.height // top) * -(-case.width // top)
     if case.compiled:
         torch._dynamo.config.recompile_limit = 8 * len(variants)
@@ -385,15 +372,14 @@ def write_csv(rows: list[Row], path: Path, command: str) -> None:
 
 def machine() -> str:
     """Processor, graphics processor and versions, in a line."""
-    import diffusers
-
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu}{gpu}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    versions = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+    return f"{cpu}{gpu}, {versions}"
 
 
 def plot(rows: list[Row], path: Path) -> None:

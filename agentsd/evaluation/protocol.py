@@ -17,7 +17,7 @@ from ..generation import ImageSettings
 from ..output import SAMPLERS
 from ..patch import patched
 from ..peers import PEERS
-from ..pipelines import POCKET_GUIDANCE
+from ..pipelines import default_guidance
 from ..schedule import PRESETS, Schedule
 from ..validation import Strict, shown
 from .pictures import Reading
@@ -108,7 +108,7 @@ class Protocol(Strict):
         """The settings of each image of a variant: all prompts once, then again."""
         guidance = self.guidance_scale
         if guidance is None:
-            guidance = POCKET_GUIDANCE if self.model == "pocket" else 7.5
+            guidance = default_guidance(self.model)
         total = len(self.prompts) * self.images_per_prompt * self.replicates
         return [
             ImageSettings(

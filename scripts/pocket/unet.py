@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,10 @@ from .clip import WIDTH, tokenize
 from .inner import inner_levels, pass_inwards, pool
 from .progress import Watch, plot_log, say
 from .settings import Settings
+from .shards import Shards
 from .vae import latents_of
 
 LEARNING_RATE = 1.2e-3
-GUIDANCE = 2.0
 TEXT_RATE = 0.4  # the text encoder's share of the learning rate
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.997
@@ -104,11 +103,7 @@ def times_at(share: torch.Tensor, level: int) -> torch.Tensor:
 
 
 class Trainer:
-    """The parts of a step: which samples, their loss, their gradients.
-
-    On a CPU a step is split into shards, one single-threaded Python thread each: no barrier inside
-    an operation, so a busy neighbour on one core does not stall the other.
-    """
+    """The parts of a step: which samples, their loss, their gradients."""
 
     def __init__(
         self,
@@ -119,11 +114,9 @@ class Trainer:
         device = settings.device
         self.settings, self.tokenizer = settings, tokenizer
         layout = {"device": device, "memory_format": torch.channels_last}
-        self.unet = build_unet(settings.smoke)
-        pass_inwards(self.unet)
-        self.levels = torch.nn.ModuleList(
-            [self.unet, *(inner_levels(self.unet, n) for n in (1, 2))]
-        )
+        unet = build_unet(settings.smoke)
+        pass_inwards(unet)
+        self.levels = torch.nn.ModuleList([unet, *(inner_levels(unet, n) for n in (1, 2))])
         self.levels.to(**layout)
         self.text = build_text_encoder(clip).to(device)
         if not settings.gpu:
@@ -140,10 +133,7 @@ class Trainer:
         )  # fmt: skip
         self.average = Average(self.parameters, DECAY)
         self.step, self.drawn = 0, None
-        self.shards = 1 if settings.gpu else settings.shards
-        self.pool = ThreadPoolExecutor(
-            self.shards, initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self.shards = Shards(settings, self.parameters)
         if not settings.gpu:
             torch.set_num_threads(1)
 
@@ -164,20 +154,22 @@ class Trainer:
                 self.drawn = stream(dataset, 128, self.settings.workers)
             return next(self.drawn)
         count = 2 if self.settings.smoke else BATCH[level]
-        first = (self.step * self.shards + shard) * max(BATCH.values())
+        first = (self.step * self.shards.count + shard) * max(BATCH.values())
         return next(stream(ScenePictures(seed, size, first), count))
 
     def loss(self, level: int, shard: int) -> torch.Tensor:
         """Mean squared error of the predicted velocity (Salimans & Ho 2022) on one shard."""
         device = self.settings.device
-        random = torch.Generator().manual_seed((self.step * self.shards + shard) * 7919 + 1)
+        random = torch.Generator().manual_seed((self.step * self.shards.count + shard) * 7919 + 1)
         pictures, captions = self.batch(level, shard)
         count = len(captions)
         keep = torch.rand(count, generator=random) >= DROPPED
         captions = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
         # Stratified times: every batch covers the whole range of noise.
-        spread = torch.arange(count) * self.shards + shard + torch.rand(count, generator=random)
-        times = times_at(spread / (count * self.shards), level).to(device)
+        spread = (
+            torch.arange(count) * self.shards.count + shard + torch.rand(count, generator=random)
+        )
+        times = times_at(spread / (count * self.shards.count), level).to(device)
         clean = latents_of(to_unit(pictures, device))
         noise = torch.randn(clean.shape, generator=random).to(device)
         clean, noise = pool(clean, level), pool(noise, level)
@@ -191,19 +183,10 @@ class Trainer:
             predicted = self.levels[level](noisy, times, context).sample
         return F.mse_loss(predicted.float(), signal * noise - sigma * clean)
 
-    def gradients(self, level: int, shard: int) -> tuple[float, list[torch.Tensor | None]]:
-        """One shard's loss and its gradients; shards run at once, so none writes to `.grad`."""
-        loss = self.loss(level, shard)
-        return loss.item(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
-
     def train_step(self, progress: float) -> tuple[int, float]:
         """Take a step; return its level and loss."""
         level = self.level(progress)
-        jobs = [self.pool.submit(self.gradients, level, shard) for shard in range(self.shards)]
-        results = [job.result() for job in jobs]
-        for i, parameter in enumerate(self.parameters):
-            parts = [grads[i] for _, grads in results if grads[i] is not None]
-            parameter.grad = sum(parts[1:], parts[0]) / self.shards if parts else None
+        loss = self.shards.backward(lambda shard: self.loss(level, shard))
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         rate = LEARNING_RATE * min(1.0, (self.step + 1) / 50) * (1 - progress) ** 0.8 + 1e-6
         for group in self.optimiser.param_groups:
@@ -211,28 +194,7 @@ class Trainer:
         self.optimiser.step()
         self.average.update()
         self.step += 1
-        return level, sum(loss for loss, _ in results) / self.shards
-
-    @torch.no_grad()
-    def sample(self, level: int, captions: list[str], steps: int = 25) -> torch.Tensor:
-        """Latents [B, 4, 64 >> level, 64 >> level] of the averaged weights, by DDIM."""
-        device, side = self.settings.device, (16 if self.settings.smoke else 64) >> level
-        scheduler = build_scheduler()
-        scheduler.set_timesteps(steps)
-        random = torch.Generator().manual_seed(0)
-        noise = torch.randn((len(captions), 4, side << level, side << level), generator=random)
-        sample = pool(noise, level).to(device)
-        self.average.swap()
-        with torch.autocast(device.type, torch.bfloat16):
-            ids = tokenize(self.tokenizer, [*captions, *[""] * len(captions)], device)
-            context = self.text(ids).last_hidden_state
-            for t in scheduler.timesteps:
-                both = torch.cat([sample, sample])
-                wanted, plain = self.levels[level](both, t, context).sample.float().chunk(2)
-                guided = plain + GUIDANCE * (wanted - plain)
-                sample = scheduler.step(guided, t, sample).prev_sample
-        self.average.swap()
-        return sample
+        return level, loss
 
     def state(self, clock: Clock) -> dict:
         """All that a checkpoint holds; random draws need no state, they go by step numbers."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from .checkpoints import Clock, load, save_atomically
 from .progress import Watch, plot_log, save_grid, say
 from .scenes import render, sample_scene
 from .settings import EVALUATION_SEED, Settings
+from .shards import Shards
 
 FACTOR = 4
 # Red, green, blue and their mean, each brought to about zero mean and unit variance.
@@ -146,21 +146,19 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
         optimiser.load_state_dict(saved["optimiser"])
         clock, step = Clock(seconds, saved["spent"]), saved["step"]
         say(f"vae: resumed at step {step}")
-    shards = 1 if settings.gpu else settings.shards
-    pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(1,))
+    shards = Shards(settings, parameters)
 
-    def gradients(shard: int) -> tuple[float, tuple[torch.Tensor, ...]]:
-        """One shard's loss and gradients; its pictures go by seed, step and shard alone."""
+    def shard_loss(shard: int) -> torch.Tensor:
+        """One shard's loss; its pictures go by seed, step and shard alone."""
         size, count = _plan(clock.progress, settings)
         rng = np.random.default_rng((settings.seed, step, shard))
-        random = torch.Generator().manual_seed(step * shards + shard)
+        random = torch.Generator().manual_seed(step * shards.count + shard)
         pictures = to_unit(_crops(rng, size, count), device)
         latents = latents_of(pictures)
         latents = latents + NOISE * torch.randn(latents.shape, generator=random).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             output = decode(vae, latents)
-        loss = loss_of(output.float(), pictures)
-        return loss.item(), torch.autograd.grad(loss, parameters)
+        return loss_of(output.float(), pictures)
 
     def save() -> None:
         state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict()}
@@ -173,13 +171,10 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
             for group in optimiser.param_groups:
                 warm = min(1.0, (step + 1) / 100)
                 group["lr"] = LEARNING_RATE * warm * (1 - clock.progress) ** 0.8 + 1e-6
-            results = list(pool.map(gradients, range(shards)))
-            for parameter, *parts in zip(parameters, *(grads for _, grads in results), strict=True):
-                parameter.grad = sum(parts[1:], parts[0]) / shards
+            loss = shards.backward(shard_loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1
-            loss = sum(loss for loss, _ in results) / shards
             watch.step(step, clock.spent, clock.progress, {"loss": loss})
             if time.monotonic() - saved_at > settings.save_every:
                 save()
