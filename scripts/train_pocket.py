@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pocket.clip import build_clip, train_clip
 from pocket.export import assemble, export
+from pocket.preview import Preview
 from pocket.progress import say
 from pocket.scores import score, show
 from pocket.settings import Settings
@@ -104,7 +105,7 @@ def main() -> None:
         vae.load_state_dict(_weights(settings, "vae")["model"])
         clip.load_state_dict(_weights(settings, "clip")["model"])
     if "unet" in stages:
-        train_unet(settings, seconds["unet"], clip, tokenizer)
+        train_unet(settings, seconds["unet"], clip, tokenizer, Preview(settings, clip, vae))
     if "export" in stages:
         trainer = Trainer(settings, clip, tokenizer)
         trainer.restore(_weights(settings, "unet"))

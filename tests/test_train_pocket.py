@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -245,6 +246,14 @@ class TestCommand:
         assert pipe.vae_scale_factor == 4
         image = pipe(SHOWN[0], num_inference_steps=2, height=64, width=64).images[0]
         assert image.size == (64, 64)
+
+    def test_it_shows_how_far_it_came(self, smoke):
+        lines = (smoke / "work" / "scores.csv").read_text().splitlines()
+        names = {line.split(",")[2] for line in lines}
+        assert {f"level {level} cosine" for level in (0, 1, 2)} <= names
+        for file in ("unet.png", "level-0.jpg", "level-1.jpg", "level-2.jpg"):
+            with Image.open(smoke / "work" / file) as picture:
+                assert picture.getextrema() != ((0, 0),) * 3
 
     def test_it_names_no_folder_of_the_machine(self, smoke):
         for file in (smoke / "out").rglob("*.json"):

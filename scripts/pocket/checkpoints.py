@@ -61,6 +61,10 @@ class Clock:
         self._last = now
         return self.progress
 
+    def rest(self) -> None:
+        """Leave out the time since the last tick: it was not training."""
+        self._last = time.monotonic()
+
     @property
     def progress(self) -> float:
         """Share of the budget that is used, 0..1."""

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from .batches import HardGroups, stream, to_unit
 from .checkpoints import Clock, load, rng_state, save_atomically, set_rng_state
-from .progress import Watch, plot_log, say
+from .progress import Watch, plot_logs, say
 from .scenes import LABEL_CLASSES, SHAPES
 from .settings import Settings
 from .tokenizer import MAX_LENGTH, build_tokenizer
@@ -84,7 +84,10 @@ class Readers(torch.nn.Module):
 
     def shapes(self, patches: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Patch tokens [B, 64, 128] and shape numbers [B, 8, 8] → mean cross-entropy."""
-        return F.cross_entropy(self.patch(patches.float()).flatten(0, 1), where.flatten())
+        weights = torch.ones(1 + len(SHAPES), device=where.device)
+        weights[0] = 0.2  # most patches are background alone
+        found = self.patch(patches.float()).flatten(0, 1)
+        return F.cross_entropy(found, where.flatten(), weights)
 
 
 def contrastive(
@@ -186,5 +189,5 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
                 save()
                 saved_at = time.monotonic()
     save()
-    plot_log(watch.log, settings.work / "clip-loss.png")
+    plot_logs(watch.log, settings.work / "clip-loss.png")
     return clip.eval()

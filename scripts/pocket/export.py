@@ -39,14 +39,16 @@ def assemble(
     )
 
 
-def _image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(
+def judging_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    """What shrinks a picture, and splits a caption, for the CLIP of this model."""
+    shrink = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         do_convert_rgb=True,
     )
+    return CLIPProcessor(shrink, tokenizer)
 
 
 def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -> Path:
@@ -65,7 +67,7 @@ def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -
     pipe.vae.half()
     pipe.save_pretrained(fresh, safe_serialization=True)
     clip.save_pretrained(fresh / "clip", safe_serialization=True)
-    CLIPProcessor(_image_processor(), pipe.tokenizer).save_pretrained(fresh / "clip")
+    judging_processor(pipe.tokenizer).save_pretrained(fresh / "clip")
     for file in (fresh / "model_index.json", *fresh.rglob("config.json")):
         settled = json.loads(file.read_text())
         settled.pop("_name_or_path", None)  # would name a folder of the machine that trained

@@ -30,7 +30,7 @@ class Watch:
     """
 
     def __init__(self, stage: str, work: Path, resumed: bool, every: int = 20):
-        self.stage, self.work, self.every = stage, work, every
+        self.stage, self.every = stage, every
         self.log = work / f"{stage}.csv"
         if not resumed:
             self.log.unlink(missing_ok=True)
@@ -61,34 +61,44 @@ class Watch:
             return
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
         self.sums = {}
-        with self.log.open("a", newline="") as file:
-            writer = csv.writer(file)
-            for name, value in means.items():
-                writer.writerow([step, f"{seconds:.1f}", name, f"{value:.6g}"])
+        append(self.log, step, seconds, means)
         text = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
         self.bar.update(self.task, completed=progress, description=f"{self.stage} {step}: {text}")
         if not _stderr.is_terminal:
             say(f"{self.stage} step {step}  {seconds:.0f} s  {progress:.1%}  {text}")
 
 
-def plot_log(log: Path, picture: Path) -> None:
-    """Draw a stage's log, one line a figure, over the seconds of training."""
+def append(log: Path, step: int, seconds: float, figures: dict[str, float]) -> None:
+    """Add figures to a log; its columns are step, seconds of training, name, value."""
+    with log.open("a", newline="") as file:
+        writer = csv.writer(file)
+        for name, value in figures.items():
+            writer.writerow([step, f"{seconds:.1f}", name, f"{value:.6g}"])
+
+
+def plot_logs(losses: Path, picture: Path, shares: Path | None = None) -> None:
+    """Draw a log of losses, and below it one of shares in 0..1, over the seconds of training."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    with log.open(newline="") as file:
-        for _, seconds, name, value in csv.reader(file):
-            xs, ys = curves.setdefault(name, ([], []))
-            xs.append(float(seconds))
-            ys.append(float(value))
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name, (xs, ys) in curves.items():
-        axes.plot(xs, ys, label=name, linewidth=1)
-    axes.set(xlabel="seconds of training", yscale="log", title=log.stem)
-    axes.legend()
+    logs = [log for log in (losses, shares) if log and log.exists()]
+    if not logs:  # ended before its first line
+        return
+    figure, rows = plt.subplots(len(logs), 1, figsize=(8, 4.5 * len(logs)), squeeze=False)
+    for log, axes in zip(logs, rows[:, 0], strict=True):
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        with log.open(newline="") as file:
+            for _, seconds, name, value in csv.reader(file):
+                xs, ys = curves.setdefault(name, ([], []))
+                xs.append(float(seconds))
+                ys.append(float(value))
+        for name, (xs, ys) in curves.items():
+            axes.plot(xs, ys, label=name, linewidth=1)
+        scale = {"yscale": "log"} if log == losses else {"ylim": (0, 1.02)}
+        axes.set(xlabel="seconds of training", title=log.stem, **scale)
+        axes.legend(fontsize=7)
     figure.savefig(picture, dpi=90)
     plt.close(figure)
 

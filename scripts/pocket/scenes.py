@@ -22,7 +22,7 @@ COLOURS = {
     "white": (0.94, 0.94, 0.94),
     "black": (0.06, 0.06, 0.06),
 }
-TINT = 0.02  # largest shift of a colour channel, either way
+TINT = 0.015  # largest shift of a colour channel, either way
 
 # corners, inner radius over outer radius, outer radius over nominal size (evens out the areas),
 # angle of the first corner from the top
@@ -32,7 +32,7 @@ SHAPES = {
     "triangle": (3, math.cos(math.pi / 3), 1.32, 0.0),
     "star": (5, 0.45, 1.32, 0.0),
 }
-TURN = math.radians(15)  # largest rotation, either way
+TURN = math.radians(10)  # largest rotation, either way
 
 PAIRS = {"above": "above", "below": "below", "left": "to the left of", "right": "to the right of"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -100,7 +100,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     if kind == "mirrored":
         return Scene("mirrored", items, 2, background, seed)
     if kind == "line":
-        layout, count = str(rng.choice(["row", "column"])), int(rng.integers(2, 5))
+        layout, count = str(rng.choice(["row", "column"])), int(rng.choice([2, 2, 3, 3, 4]))
         return Scene(layout, items[:1], count, background, seed)
     return Scene(kind, items[:1], {"single": 1, "ring": 6, "grid": 9}[kind], background, seed)
 
@@ -145,35 +145,35 @@ def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
 
     u = rng.uniform
     if scene.layout == "single":
-        size = u(0.23, 0.28)
-        return background, [put(0, u(0.46, 0.54), u(0.46, 0.54), size)]
+        size = u(0.24, 0.27)
+        return background, [put(0, u(0.47, 0.53), u(0.47, 0.53), size)]
     if scene.layout in PAIRS:
-        near, far = u(0.26, 0.29), u(0.71, 0.74)
+        near, far = u(0.265, 0.285), u(0.715, 0.735)
         if scene.layout in ("below", "right"):
             near, far = far, near
-        across, size = u(0.46, 0.54, 2), u(0.145, 0.165)
+        across, size = u(0.47, 0.53, 2), u(0.15, 0.165)
         spots = [(across[0], near), (across[1], far)]
         if scene.layout in ("left", "right"):
             spots = [(y, x) for x, y in spots]
         return background, [put(i, *spot, size) for i, spot in enumerate(spots)]
     if scene.layout in ("row", "column"):
-        gap, size = {2: (0.44, 0.155), 3: (0.305, 0.114), 4: (0.235, 0.088)}[scene.count]
-        gap, size, across = gap * u(0.98, 1.02), size * u(0.94, 1.04), u(0.45, 0.55)
+        gap, size = {2: (0.44, 0.15), 3: (0.31, 0.104), 4: (0.24, 0.076)}[scene.count]
+        gap, size, across = gap * u(0.98, 1.02), size * u(0.96, 1.04), u(0.47, 0.53)
         steps = [0.5 + gap * (i - (scene.count - 1) / 2) for i in range(scene.count)]
         row = scene.layout == "row"
         return background, [put(0, *((s, across) if row else (across, s)), size) for s in steps]
     if scene.layout == "ring":
-        radius, size, phase = u(0.33, 0.345), u(0.098, 0.110), u(-0.1, 0.1)
+        radius, size, phase = u(0.335, 0.345), u(0.1, 0.108), u(-0.06, 0.06)
         angles = [phase + math.tau * i / 6 for i in range(6)]
         spots = [(0.5 + radius * math.sin(a), 0.5 - radius * math.cos(a)) for a in angles]
         return background, [put(0, *spot, size) for spot in spots]
     if scene.layout == "grid":
-        gap, size = u(0.29, 0.30), u(0.096, 0.106)
+        gap, size = u(0.295, 0.305), u(0.096, 0.104)
         steps = [0.5 - gap, 0.5, 0.5 + gap]
         return background, [put(0, x, y, size) for y in steps for x in steps]
-    size, shapes = u(0.125, 0.14), []
-    for i, y in enumerate((u(0.26, 0.29), u(0.71, 0.74))):
-        x = u(0.22, 0.28)
+    size, shapes = u(0.13, 0.14), []
+    for i, y in enumerate((u(0.265, 0.285), u(0.715, 0.735))):
+        x = u(0.23, 0.27)
         shapes += [put(i, x, y, size), put(i, 1 - x, y, size, flip=True)]
     return background, shapes
 

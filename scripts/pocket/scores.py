@@ -46,12 +46,16 @@ def unseen(settings: Settings, count: int) -> list[Scene]:
 
 
 class Judge:
-    """The exported CLIP, fed as a user would: a processor that shrinks, then the model."""
+    """A CLIP, fed as a user would: a processor that shrinks, then the model."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, clip: CLIPModel, processor: CLIPProcessor):
+        self.clip, self.processor = clip.cpu().float().eval(), processor
+
+    @classmethod
+    def exported(cls, settings: Settings) -> Judge:
+        """The one that users get."""
         folder = settings.out / "clip"
-        self.clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor = CLIPProcessor.from_pretrained(folder)
+        return cls(CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder))
 
     @torch.no_grad()
     def pictures(self, images: list[Image.Image]) -> torch.Tensor:
@@ -147,7 +151,7 @@ def score(settings: Settings, generated: int = 64, renders: int = 1000) -> dict:
     """All figures of the model card; also written to `work/scores.json`."""
     if settings.smoke:
         generated, renders = 1, 8
-    judge = Judge(settings)
+    judge = Judge.exported(settings)
     scenes = unseen(settings, max(renders, generated))
     figures = {
         "autoencoder PSNR, dB": autoencoder_psnr(settings, scenes[: min(64, renders)]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from .batches import ScenePictures, stream, to_unit
 from .checkpoints import Average, Clock, load, save_atomically
 from .clip import WIDTH, tokenize
 from .inner import inner_levels, pass_inwards, pool
-from .progress import Watch, plot_log, say
+from .progress import Watch, say
 from .settings import Settings
 from .shards import Shards
 from .vae import latents_of
@@ -80,7 +81,7 @@ def shares(progress: float) -> dict[int, float]:
     """
     if progress < 0.25:
         return {2: 0.96, 1: 0.02, 0: 0.02}
-    if progress < 0.42:
+    if progress < 0.5:
         return {2: 0.25, 1: 0.70, 0: 0.05}
     return {2: 0.06, 1: 0.10, 0: 0.84}
 
@@ -196,6 +197,27 @@ class Trainer:
         self.step += 1
         return level, loss
 
+    @torch.no_grad()
+    def sample(self, level: int, captions: list[str], steps: int, guidance: float) -> torch.Tensor:
+        """Latents [B, 4, 64 >> level, 64 >> level] of the averaged weights; seed 0."""
+        device, side = self.settings.device, (16 if self.settings.smoke else 64) >> level
+        scheduler = build_scheduler()
+        scheduler.set_timesteps(steps)
+        random = torch.Generator().manual_seed(0)
+        noise = torch.randn((len(captions), 4, side << level, side << level), generator=random)
+        sample = pool(noise, level).to(device)
+        self.average.swap()
+        with torch.autocast(device.type, torch.bfloat16):
+            ids = tokenize(self.tokenizer, [*captions, *[""] * len(captions)], device)
+            context = self.text(ids).last_hidden_state
+            for t in scheduler.timesteps:
+                both = torch.cat([sample, sample])
+                wanted, plain = self.levels[level](both, t, context).sample.float().chunk(2)
+                guided = plain + guidance * (wanted - plain)
+                sample = scheduler.step(guided, t, sample).prev_sample
+        self.average.swap()
+        return sample
+
     def state(self, clock: Clock) -> dict:
         """All that a checkpoint holds; random draws need no state, they go by step numbers."""
         return {
@@ -218,8 +240,9 @@ def train_unet(
     seconds: float,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
-) -> Trainer:
-    """Train to the end of the time budget; the returned models hold the averaged weights."""
+    preview: Callable[[Trainer, Clock], None],
+) -> None:
+    """Train to the end of the time budget, with a preview every tenth of it and at the end."""
     torch.manual_seed(settings.seed + 2)
     path = settings.work / "unet.pt"
     trainer = Trainer(settings, clip, tokenizer)
@@ -229,7 +252,7 @@ def train_unet(
         trainer.restore(saved)
         clock = Clock(seconds, saved["spent"])
         say(f"unet: resumed at step {trainer.step}")
-    saved_at = time.monotonic()
+    saved_at, shown = time.monotonic(), int(10 * clock.progress)
     every = 1 if settings.smoke else 20
     with Watch("unet", settings.work, resumed=saved is not None, every=every) as watch:
         while clock.tick() < 1 and trainer.step < settings.last_step:
@@ -237,8 +260,10 @@ def train_unet(
             watch.step(trainer.step, clock.spent, clock.progress, {f"level {level}": loss})
             if time.monotonic() - saved_at > settings.save_every:
                 save_atomically(trainer.state(clock), path)
-                plot_log(watch.log, settings.work / "unet-loss.png")
                 saved_at = time.monotonic()
+            if int(10 * clock.progress) > shown:
+                shown = int(10 * clock.progress)
+                preview(trainer, clock)
+                clock.rest()
     save_atomically(trainer.state(clock), path)
-    trainer.average.swap()
-    return trainer
+    preview(trainer, clock)
