@@ -268,7 +268,7 @@ def generate(
     from .comparison import compare as compare_ways
     from .extras import Extras, equip
     from .output import read_record
-    from .pipelines import default_guidance, load_pipeline
+    from .pipelines import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
 
     names = list(generation.ImageSettings.model_fields)
@@ -317,7 +317,7 @@ def generate(
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
-    _quiet_libraries()
+    hide_loading_bars()
     if compare:
         if plan is None:
             raise SettingsError("--compare needs a schedule other than 'none'")
@@ -467,15 +467,6 @@ def _compared(summary: dict[str, Any], out: Path) -> str:
         f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
     )
     return "\n".join(lines)
-
-
-def _quiet_libraries() -> None:
-    """Loading takes a moment, and both libraries draw bars for each of its parts."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
@@ -25,6 +27,12 @@ POCKET_GUIDANCE = 2.0
 def default_guidance(model: str) -> float:
     """The guidance scale to take for a model where none is asked for."""
     return POCKET_GUIDANCE if model == "pocket" else 7.5
+
+
+def hide_loading_bars() -> None:
+    """For commands: loading takes a moment, and the libraries draw a bar for each of its parts."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")

@@ -10,11 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from .errors import ScheduleError
 from .sampling import cells, strides_for
-from .validation import Strict, shown
+from .validation import Strict, parse_yaml, read_text, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -336,22 +335,12 @@ class Schedule(Strict):
             raise ScheduleError(f"a path or YAML text was expected (got {shown(source)})")
         is_text = isinstance(source, str) and "\n" in source
         place = "YAML text" if is_text else str(source)
+        text = str(source) if is_text else read_text(source, ScheduleError)
+        data = parse_yaml(text, place, ScheduleError)
         try:
-            text = source if is_text else Path(source).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not a path of UTF-8 text"
-            raise ScheduleError(f"{place}: cannot be read ({reason})") from None
-        try:
-            return cls.from_dict(YAML(typ="safe", pure=True).load(text))
+            return cls.from_dict(data)
         except ScheduleError as error:
             raise ScheduleError(f"{place}: {error}") from None
-        except YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" line {mark.line + 1}:" if mark else ""
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise ScheduleError(f"{place}:{line} not valid YAML ({problem})") from None
-        except (ValueError, KeyError, RecursionError) as error:  # of values that are none, or depth
-            raise ScheduleError(f"{place}: not valid YAML ({shown(str(error))})") from None
 
     @classmethod
     def presets(cls) -> list[str]:

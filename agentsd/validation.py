@@ -1,12 +1,18 @@
-"""Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told."""
+"""Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told.
+
+And where they come from: text files, and the YAML in them.
+"""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from .errors import AgentSDError
 
@@ -33,6 +39,41 @@ class Strict(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise self.error(_tell(error, list(type(self).model_fields))) from None
+
+
+def read_text(path: str | Path, error: type[AgentSDError]) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        error: Names the file and why it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or "not a path of UTF-8 text"
+        raise error(f"{path}: cannot be read ({reason})") from None
+
+
+def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
+    """What YAML text holds: plain values, nothing is executed.
+
+    Args:
+        text: What to read.
+        place: Where it is from, for the error.
+        error: The kind of error to raise.
+
+    Raises:
+        error: Names the place and the line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        what = getattr(problem, "problem", None) or str(problem).splitlines()[0]
+        raise error(f"{place}:{line} not valid YAML ({what})") from None
+    except (ValueError, KeyError, RecursionError) as problem:  # of values that are none, or depth
+        raise error(f"{place}: not valid YAML ({shown(str(problem))})") from None
 
 
 def _tell(error: ValidationError, names: list[str]) -> str:

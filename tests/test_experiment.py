@@ -246,7 +246,7 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [a]", "variants: is missing"),
         ("prompts: [a]\nvariant: {}", "unknown key 'variant': did you mean 'variants'"),
         ("prompts: []\nvariants: {}", "prompts: a list of one or more"),
-        ("prompts: none.txt\nvariants: {}", r"none\.txt cannot be read"),
+        ("prompts: none.txt\nvariants: {}", r"none\.txt: cannot be read"),
         ("prompts: [' ']\nvariants: {}", "prompt: must say something"),
         ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
         ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must hold {}"),

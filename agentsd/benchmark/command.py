@@ -63,7 +63,7 @@ def benchmark(
     """Time a call of the UNet, unpatched and patched, in turns. Ctrl-C keeps what there is."""
     import torch
 
-    from ..pipelines import target_device, target_dtype
+    from ..pipelines import hide_loading_bars, target_device, target_dtype
     from ..schedule import Schedule
     from . import timing
 
@@ -77,6 +77,7 @@ def benchmark(
     kind = str(target_dtype(dtype, target)).removeprefix("torch.")
     if threads:
         torch.set_num_threads(threads)
+    hide_loading_bars()
     names = schedule or Schedule.presets()
     variants = timing.variants_of(names, peers)
     own = {"sdxl": 1024, "pocket": 256}.get(model.value, 512)

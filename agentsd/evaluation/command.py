@@ -294,19 +294,15 @@ def run_command(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: make what is missing, measure it, write report.html and report.json."""
-    import diffusers
-    import transformers
-
     from ..output import prepare_folder
-    from ..pipelines import load_pipeline
+    from ..pipelines import hide_loading_bars, load_pipeline
     from . import experiment, report
     from .protocol import load_protocol
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
     report.require()
     prepare_folder(out)
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)
     with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         tasks: dict[str, Any] = {}
@@ -358,12 +354,10 @@ class _Sets:
         cache: Path | None,
         device: str | None,
     ):
-        import transformers
-
-        from ..pipelines import target_device
+        from ..pipelines import hide_loading_bars, target_device
         from .pictures import Reading
 
-        transformers.utils.logging.disable_progress_bar()
+        hide_loading_bars()
         self.features = features
         self.device = target_device(device)
         self.reading: Reading = Reading(size, convert, skip_bad)

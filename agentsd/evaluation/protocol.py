@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from ..errors import AgentSDError, ProtocolError
 from ..generation import ImageSettings
@@ -19,7 +17,7 @@ from ..patch import patched
 from ..peers import PEERS
 from ..pipelines import default_guidance
 from ..schedule import PRESETS, Schedule
-from ..validation import Strict, shown
+from ..validation import Strict, parse_yaml, read_text, shown
 from .pictures import Reading
 
 UNPATCHED = "unpatched"
@@ -176,16 +174,7 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
     file = Path(path)
     if not file.suffix and (PRESETS / "eval" / f"{path}.yaml").is_file():
         file = PRESETS / "eval" / f"{path}.yaml"
-    try:
-        data = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise ProtocolError(f"{file}: cannot be read ({reason})") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ProtocolError(f"{file}:{line} not valid YAML ({problem})") from None
+    data = parse_yaml(read_text(file, ProtocolError), str(file), ProtocolError)
     try:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             raise ProtocolError(f"a mapping of names to values was expected (got {shown(data)})")
@@ -197,18 +186,10 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
         data |= cut if quick else {}
         data |= {key: value for key, value in changes.items() if value is not None}
         if isinstance(data.get("prompts"), str):
-            data["prompts"] = _lines(file.parent / data["prompts"])
+            lines = read_text(file.parent / data["prompts"], ProtocolError).splitlines()
+            data["prompts"] = [line.strip() for line in lines if line.strip()]
         protocol = Protocol(**data)
         protocol.ways()
     except AgentSDError as error:
         raise ProtocolError(f"{file}: {error}") from None
     return protocol
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise ProtocolError(f"prompts: {file} cannot be read ({reason})") from None
-    return [line.strip() for line in lines if line.strip()]
