@@ -143,7 +143,7 @@ def equip(
     """
     device = pipe.device
     if extras.sampler is not None:
-        pipe.scheduler = _scheduler(pipe, extras.sampler)
+        pipe.scheduler = scheduler_for(pipe, extras.sampler)
     if extras.controlnet is not None:
         with _loading(f"the ControlNet {shown(extras.controlnet)}"):
             net = ControlNetModel.from_pretrained(
@@ -182,7 +182,17 @@ def equip(
     return pipe
 
 
-def _scheduler(pipe: DiffusionPipeline, name: str) -> Any:
+def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
+    """Another scheduler for a pipeline, of its own scheduler's settings.
+
+    Args:
+        pipe: The pipeline, which stays as it is.
+        name: A class of diffusers, or the name that other tools give it (``Euler a``). PNDM is
+            PLMS: without the Runge-Kutta steps in which Stable Diffusion never begins.
+
+    Raises:
+        SettingsError: If there is none of that name for this pipeline; lists those there are.
+    """
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
     given = {other.lower(): kind for kind, other in SAMPLERS.items()} | {
         k.lower(): k for k in known
@@ -193,7 +203,8 @@ def _scheduler(pipe: DiffusionPipeline, name: str) -> Any:
         raise SettingsError(
             f"scheduler: no {shown(name)} for this model; there are {', '.join(fit)}"
         )
-    return known[kind].from_config(pipe.scheduler.config)
+    settings = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
+    return known[kind].from_config(pipe.scheduler.config, **settings)
 
 
 def _scaled(lora: str) -> tuple[str, float]:

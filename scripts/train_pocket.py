@@ -25,13 +25,15 @@ from pocket.clip import build_clip, train_clip
 from pocket.export import assemble, export
 from pocket.preview import Preview
 from pocket.progress import say
-from pocket.scores import score, show
+from pocket.scores import score, show, tries
 from pocket.settings import Settings
 from pocket.tokenizer import build_tokenizer
 from pocket.unet import Trainer, train_unet
 from pocket.vae import build_vae, train_vae
 
-STAGES = ("vae", "clip", "unet", "export", "score", "samples")
+from agentsd.pipelines import hide_loading_bars
+
+STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
 SHARES = {"vae": 0.12, "clip": 0.18, "unet": 0.70}  # of the hours, among the stages chosen
 
 
@@ -61,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="last step of each stage, 0: by time")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--smoke", action="store_true", help="a few steps at the smallest sizes")
-    parser.add_argument("--images", type=int, default=64, help="images that the score generates")
+    parser.add_argument("--images", type=int, default=512, help="images that the score generates")
     return parser.parse_args()
 
 
@@ -85,6 +87,7 @@ def main() -> None:
         shards=given.threads,
     )
     settings.prepare()
+    hide_loading_bars()
     stages = STAGES if "all" in given.stage else tuple(s for s in STAGES if s in given.stage)
     trained = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     seconds = {
@@ -114,6 +117,8 @@ def main() -> None:
         say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")
     if "score" in stages:
         print(json.dumps(score(settings, generated=given.images), indent=2))
+    if "trials" in stages:
+        print(json.dumps(tries(settings), indent=2, ensure_ascii=False))
     if "samples" in stages and not settings.smoke:
         show(settings)
 

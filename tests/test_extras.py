@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 from test_patch import ip_adapter
@@ -16,7 +16,7 @@ from tiny_models import build, tiny_unet
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
-from agentsd.extras import Extras, equip
+from agentsd.extras import Extras, equip, scheduler_for
 from agentsd.generation import ImageSettings, PromptEncoder, make_batch, to_image
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
@@ -63,6 +63,14 @@ def controlnet(pipe: Any, tmp_path: Path) -> str:
         torch.nn.init.constant_(module.weight, 0.1)
     net.save_pretrained(tmp_path / "net")
     return str(tmp_path / "net")
+
+
+def test_plms_is_without_runge_kutta_steps(pipe: Any) -> None:
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    plms = scheduler_for(pipe, "PLMS")
+    plms.set_timesteps(10)
+    assert len(plms.timesteps) == 11  # diffusers' own default takes 12 more
+    assert plms.config.prediction_type == "v_prediction"
 
 
 def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: str) -> None:

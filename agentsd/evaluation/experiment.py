@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
-
 from ..errors import EvaluationError
+from ..extras import scheduler_for
 from ..generation import ImageSettings, Made, make_image, record
 from ..output import prepare_folder, save_image, write_whole
 from .pictures import MANIFEST, read_manifest
@@ -65,7 +64,7 @@ def _sampling_with(scheduler: str | None, pipe: Any) -> Iterator[None]:
     before = pipe.scheduler
     try:
         if scheduler is not None:
-            pipe.scheduler = getattr(diffusers, scheduler).from_config(before.config)
+            pipe.scheduler = scheduler_for(pipe, scheduler)
         yield
     finally:
         pipe.scheduler = before

@@ -12,9 +12,10 @@ from .checkpoints import Clock
 from .export import judging_processor
 from .progress import append, plot_logs, save_grid
 from .scenes import caption
-from .scores import GUIDANCE, Judge, unseen
+from .scores import Judge, unseen
 from .settings import Settings
 from .tokenizer import build_tokenizer
+from .trials import GUIDANCE
 from .unet import Trainer
 from .vae import decode
 

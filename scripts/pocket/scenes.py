@@ -195,16 +195,21 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float, angle: floa
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """Draw a scene, antialiased.
+    """Draw a scene; see `draw`."""
+    return draw(*place(scene), size)
+
+
+def draw(background: tuple[float, float, float], shapes: list[Placed], size: int) -> np.ndarray:
+    """Draw shapes on a background, antialiased.
 
     Args:
-        scene: what to draw.
+        background: RGB in 0..1.
+        shapes: what to draw, in order.
         size: side of the square image in pixels; the layout is the same at every size.
 
     Returns:
         uint8 array [size, size, 3].
     """
-    background, shapes = place(scene)
     image = np.empty((size, size, 3), np.float32)
     image[:] = background
     for shape in shapes:

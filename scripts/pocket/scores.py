@@ -1,24 +1,30 @@
-"""Stage 5: figures of the exported model, read from the folder that users get."""
+"""Stages 5 to 7: figures and pictures of the exported model, read from the folder users get."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from agentsd.evaluation.likeness import psnr
+from agentsd.evaluation.metrics import fid, kid
+
 from .batches import to_unit
 from .clip import embed_pictures, embed_texts, tokenize
+from .damage import LADDERS
 from .progress import save_grid, say
 from .scenes import Scene, caption, render, sample_scene
 from .settings import EVALUATION_SEED, Settings
+from .trials import TRIALS, Trial, paint
 from .vae import decode, encode
 from .variants import ATTRIBUTES, variants_of
 
-STEPS, GUIDANCE = 25, 2.0
 SHOWN = (
     "three red circles in a row on a blue background",
     "a red circle above a blue square on a white background",
@@ -69,6 +75,15 @@ class Judge:
         ids = tokenize(self.processor.tokenizer, captions, torch.device("cpu"))
         return embed_texts(self.clip, ids)
 
+    def margins(self, scenes: list[Scene], images: list[Image.Image]) -> list[float]:
+        """How far each image's own caption is ahead of the best that differs in one attribute."""
+        found = []
+        for scene, seen in zip(scenes, self.pictures(images), strict=True):
+            others = [caption(s) for name in ATTRIBUTES for s in variants_of(scene, name)]
+            own, *rest = (self.texts([caption(scene), *others]) @ seen).tolist()
+            found.append(own - max(rest))
+        return found
+
     def judge(self, scenes: list[Scene], images: list[Image.Image]) -> dict:
         """Compare images with their captions and with captions that differ in one attribute.
 
@@ -109,24 +124,6 @@ class Judge:
         }
 
 
-def generate(
-    settings: Settings, captions: list[str], steps: int = STEPS, size: int = 256
-) -> list[Image.Image]:
-    """One image a caption from the exported pipeline; the seed of image i is i."""
-    pipe = DiffusionPipeline.from_pretrained(settings.out).to(settings.device)
-    pipe.set_progress_bar_config(disable=True)
-    images = []
-    for start in range(0, len(captions), 4):
-        some = captions[start : start + 4]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
-        images += pipe(
-            some, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators,
-            height=size, width=size,
-        ).images  # fmt: skip
-        say(f"score: {len(images)} of {len(captions)} images")
-    return images
-
-
 @torch.no_grad()
 def autoencoder_psnr(settings: Settings, scenes: list[Scene]) -> float:
     """Mean PSNR in dB of 256-pixel renders through the exported autoencoder."""
@@ -141,29 +138,91 @@ def autoencoder_psnr(settings: Settings, scenes: list[Scene]) -> float:
     return round(sum(found) / len(found), 2)
 
 
+def ladders(judge: Judge, scenes: list[Scene]) -> dict[str, dict[str, dict[str, float]]]:
+    """FID and KID of damaged renders, by the CLIP's image features, against other whole ones.
+
+    Returns:
+        Kind of damage → its amount → "FID" and "KID", of half of the scenes against the others.
+    """
+    half = len(scenes) // 2
+    whole = judge.pictures([Image.fromarray(render(s, 256)) for s in scenes[half:]]).numpy()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, steps in LADDERS.items():
+        for amount, damaged in steps.items():
+            images = [damaged(s, np.random.default_rng(i)) for i, s in enumerate(scenes[:half])]
+            seen = judge.pictures(images).numpy()
+            figures = {"FID": fid(seen, whole).value, "KID": kid(seen, whole).value}
+            found.setdefault(kind, {})[amount] = {k: round(v, 5) for k, v in figures.items()}
+    return found
+
+
+def _save(images: list[Image.Image], columns: int, path: Path) -> None:
+    save_grid(np.stack([np.asarray(image) for image in images]), columns, path)
+
+
+def _write(figures: dict, path: Path) -> dict:
+    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return figures
+
+
 def show(settings: Settings) -> None:
     """Write the model card's picture: sixteen captions, one sample each, seeds 0 to 15."""
-    images = generate(settings, list(SHOWN))
-    save_grid(np.stack([np.asarray(i) for i in images]), 4, settings.out / "samples.jpg")
+    _save(paint(settings, list(SHOWN), Trial()), 4, settings.out / "samples.jpg")
 
 
-def score(settings: Settings, generated: int = 64, renders: int = 1000) -> dict:
-    """All figures of the model card; also written to `work/scores.json`."""
+def score(settings: Settings, generated: int = 512, renders: int = 1000) -> dict:
+    """The figures of the model card, also in `work/scores.json`, and the sixteen worst samples.
+
+    Args:
+        settings: of the run.
+        generated: images to generate, at 25 steps.
+        renders: unseen renders to judge.
+    """
+    trial = Trial()
     if settings.smoke:
-        generated, renders = 1, 8
+        generated, renders, trial = 2, 8, Trial(size=(64, 64), steps=2)
     judge = Judge.exported(settings)
     scenes = unseen(settings, max(renders, generated))
+    real = [Image.fromarray(render(s, 256)) for s in scenes[:renders]]
     figures = {
         "autoencoder PSNR, dB": autoencoder_psnr(settings, scenes[: min(64, renders)]),
-        "renders": judge.judge(
-            scenes[:renders], [Image.fromarray(render(s, 256)) for s in scenes[:renders]]
-        ),
+        "renders": judge.judge(scenes[:renders], real),
+        "ladders": ladders(judge, scenes[:renders]),
     }
-    steps, size = (2, 64) if settings.smoke else (STEPS, 256)
-    images = generate(settings, [caption(s) for s in scenes[:generated]], steps, size)
-    figures["generated"] = judge.judge(scenes[:generated], images)
-    figures["generated"] |= {"steps": steps, "guidance": GUIDANCE, "size": size}
-    grid = np.stack([np.asarray(image) for image in images])
-    save_grid(grid, min(8, len(grid)), settings.work / "generated.jpg")
-    (settings.work / "scores.json").write_text(json.dumps(figures, indent=2) + "\n")
-    return figures
+    say("score: renders judged")
+    scenes = scenes[:generated]
+    images = paint(settings, [caption(s) for s in scenes], trial)
+    figures["generated"] = judge.judge(scenes, images)
+    _save(images[:64], min(8, generated), settings.work / "generated.jpg")
+    margins = judge.margins(scenes, images)
+    worst = sorted(range(generated), key=margins.__getitem__)[:16]
+    _save([images[i] for i in worst], min(4, generated), settings.out / "failures.jpg")
+    figures["failures"] = [caption(scenes[i]) for i in worst]
+    return _write(figures, settings.work / "scores.json")
+
+
+def tries(settings: Settings, generated: int = 16) -> dict:
+    """How the model does in other conditions; also in `work/trials.json`.
+
+    Returns:
+        Name of a trial → what `Judge.judge` says of it, and the mean PSNR in dB to the images of
+        the same seeds as the model was trained for ("as trained"), where the size is the same.
+    """
+    judge = Judge.exported(settings)
+    trials = {"as trained": Trial(), **TRIALS}
+    if settings.smoke:
+        generated = 1
+        trials = {k: replace(t, size=(64, 64), steps=2) for k, t in trials.items()}
+    scenes = unseen(settings, generated)
+    figures: dict[str, dict] = {}
+    for name, trial in trials.items():
+        images = paint(settings, [caption(s) for s in scenes], trial)
+        figures[name] = judge.judge(scenes, images)
+        if name == "as trained":
+            base = images
+        elif trial.size == trials["as trained"].size:
+            found = [psnr(np.asarray(a), np.asarray(b)) for a, b in zip(images, base, strict=True)]
+            figures[name]["PSNR, dB"] = round(sum(found) / len(found), 2)
+        _save(images, min(8, generated), settings.work / "trials" / f"{name.replace(' ', '-')}.jpg")
+        say(f"trials: {name}: cosine {figures[name]['cosine']}")
+    return _write(figures, settings.work / "trials.json")
