@@ -218,7 +218,7 @@ def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -
     """
     unet = find_unet(x)
     factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
-    size = unet.config.sample_size or 64
+    size = getattr(unet.config, "sample_size", None) or 64  # a ControlNet has none
     rows, columns = (size, size) if isinstance(size, int) else size
     height = rows * factor if height is None else height
     width = columns * factor if width is None else width

@@ -66,13 +66,18 @@ def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
             assert same, f"{name}.{key} differs"
 
 
-def check_reversal(unet: nn.Module, outputs: Callable[[], Tensor], **settings: Any) -> None:
-    """Patched is another model, unpatched is the one that was there, bit for bit."""
+def check_reversal(
+    unet: nn.Module, outputs: Callable[[], Tensor], pipe: Any = None, **settings: Any
+) -> None:
+    """Patched (by its pipeline, if given) it is another model; unpatched it is, bit for bit, the
+    one that was there."""
     before, base = snapshot(unet), outputs()
-    apply_patch(unet, **settings or AGENTS)
+    apply_patch(pipe or unet, **settings or AGENTS)
     with pytest.raises(AssertionError, match="differ"):
         check_unchanged(unet, before)
-    assert not torch.equal(outputs(), base)
+    patched = outputs()
+    assert not torch.equal(patched, base)
+    assert torch.equal(outputs(), patched)
     remove_patch(unet)
     check_unchanged(unet, before)
     assert torch.equal(outputs(), base)

@@ -189,11 +189,11 @@ class TestInnerLevels:
 
 
 class TestSchedule:
-    def test_inner_levels_come_first_and_the_whole_has_the_second_half(self):
+    def test_inner_levels_come_first_and_the_whole_has_the_last_third(self):
         path = [shares(i / 100) for i in range(101)]
         assert all(sum(odds.values()) == pytest.approx(1) for odds in path)
-        assert all(odds[2] > 0.9 for odds in path[:25])
-        assert all(odds[0] > 0.8 for odds in path[50:])
+        assert all(odds[2] > 0.9 for odds in path[:40])
+        assert all(odds[0] > 0.8 for odds in path[66:])
 
     def test_the_clock_keeps_what_was_spent_and_forgives_a_pause(self, monkeypatch):
         now = [100.0]

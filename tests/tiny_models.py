@@ -53,19 +53,20 @@ def smallest_unet() -> UNet2DConditionModel:
     )
 
 
-def sdxl_unet() -> UNet2DConditionModel:
+def sdxl_unet(**config: Any) -> UNet2DConditionModel:
     """Shaped like SDXL's: no attention at downsample 1, one and two transformer blocks below."""
-    return tiny_unet(
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4, 4),
-        transformer_layers_per_block=(1, 1, 2),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=8 * 6 + WIDTH,
-    )
+    settings: dict[str, Any] = {
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4, 4),
+        "transformer_layers_per_block": (1, 1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 * 6 + WIDTH,
+    }
+    return tiny_unet(**settings | config)
 
 
 def call(unet: UNet2DConditionModel, timestep: Any = 500, **inputs: Any) -> Tensor:
