@@ -429,6 +429,35 @@ MOST_AT_ONCE = 1024
 """Images of a batch."""
 
 
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Option(help="pocket, sd15, sd21, sdxl, a folder, or an id of the hub.")
+    ] = "pocket",
+    schedule: Annotated[str, typer.Option(help="Preset or YAML file.")] = "paper",
+    height: Annotated[
+        int | None, typer.Option(help="Of the image in pixels.", show_default="the model's own")
+    ] = None,
+    width: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or mps.", show_default="the best there is")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Tell what a schedule does to each attention layer of a model, and why; needs no weights."""
+    from .patch import apply_patch, inspect_patch
+    from .pipelines import target_device
+    from .shapes import shape_of
+
+    kind = device if device in ("cpu", "cuda", "mps") else target_device(device).type
+    shape = shape_of(model)
+    found = inspect_patch(apply_patch(shape, schedule), height, width, kind)
+    if as_json:
+        stdout.print(json.dumps(found), markup=False)
+    else:
+        Console(width=None if stdout.is_terminal else 120).print(found.table())
+
+
 def _batch_size(told: str) -> int | None:
     if told == "auto":
         return None
@@ -475,6 +504,7 @@ def main(argv: list[str] | None = None) -> None:
     for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone

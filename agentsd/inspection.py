@@ -15,24 +15,26 @@ from .sites import Site, find_sites
 
 
 class Inspection(dict[str, Any]):
-    """A dict that shows itself as a table, in a terminal and in a notebook."""
+    """A dict that shows itself as a table, in a terminal and in a notebook.
+
+    The table has a row for all layers of a block that are treated alike; the dict has them all.
+    """
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
         count = max((len(layer["phases"]) for layer in self["layers"]), default=0)
         header = ["layer", "downsample", "tokens", *(f"phase {i + 1}" for i in range(count)), "why"]
-        rows = []
+        alike: dict[tuple[str, ...], list[str]] = {}
         for layer in self["layers"]:
             shown = [_phase_text(phase) for phase in layer["phases"]]
             shown += [""] * (count - len(shown))
-            rows.append(
-                [
-                    layer["name"],
-                    str(layer["downsample"]),
-                    f"{layer['tokens']:,}",
-                    *shown,
-                    layer["reason"] or "patched",
-                ]
-            )
+            size = str(layer["downsample"]), f"{layer['tokens']:,}"
+            block, role = _ends(layer["name"])
+            row = block, role, *size, *shown, layer["reason"] or "patched"
+            alike.setdefault(row, []).append(layer["name"])
+        rows = [
+            [names[0] if len(names) == 1 else f"{block} {role} × {len(names)}", *rest]
+            for (block, role, *rest), names in alike.items()
+        ]
         return header, rows
 
     @property
@@ -43,18 +45,19 @@ class Inspection(dict[str, Any]):
             f"at {self['height']}×{self['width']}"
         )
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """For a terminal."""
         header, rows = self._rows()
         table = Table(title=self._title)
         for name in header:
-            table.add_column(name, no_wrap=name != "why")
+            table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*row)
         return table
 
     def __str__(self) -> str:
         out = StringIO()
-        Console(file=out, width=160).print(self._table())
+        Console(file=out, width=240).print(self.table())
         return out.getvalue()
 
     def _repr_html_(self) -> str:
@@ -64,6 +67,12 @@ class Inspection(dict[str, Any]):
             "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
         )
         return f"<p>{self._title}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _ends(name: str) -> tuple[str, str]:
+    """The block that a layer is in, and what it is there: ``down_blocks.0``, ``attn1``."""
+    first, *_, role = parts = name.split(".")
+    return ".".join(parts[:2]) if first.endswith("_blocks") else first, role
 
 
 def _phase_text(phase: dict[str, Any]) -> str:
@@ -77,7 +86,12 @@ def _phase_text(phase: dict[str, Any]) -> str:
 
 
 def describe(
-    unet: UNet2DConditionModel, runtime: Runtime | None, height: int, width: int, factor: int
+    unet: UNet2DConditionModel,
+    runtime: Runtime | None,
+    height: int,
+    width: int,
+    factor: int,
+    device: str,
 ) -> Inspection:
     """Describe every attention layer for images of ``height × width``.
 
@@ -87,12 +101,13 @@ def describe(
         height: Of the image, in pixels.
         width: Likewise.
         factor: Pixels that a row of latents stands for.
+        device: Kind of device whose least numbers of tokens count.
 
     Returns:
         The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
     """
     layers = [
-        _describe_layer(site, runtime, height // factor, width // factor, unet.device.type)
+        _describe_layer(site, runtime, height // factor, width // factor, device)
         for site in find_sites(unet)
     ]
     return Inspection(height=height, width=width, layers=layers)

@@ -192,7 +192,9 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
         _restore(unet, before)
 
 
-def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -> Inspection:
+def inspect_patch(
+    x: Any, height: int | None = None, width: int | None = None, device: str | None = None
+) -> Inspection:
     """Tell which attention layers are patched, which are left alone, and why.
 
     Args:
@@ -200,6 +202,8 @@ def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -
         height: Height of the image in pixels (of the latents for a UNet on its own); the
             model's own size by default.
         width: Width, likewise.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``: how many tokens a layer needs to gain from a
+            patch depends on it; the model's own by default.
 
     Returns:
         A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
@@ -226,4 +230,5 @@ def inspect_patch(x: Any, height: int | None = None, width: int | None = None) -
         if type(value) is not int or value < factor or value % factor:
             raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
     patch = _patch_of(unet)
-    return describe(unet, patch.runtime if patch else None, height, width, factor)
+    runtime = patch.runtime if patch else None
+    return describe(unet, runtime, height, width, factor, device or unet.device.type)

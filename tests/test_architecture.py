@@ -17,7 +17,7 @@ CORE = (
     *("processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-ON_THE_CORE = ("output", "pipelines", "generation", "comparison", "extras", "peers")
+ON_THE_CORE = ("output", "pipelines", "shapes", "generation", "comparison", "extras", "peers")
 """What stands right on the core, in the same way."""
 GROUPS = {
     "batch": ("prompts", "run_folder", "shards", "claims", "progress", "engine", "launch"),

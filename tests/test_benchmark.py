@@ -14,8 +14,9 @@ from tiny_models import call, tiny_unet
 
 from agentsd import cli
 from agentsd.benchmark import timing
-from agentsd.benchmark.timing import BASES, SHAPES, Case, floor, run, variants_of
+from agentsd.benchmark.timing import BASES, Case, floor, run, variants_of
 from agentsd.errors import SettingsError
+from agentsd.shapes import SHAPES
 
 
 @pytest.fixture(autouse=True)

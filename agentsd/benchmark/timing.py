@@ -31,29 +31,8 @@ from ..patch import patched
 from ..peers import tiles, todo, tomesd
 from ..pipelines import load_pipeline
 from ..schedule import Phase, Schedule
+from ..shapes import SHAPES
 from ..sites import exchanged, top_sites
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-"""Configurations of the UNets of Stable Diffusion 1.5, 2.1 and XL, where not diffusers' default."""
 
 MODELS = (*SHAPES, "pocket")
 NOISY = 0.1
