@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
@@ -100,6 +102,7 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     hooks: list[RemovableHandle] = []
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
+    hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
     hooks.append(unet.register_forward_hook(runtime.finish))
     modules = dict(unet.named_modules())
     for number, site in enumerate(find_sites(unet)):
@@ -113,6 +116,23 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
                     merged = MergedPart(layer, option)
                     hooks.append(part.register_forward_pre_hook(merged.enter))
                     hooks.append(part.register_forward_hook(merged.leave))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
+def _tell_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
+    """Warn, as a run begins, where others have since put their processors into every layer."""
+    patch = _patch_of(unet)
+    step = patch.runtime.step if patch else None
+    if step is None or step.position.step:
+        return
+    layers = [module for module in unet.modules() if LAYER in vars(module)]
+    kinds = {type(module.processor).__name__ for module in layers}
+    if AgentAttnProcessor.__name__ not in kinds:
+        warnings.warn(
+            f"agentsd does nothing: {', '.join(sorted(kinds))} took the place of its processors "
+            "since (fused projections and sliced attention do); call apply_patch again",
+            stacklevel=2,
+        )
 
 
 def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:

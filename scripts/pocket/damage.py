@@ -59,7 +59,7 @@ def _moved(shape: Placed, rng: np.random.Generator) -> Placed:
 
 
 LADDERS: dict[str, dict[str, Callable[[Scene, np.random.Generator], Image.Image]]] = {
-    "noise": {f"sigma {s}": _noise(s) for s in (0.0, 0.05, 0.1, 0.2, 0.4)},
+    "noise": {f"sigma {s}": _noise(s) for s in (0.0, 0.2, 0.4, 0.8)},
     "blur": {f"{r} pixels": _blur(r) for r in (0, 2, 4, 8, 16)},
     "missing object": {f"{s:.0%}": _some(s, lambda *_: None) for s in (0.0, 0.15, 0.3, 0.6, 1.0)},
     "wrong colour": {f"{s:.0%}": _some(s, _recoloured) for s in (0.0, 0.15, 0.3, 0.6)},

@@ -240,18 +240,30 @@ def shape_map(scene: Scene, cells: int) -> np.ndarray:
 
 
 def labels(scene: Scene) -> list[int]:
-    """What the caption says as class numbers: layout with count, background, and each item's colour
-    and shape (the number after the last class where there is no second item)."""
-    layouts = ["single", *PAIRS, *(f"{lay}{n}" for lay in ("row", "column") for n in NUMBERS)]
+    """What the picture shows, as class numbers.
+
+    Layout with count, background, and each item's colour and shape (the number after the last class
+    where there is no second item). The upper or left one of a pair counts as the first: "a below b"
+    and "b above a" are one picture.
+    """
+    layout, items = scene.layout, scene.items
+    if layout in ("below", "right"):
+        layout, items = {"below": "above", "right": "left"}[layout], items[::-1]
+    layouts = [
+        "single",
+        "above",
+        "left",
+        *(f"{lay}{n}" for lay in ("row", "column") for n in NUMBERS),
+    ]
     layouts += ["ring", "grid", "mirrored"]
-    lined = scene.layout in ("row", "column")
+    lined = layout in ("row", "column")
     colours, shapes = list(COLOURS), list(SHAPES)
-    found = [layouts.index(f"{scene.layout}{scene.count}" if lined else scene.layout)]
+    found = [layouts.index(f"{layout}{scene.count}" if lined else layout)]
     found.append(colours.index(scene.background))
-    for item in (*scene.items, None)[:2]:
+    for item in (*items, None)[:2]:
         found.append(colours.index(item.colour) if item else len(colours))
         found.append(shapes.index(item.shape) if item else len(shapes))
     return found
 
 
-LABEL_CLASSES = (14, len(COLOURS), *(len(COLOURS) + 1, len(SHAPES) + 1) * 2)
+LABEL_CLASSES = (12, len(COLOURS), *(len(COLOURS) + 1, len(SHAPES) + 1) * 2)

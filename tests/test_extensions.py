@@ -1,0 +1,193 @@
+"""What else users add to a pipeline: before the patch or after it, the image is the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models import attention_dispatch
+from test_patch import AGENTS, add_lora, load_ip_adapter
+from tiny_models import WIDTH, build, latents, patched_layers, tiny_pipeline
+from torch import Tensor
+
+from agentsd import apply_patch, patched, remove_patch
+from agentsd.peers import deepcache
+
+
+@pytest.fixture(autouse=True)
+def _backend_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers keeps the backend chosen last for all models of the process."""
+    registry = attention_dispatch._AttentionBackendRegistry
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
+
+
+def plain(pipe: Any) -> Tensor:
+    return latents(pipe, steps=2)
+
+
+def _lora(pipe: Any) -> None:
+    add_lora(pipe.unet)
+
+
+def _fused_lora(pipe: Any) -> None:
+    add_lora(pipe.unet)
+    pipe.unet.fuse_lora()
+
+
+def _unloaded_lora(pipe: Any) -> None:
+    add_lora(pipe.unet)
+    pipe.unet.fuse_lora()
+    pipe.unet.unfuse_lora()
+    pipe.unet.unload_lora()
+
+
+def _second_lora(pipe: Any) -> None:
+    """Another set of weights takes the place of the first."""
+    add_lora(pipe.unet)
+    pipe.unet.delete_adapters("default")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        add_lora(pipe.unet)
+
+
+def _textual_inversion(pipe: Any) -> None:
+    pipe.load_textual_inversion({"<mine>": torch.ones(1, WIDTH)})
+
+
+def _offload(kind: str) -> Callable[[Any], None]:
+    def change(pipe: Any) -> None:
+        if kind == "group":
+            pipe.unet.enable_group_offload(
+                onload_device=torch.device("cpu"), offload_type="leaf_level"
+            )
+        else:
+            from accelerate import cpu_offload, cpu_offload_with_hook
+
+            move = cpu_offload if kind == "sequential" else cpu_offload_with_hook
+            move(pipe.unet, torch.device("cpu"))
+
+    return change
+
+
+EXTENSIONS: dict[str, Callable[[Any], None]] = {
+    "LoRA": _lora,
+    "LoRA, fused": _fused_lora,
+    "LoRA, fused and unloaded": _unloaded_lora,
+    "LoRA, exchanged for another": _second_lora,
+    "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
+    "textual inversion": _textual_inversion,
+    "attention backend": lambda pipe: pipe.unet.set_attention_backend("_native_math"),
+    "model offload": _offload("model"),
+    "sequential offload": _offload("sequential"),
+    "group offload": _offload("group"),
+    "layerwise casting": lambda pipe: pipe.unet.enable_layerwise_casting(
+        storage_dtype=torch.bfloat16, compute_dtype=torch.float32
+    ),
+    "VAE tiling and slicing": lambda pipe: (pipe.vae.enable_tiling(), pipe.vae.enable_slicing()),
+    "channels last": lambda pipe: pipe.unet.to(memory_format=torch.channels_last),
+    "torch.compile": lambda pipe: pipe.unet.compile(backend="eager", fullgraph=True),
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
+    before, after = tiny_pipeline(tmp_path), tiny_pipeline(tmp_path)
+    EXTENSIONS[name](before)
+    base = plain(before)
+    apply_patch(before, **AGENTS)
+    one = plain(before)
+    apply_patch(after, **AGENTS)
+    EXTENSIONS[name](after)
+    other = plain(after)
+    assert torch.isfinite(one).all()
+    assert not torch.allclose(one, base, atol=1e-4)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+    for pipe in (before, after):
+        assert patched_layers(pipe.unet)
+        remove_patch(pipe)
+        torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_projections_need_the_patch_again(pipe: Any) -> None:
+    """diffusers sets processors of its own in every layer: what ran patched no longer does."""
+    base = plain(pipe)
+    apply_patch(pipe, **AGENTS)
+    one = plain(pipe)
+    pipe.fuse_qkv_projections(vae=False)
+    with pytest.warns(UserWarning, match=r"FusedAttnProcessor2_0.*apply_patch again"):
+        torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
+    apply_patch(pipe, **AGENTS)
+    torch.testing.assert_close(plain(pipe), one, rtol=1e-4, atol=1e-4)
+    pipe.unfuse_qkv_projections(vae=False)
+    remove_patch(pipe)
+    torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
+
+
+def test_sliced_attention_is_told_of(pipe: Any) -> None:
+    apply_patch(pipe, **AGENTS)
+    pipe.enable_attention_slicing()
+    with pytest.warns(UserWarning, match=r"SlicedAttnProcessor.*apply_patch again"):
+        plain(pipe)
+
+
+def test_several_ip_adapters(pipe: Any, tmp_path: Path) -> None:
+    from test_patch import ip_adapter
+
+    def load(into: Any) -> None:
+        weights = [build(lambda: ip_adapter(into.unet), seed) for seed in (0, 1)]
+        into.load_ip_adapter(
+            weights, subfolder=["", ""], weight_name=["", ""], image_encoder_folder=None
+        )
+
+    def with_images(of: Any) -> Tensor:
+        seen = [torch.ones(2, 1, 8), torch.zeros(2, 1, 8)]
+        return latents(of, steps=2, ip_adapter_image_embeds=seen)
+
+    other = tiny_pipeline(tmp_path)
+    load(pipe)
+    base = with_images(pipe)
+    one = with_images(apply_patch(pipe, **AGENTS))
+    apply_patch(other, **AGENTS)
+    load(other)
+    assert torch.equal(with_images(other), one)
+    assert not torch.equal(one, base)
+    assert torch.equal(with_images(remove_patch(pipe)), base)
+    load_ip_adapter(pipe)  # one in the place of two
+    assert not patched_layers(pipe.unet)
+
+
+def test_deepcache_beside_a_patch(pipe: Any) -> None:
+    both = []
+    for order in ("patch first", "DeepCache first"):
+        first, second = patched(pipe, **AGENTS), deepcache(pipe, interval=2)
+        outer, inner = (first, second) if order == "patch first" else (second, first)
+        with outer, inner:
+            both.append(latents(pipe))
+    assert torch.equal(*both)
+    with deepcache(pipe, interval=2):
+        assert not torch.equal(latents(pipe), both[0])
+
+
+def test_the_saved_model_is_the_clean_one(pipe: Any, tmp_path: Path) -> None:
+    base = plain(pipe)
+    apply_patch(pipe, **AGENTS).save_pretrained(tmp_path / "saved")
+    again = type(pipe).from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    assert not patched_layers(again.unet)
+    assert torch.equal(plain(again), base)
+
+
+def test_two_pipelines_in_two_threads(tmp_path: Path) -> None:
+    pipes = [tiny_pipeline(tmp_path) for _ in range(2)]
+    for pipe, schedule in zip(pipes, ("paper", "keys"), strict=True):
+        apply_patch(pipe, schedule)
+    alone = [latents(pipe, steps=6) for pipe in pipes]
+    assert not torch.equal(*alone)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda pipe: latents(pipe, steps=6), pipes))
+            assert [torch.equal(a, b) for a, b in zip(found, alone, strict=True)] == [True, True]
