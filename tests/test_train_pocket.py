@@ -22,13 +22,19 @@ sys.path.insert(0, str(SCRIPTS))
 from pocket.attention import attend  # noqa: E402
 from pocket.batches import HardGroups, ScenePictures, stream  # noqa: E402
 from pocket.checkpoints import LONGEST_STEP, Clock, save_atomically  # noqa: E402
+from pocket.damage import LADDERS  # noqa: E402
 from pocket.inner import inner_levels, pass_inwards, pool  # noqa: E402
 from pocket.scenes import caption, render, sample_scene  # noqa: E402
-from pocket.scores import SHOWN  # noqa: E402
+from pocket.scores import SHOWN, Judge, ladders, unseen  # noqa: E402
+from pocket.settings import Settings  # noqa: E402
 from pocket.tokenizer import build_tokenizer, words  # noqa: E402
 from pocket.unet import build_unet, shares  # noqa: E402
 from pocket.vae import build_vae, encode, latents_of  # noqa: E402
 from pocket.variants import ATTRIBUTES, variants_of  # noqa: E402
+
+SETTINGS = Settings(
+    out=SCRIPTS.parent / "agentsd" / "pocket", work=Path("unused"), device=torch.device("cpu")
+)
 
 
 def scenes(count: int, seed: int = 0) -> list:
@@ -186,6 +192,33 @@ class TestInnerLevels:
         whole = {id(p) for p in unet.parameters()}
         own = [name for name, p in inner_levels(unet, 2).named_parameters() if id(p) not in whole]
         assert {name.partition(".")[0] for name in own} == {"conv_norm_out", "conv_out"}
+
+
+class TestScorer:
+    """Of the model that comes with agentsd."""
+
+    @pytest.fixture(scope="class")
+    def judge(self) -> Judge:
+        return Judge.exported(SETTINGS)
+
+    def test_renders_beat_captions_that_differ_in_one_attribute(self, judge):
+        found = unseen(SETTINGS, 200)
+        images = [Image.fromarray(render(scene, 256)) for scene in found]
+        right = judge.judge(found, images)["attributes"]
+        assert right.keys() == set(ATTRIBUTES)
+        assert all(told["right"] > 0.85 for told in right.values()), right
+        wrong = judge.judge(found, images[1:] + images[:1])["attributes"]
+        assert all(told["right"] < 0.7 for told in wrong.values()), wrong
+
+    def test_its_features_see_damage_grow(self, judge):
+        found = ladders(judge, unseen(SETTINGS, 240))
+        assert set(found) == set(LADDERS)
+        whole = {next(iter(steps.values()))["FID"] for steps in found.values()}
+        assert len(whole) == 1  # every ladder begins with the same renders
+        for kind, steps in found.items():
+            distances = [figures["FID"] for figures in steps.values()]
+            assert distances == sorted(distances), (kind, distances)
+            assert distances[-1] > 1.3 * distances[0], (kind, distances)
 
 
 class TestSchedule:

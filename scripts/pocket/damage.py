@@ -60,10 +60,11 @@ def _moved(shape: Placed, rng: np.random.Generator) -> Placed:
 
 LADDERS: dict[str, dict[str, Callable[[Scene, np.random.Generator], Image.Image]]] = {
     "noise": {f"sigma {s}": _noise(s) for s in (0.0, 0.2, 0.4, 0.8)},
-    "blur": {f"{r} pixels": _blur(r) for r in (0, 2, 4, 8, 16)},
-    "missing object": {f"{s:.0%}": _some(s, lambda *_: None) for s in (0.0, 0.15, 0.3, 0.6, 1.0)},
-    "wrong colour": {f"{s:.0%}": _some(s, _recoloured) for s in (0.0, 0.15, 0.3, 0.6)},
-    "swapped places": {f"{s:.0%}": _some(s, _moved) for s in (0.0, 0.15, 0.3, 0.6, 1.0)},
+    "blur": {f"{r} pixels": _blur(r) for r in (0, 6, 12, 24)},
+    "missing object": {f"{s:.0%}": _some(s, lambda *_: None) for s in (0.0, 0.2, 0.4, 1.0)},
+    "wrong colour": {f"{s:.0%}": _some(s, _recoloured) for s in (0.0, 0.3, 0.6)},
+    "swapped places": {f"{s:.0%}": _some(s, _moved) for s in (0.0, 0.3, 0.6, 1.0)},
 }
-"""Kinds of damage, each from none to much. Wrong colours end at 60 %: where every shape of a ring
+"""Kinds of damage, each from none to much. The scorer looks at 64 pixels, where the blur of a few and
+the noise of a few percent are gone; its ladders begin above. Wrong colours end at 60 %: where every shape of a ring
 has another colour than the next, more of it is not more wrong."""
