@@ -65,6 +65,9 @@ LADDERS: dict[str, dict[str, Callable[[Scene, np.random.Generator], Image.Image]
     "wrong colour": {f"{s:.0%}": _some(s, _recoloured) for s in (0.0, 0.3, 0.6)},
     "swapped places": {f"{s:.0%}": _some(s, _moved) for s in (0.0, 0.3, 0.6, 1.0)},
 }
-"""Kinds of damage, each from none to much. The scorer looks at 64 pixels, where the blur of a few and
-the noise of a few percent are gone; its ladders begin above. Wrong colours end at 60 %: where every shape of a ring
-has another colour than the next, more of it is not more wrong."""
+"""Kinds of damage, each from none to much.
+
+The scorer looks at 64 pixels, where the blur of a few and the noise of a few percent are gone: its
+ladders begin above. Wrong colours end at 60 %: where every shape of a ring has another colour than
+the next, more of it is not more wrong.
+"""
