@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test compatibility lint wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
 
 test: .venv/.test
 	$(BIN)/python -m pytest
+
+# What works together with a patch, as the tests find it.
+compatibility: .venv/.test
+	$(BIN)/python -m pytest -m cell --compatibility docs/compatibility.md
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -498,12 +498,18 @@ def _compared(summary: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A line of its own, without the place in the code that it comes from."""
+    stderr.print(f"note: {message}", style="yellow", markup=False)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command; an error of ours is one line on stderr and a non-zero exit code."""
     # Keep stderr for our progress and notes; what matters of theirs comes as an error.
     for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

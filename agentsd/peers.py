@@ -34,7 +34,7 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
     try:
         import tomesd
     except ImportError:
-        raise PatchError("tomesd is not here: pip install 'agentsd[peers]'") from None
+        raise PatchError("tomesd is not here: pip install tomesd") from None
     unet = find_unet(x)
     try:
         # It copies the state of the device's global generator at its first use.
@@ -71,7 +71,7 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
     try:
         from DeepCache import DeepCacheSDHelper
     except ImportError:
-        raise PatchError("DeepCache is not here: pip install 'agentsd[peers]'") from None
+        raise PatchError("DeepCache is not here: pip install DeepCache") from None
     before = {module: vars(module).get("forward") for module in unet.modules()}
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=0)

@@ -190,10 +190,11 @@ class Runtime:
         phases = [phase for phase in self.schedule.phases if phase.method != "full"]
         plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
         if phases and all(plan.untouched for plan in plans):
+            least = {self._least(phase, device) for phase in phases}
             warnings.warn(
-                f"agentsd changes nothing on latents of {height}×{width}: on a {device} device a "
-                f"layer needs {MIN_TOKENS.get(device, MIN_TOKENS['cuda'])} tokens to gain, unless "
-                "min_tokens says otherwise; inspect_patch tells what each layer does",
+                f"agentsd changes nothing on latents of {height}×{width}: with this schedule, on a "
+                f"{device} device, layers of fewer than {max(least):,} tokens are left alone "
+                "(min_tokens); inspect_patch tells what each layer does",
                 stacklevel=2,
             )
 
@@ -276,9 +277,12 @@ class Runtime:
         """Whether a resolution is neither too deep for the phase nor too small to gain."""
         reach = phase.max_downsample or min(d for d, _ in self.layers)
         rows, columns = _grid(downsample, height, width)
-        least = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
-        least = least if phase.min_tokens is None else phase.min_tokens
-        return downsample <= reach and rows * columns >= least
+        return downsample <= reach and rows * columns >= self._least(phase, device)
+
+    def _least(self, phase: Phase, device: str) -> int:
+        """Tokens that a layer must have to be changed."""
+        usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
+        return usual if phase.min_tokens is None else phase.min_tokens
 
     def _choose(
         self,

@@ -1,13 +1,20 @@
-"""Fixtures for all tests, and a table of the parity figures at the end of a run."""
+"""Fixtures for all tests, a table of the parity figures, and docs/compatibility.md.
+
+A test marked ``cell(group, name, verdict, note)`` is a row of that page: what is tried together
+with the patch. Without a name it is that of its parameters; the verdict holds if the test passes.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
@@ -17,15 +24,34 @@ FIGURE = "parity"
 """Property of a test report under which a figure for the table travels."""
 
 
+CELL = "cell"
+"""Likewise, for a row of docs/compatibility.md."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compatibility", type=Path, metavar="FILE", help="write that page")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # diffusers' schedulers hand tensors to NumPy in a way that it will drop; tens of thousands.
     config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
+    config.addinivalue_line("markers", "cell(group, name, verdict, note): see conftest.py")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _cell(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Have a marked test's row travel with its report."""
+    marker = request.node.get_closest_marker(CELL)
+    if marker is not None:
+        name = marker.kwargs.get("name") or request.node.callspec.id
+        told = marker.kwargs.get("verdict", "works"), marker.kwargs.get("note", "")
+        record_property(CELL, (marker.args[0], name, *told))
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +76,49 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[..., None
     return lambda *row: record_property(FIGURE, row)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    rows = [
-        value
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    kinds = ("passed", "failed", "skipped")
+    reports = [report for kind in kinds for report in terminalreporter.stats.get(kind, [])]
+    told = [
+        (name, value, report.outcome)
         for report in reports
         for name, value in getattr(report, "user_properties", ())
-        if name == FIGURE and report.when == "call"
+        if report.when == "call"
     ]
+    if page := config.getoption("--compatibility"):
+        _write_page(page, [(*value, outcome) for name, value, outcome in told if name == CELL])
+    rows = [value for name, value, _ in told if name == FIGURE]
     if not rows:
         return
     terminalreporter.section("parity: relative L2 distance to the reference")
     for what, check, value, verdict in sorted(rows):
         terminalreporter.write_line(f"{what:12} {check:42} {value:9.2e}  {verdict}")
+
+
+def _write_page(page: Path, cells: list[tuple[str, str, str, str, str]]) -> None:
+    other = {
+        "failed": ("fails", ""),
+        "skipped": ("not tried", "packages of its own are not installed"),
+    }
+    cells = sorted(
+        (group, name, *other.get(outcome, (verdict, note)))
+        for group, name, verdict, note, outcome in cells
+    )
+    verdicts = [cell[2] for cell in cells]
+    count = ", ".join(f"{number} {verdict}" for verdict, number in Counter(verdicts).most_common())
+    versions = (torch.__version__, diffusers.__version__, transformers.__version__)
+    lines = [
+        "# What works with a patch",
+        "",
+        "Written by `make compatibility` from what the tests found: each row is a test on small",
+        "random weights, on the CPU, with torch {}, diffusers {} and transformers {}.".format(
+            *versions
+        ),
+        f"Of {len(cells)}: {count}.",
+    ]
+    for group in dict.fromkeys(cell[0] for cell in cells):
+        lines += ["", f"## {group}", "", "| | verdict | |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {verdict} | {note} |" for of, name, verdict, note in cells if of == group
+        ]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -27,6 +27,7 @@ from agentsd.batch.engine import Stop, largest_batch
 from agentsd.batch.launch import Request, launch
 from agentsd.batch.prompts import read_prompts
 from agentsd.batch.run_folder import RunFolder
+from agentsd.evaluation.pictures import digest_of, pictures
 from agentsd.extras import Extras
 from agentsd.generation import ImageSettings
 
@@ -223,17 +224,14 @@ def ranks(start: Any, count: int) -> list[Child]:
     # Else accelerate gives each its share of the cores: other roundings than one thread's, and
     # OpenMP's threads of before the fork are waited for in vain.
     shared["OMP_NUM_THREADS"] = "1"
-    return [
-        Child(start, RANK=str(i), LOCAL_RANK=str(i), ACCELERATE_USE_CPU="true", **shared)
-        for i in range(count)
-    ]
+    return [Child(start, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(count)]
 
 
 def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
     few = PROMPTS[:24]
     start("whole", few)
     run = tmp_path / "run"
-    children = ranks(lambda: start(prompts=few, stale_after=5), 2)
+    children = ranks(lambda: start(prompts=few, stale_after=5, device=None), 2)
     wait_for(lambda: len(list(run.glob("manifest.*.jsonl"))) == 2)  # both had their share
     assert [child.wait() for child in children] == [0, 0]
     assert hashes(run) == hashes(tmp_path / "whole")
@@ -434,6 +432,10 @@ def test_webdataset_reads_the_shards(
         assert json.loads(sample["json"])["sha256"] == line["sha256"]
         assert sample["txt"].decode() == line["prompt"]
     assert images(run) == 0
+    # Evaluation finds the images in the shards, by the manifest and without it.
+    for found in (pictures(run), [p for shard in shards for p in pictures(shard)]):
+        assert [(p.prompt, p.model) for p in found] == [(x["prompt"], "tiny") for x in loose]
+        assert [digest_of(p, p.read()) for p in found] == [x["sha256"] for x in loose]
     assert start(prompts=PROMPTS[:7], form="webdataset")[0]["made"] == 0
     # An image whose line is lost is made and packed again; the others stay the bytes they were.
     kept = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)

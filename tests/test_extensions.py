@@ -93,6 +93,10 @@ EXTENSIONS: dict[str, Callable[[Any], None]] = {
 }
 
 
+EITHER = "Extensions, before the patch or after it"
+
+
+@pytest.mark.cell(EITHER)
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
     before, after = tiny_pipeline(tmp_path), tiny_pipeline(tmp_path)
@@ -112,6 +116,12 @@ def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cell(
+    EITHER,
+    name="fused projections",
+    verdict="before",
+    note="after the patch they replace its processors; a warning says to apply it again",
+)
 def test_fused_projections_need_the_patch_again(pipe: Any) -> None:
     """diffusers sets processors of its own in every layer: what ran patched no longer does."""
     base = plain(pipe)
@@ -127,6 +137,12 @@ def test_fused_projections_need_the_patch_again(pipe: Any) -> None:
     torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cell(
+    EITHER,
+    name="attention slicing",
+    verdict="refused",
+    note="it replaces the processors; a warning says so, and slicing saves nothing beside SDPA",
+)
 def test_sliced_attention_is_told_of(pipe: Any) -> None:
     apply_patch(pipe, **AGENTS)
     pipe.enable_attention_slicing()
@@ -134,6 +150,7 @@ def test_sliced_attention_is_told_of(pipe: Any) -> None:
         plain(pipe)
 
 
+@pytest.mark.cell(EITHER, name="IP-Adapters, one and several")
 def test_several_ip_adapters(pipe: Any, tmp_path: Path) -> None:
     from test_patch import ip_adapter
 
@@ -160,6 +177,7 @@ def test_several_ip_adapters(pipe: Any, tmp_path: Path) -> None:
     assert not patched_layers(pipe.unet)
 
 
+@pytest.mark.cell(EITHER, name="DeepCache")
 def test_deepcache_beside_a_patch(pipe: Any) -> None:
     both = []
     for order in ("patch first", "DeepCache first"):
@@ -172,6 +190,7 @@ def test_deepcache_beside_a_patch(pipe: Any) -> None:
         assert not torch.equal(latents(pipe), both[0])
 
 
+@pytest.mark.cell("The pipeline as a whole", name="save_pretrained", note="saves the clean model")
 def test_the_saved_model_is_the_clean_one(pipe: Any, tmp_path: Path) -> None:
     base = plain(pipe)
     apply_patch(pipe, **AGENTS).save_pretrained(tmp_path / "saved")
@@ -181,6 +200,11 @@ def test_the_saved_model_is_the_clean_one(pipe: Any, tmp_path: Path) -> None:
     assert torch.equal(plain(again), base)
 
 
+@pytest.mark.cell(
+    "The pipeline as a whole",
+    name="two pipelines in two threads",
+    note="each with a UNet of its own; one UNet in two threads at once is not supported",
+)
 def test_two_pipelines_in_two_threads(tmp_path: Path) -> None:
     pipes = [tiny_pipeline(tmp_path) for _ in range(2)]
     for pipe, schedule in zip(pipes, ("paper", "keys"), strict=True):

@@ -244,6 +244,7 @@ def run(pipe: Any, inputs: dict[str, Any]) -> Tensor:
     return out
 
 
+@pytest.mark.cell("Pipelines")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_patched_it_differs_and_is_put_back(name: str, tmp_path: Path) -> None:
     pipe, inputs = PIPELINES[name](tmp_path)
@@ -265,6 +266,11 @@ def test_attention_over_frames_is_left_alone(name: str, tmp_path: Path) -> None:
     assert all(layer["patched"] for layer in others)
 
 
+@pytest.mark.cell(
+    "Pipelines",
+    name="a ControlNet's own attention",
+    note="`apply_patch(pipe.controlnet)`, of several one by one",
+)
 def test_a_controlnet_is_patched_on_request(tmp_path: Path) -> None:
     pipe, inputs = controlled(tmp_path)
     base = run(pipe, inputs)
@@ -283,6 +289,12 @@ def test_several_controlnets_are_patched_one_by_one(tmp_path: Path) -> None:
     check_reversal(pipe.controlnet.nets[1], lambda: run(pipe, inputs), max_downsample=4)
 
 
+@pytest.mark.cell(
+    "Pipelines",
+    name="Kandinsky 2.2, DeepFloyd",
+    verdict="refused",
+    note="their attention takes in text and places at once; the error says so",
+)
 def test_attention_to_text_and_places_at_once_is_refused_with_the_reason() -> None:
     unet = tiny_unet(
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),

@@ -228,7 +228,12 @@ class TestReversal:
         assert remove_patch(pipe) is pipe
         check_unchanged(pipe.unet, before)
 
-    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    @pytest.mark.cell("The pipeline as a whole")
+    @pytest.mark.parametrize(
+        "copied",
+        [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+        ids=["copy.deepcopy", "pickle"],
+    )
     def test_copies_are_patched_and_stand_alone(self, pipe: Any, copied: Any) -> None:
         plain, keys = latents(pipe), latents(apply_patch(pipe, "keys"))
         other = copied(pipe)
@@ -237,6 +242,7 @@ class TestReversal:
         assert torch.equal(latents(other), plain)
         assert torch.equal(latents(pipe), keys)
 
+    @pytest.mark.cell("The pipeline as a whole", name="from_pipe", note="both share the patch")
     def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
         apply_patch(pipe, "keys")
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_extensions import EXTENSIONS
+from test_models import PIPELINES
+from test_schedulers import NAMES
 
 from agentsd import Schedule
 from agentsd.batch.prompts import read_prompts
@@ -75,3 +78,10 @@ def test_local_links_lead_somewhere() -> None:
     links = [x for x in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in x]
     assert links
     assert [x for x in links if not (ROOT / x).exists()] == []
+
+
+def test_the_page_of_what_works_has_every_row() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    for name in (*PIPELINES, *EXTENSIONS, *NAMES):
+        assert f"| {name} |" in page, f"{name}: run make compatibility"
+    assert "| fails |" not in page

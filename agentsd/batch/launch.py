@@ -25,7 +25,7 @@ from ..errors import GenerationError, OutputError
 from ..extras import Extras, Offload, equip
 from ..generation import VERSIONS
 from ..output import prepare_folder
-from ..pipelines import load_pipeline, revision_of
+from ..pipelines import load_pipeline, revision_of, target_device
 from ..schedule import Schedule
 from .claims import Claims
 from .engine import Stop, Work, largest_batch, run, stopping
@@ -92,7 +92,7 @@ def launch(
     Raises:
         AgentSDError: If something is wrong with the request, or stops the run.
     """
-    state = PartialState(cpu=asked.device == "cpu")
+    state = PartialState(cpu=target_device(asked.device).type == "cpu")
     several, first = state.num_processes > 1, state.is_main_process
     plan = read() if first else None
     device = str(state.device) if several and asked.device is None else asked.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,15 @@ def benchmark(
         model, rounds = Model.pocket, 2
     if out is not None and (out.suffix != ".csv" or out.is_dir()):
         raise OutputError(f"--out takes the name of a .csv file (got {out})")
+    if peers and not find_spec("tomesd"):
+        stderr.print(
+            "without the peer tomesd, which is not here (pip install tomesd)", markup=False
+        )
+    plots = out is not None and find_spec("matplotlib") is not None
+    if out is not None and not plots:
+        stderr.print(
+            "without a plot: matplotlib is not here (pip install matplotlib)", markup=False
+        )
     target = target_device(device)
     if dtype is None and target.type == "cpu" and model is not Model.pocket:
         dtype = "bfloat16"  # the real shapes are slow enough
@@ -102,8 +112,11 @@ def benchmark(
         raise typer.Exit(130) from None
     stdout.print(_table(rows))
     if out is not None:
-        timing.plot(rows, out.with_suffix(".png"))
-        stdout.print(f"{out}, {out.with_suffix('.png')}", markup=False)
+        written = [out]
+        if plots:
+            written.append(out.with_suffix(".png"))
+            timing.plot(rows, written[-1])
+        stdout.print(", ".join(map(str, written)), markup=False)
 
 
 def _latents(size: str, model: Model) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -123,7 +124,7 @@ def floor(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
-    """Unpatched, the floor, each phase of the schedules for itself, and the peers.
+    """Unpatched, the floor, each phase of the schedules for itself, and the peers that are here.
 
     Args:
         schedules: Names of presets or paths of YAML files.
@@ -138,7 +139,8 @@ def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
         for number, phase in enumerate(phases, 1):
             label = Path(name).stem + (f", phase {number}" if len(phases) > 1 else "")
             found[label] = _constant(phase)
-    return found | PEERS if peers else found
+    here = {k: v for k, v in PEERS.items() if not k.startswith("tomesd") or find_spec("tomesd")}
+    return found | here if peers else found
 
 
 def _constant(phase: Phase) -> Variant:
@@ -365,12 +367,10 @@ def plot(rows: list[Row], path: Path) -> None:
     """Time against tokens on logarithmic axes, with each variant's slope.
 
     Raises:
-        SettingsError: If matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SettingsError("a plot needs matplotlib: pip install 'agentsd[bench]'") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row.variant for row in rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -112,10 +113,14 @@ def kid_command(
     as_json: AsJson = False,
 ) -> None:
     """Kernel inception distance, with its standard error; unbiased at any number of images."""
+    from .intervals import ENOUGH
     from .metrics import kid
 
     sets = _Sets(features, size, convert, skip_bad, cache, device)
-    found = kid(sets.of(images).values, sets.of(_no_statistics(reference)).values)
+    both = sets.of(images).values, sets.of(_no_statistics(reference)).values
+    if (least := min(map(len, both))) < ENOUGH:
+        _note(f"{least} images are too few for KID; {ENOUGH} are the least")
+    found = kid(*both)
     result = {"kid": found.value, "error": found.error, "interval": list(found.interval[1:])}
     sets.show(result, f"KID {found.value:.4g} ± {found.error:.2g}", as_json)
 
@@ -218,7 +223,8 @@ def clip_score_command(
             for p, s in zip(ours.pictures, scores, strict=True)
         ]
         write_whole(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    result = {"clip_score": mean.mean, "interval": list(mean[1:]), "prompts_cut": len(cut)}
+    _note_few(texts)
+    result = {"clip_score": mean.mean, "interval": _ends(mean), "prompts_cut": len(cut)}
     sets.show(result, f"CLIP score {_told(mean)}", as_json)
 
 
@@ -258,6 +264,7 @@ def paired_command(
             found, reading=sets.reading, folder=cache, progress=done, **judges
         )
     labels = [row["prompt"] or row["image"] for row in rows]
+    _note_few(labels)
     result: dict[str, Any] = {"pairs": len(rows)}
     told = []
     for figure, unit in (("psnr", " dB"), ("ssim", ""), ("cosine", ""), ("lpips", "")):
@@ -266,7 +273,7 @@ def paired_command(
         values = [row[figure] for row in rows]
         [mean] = bootstrap(values, labels)
         quantiles = [float(q) for q in np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]
-        result[figure] = {"mean": mean.mean, "interval": list(mean[1:]), "quantiles": quantiles}
+        result[figure] = {"mean": mean.mean, "interval": _ends(mean), "quantiles": quantiles}
         told.append(f"{figure} {_told(mean)}{unit}, median {quantiles[3]:.4g}")
     if out:
         prepare_folder(out)
@@ -406,7 +413,21 @@ def _is_pocket(found: list[Picture]) -> bool:
 
 
 def _told(found: Interval) -> str:
+    if not math.isfinite(found.low):
+        return f"{found.mean:.4g} (of one prompt, without interval)"
     return f"{found.mean:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def _ends(found: Interval) -> list[float] | None:
+    """For JSON, which knows no infinity."""
+    return [found.low, found.high] if math.isfinite(found.low) else None
+
+
+def _note_few(prompts: list[str]) -> None:
+    from .intervals import few
+
+    if note := few(prompts):
+        _note(note)
 
 
 def _note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import EvaluationError
 
 Array = NDArray[np.float64]
+
+ENOUGH = 20
+"""Images, or prompts, below which a figure says little."""
 
 
 class Interval(NamedTuple):
@@ -100,3 +104,19 @@ def _stretch(level: float, groups: int) -> float:
     t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
     return t / z * float(np.sqrt(groups / n))
+
+
+def few(labels: Sequence[str]) -> str | None:
+    """What to say of intervals over so few prompts; None where they are enough.
+
+    Example:
+        >>> few(["a cat", "a cat", "a dog"])
+        '2 prompts: intervals are as wide as so few allow, and speak of prompts like these alone'
+    """
+    count = len(set(labels))
+    if count >= ENOUGH:
+        return None
+    return (
+        f"{count} prompts: intervals are as wide as so few allow, and speak of prompts like these "
+        "alone"
+    )

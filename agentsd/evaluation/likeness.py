@@ -55,7 +55,7 @@ def ssim(a: ArrayLike, b: ArrayLike) -> float:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise EvaluationError(
-            f"SSIM needs torchmetrics: pip install 'agentsd[evaluate]' ({error})"
+            f"SSIM needs torchmetrics: pip install torchmetrics ({error})"
         ) from None
     x, y = (torch.from_numpy(np.asarray(z, np.float64)).permute(2, 0, 1)[None] for z in (a, b))
     if min(x.shape[2:]) < 11:

@@ -89,7 +89,7 @@ def at_hand() -> Lpips | None:
             linear = torch.load(path, map_location="cpu", weights_only=True)
         return Lpips(torch.load(file, map_location="cpu", weights_only=True), linear)
     except ImportError:
-        raise EvaluationError("LPIPS needs torchmetrics: pip install 'agentsd[evaluate]'") from None
+        raise EvaluationError("LPIPS needs torchmetrics: pip install torchmetrics") from None
     except Exception as error:  # what unpickling and copying raise is of many kinds
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise EvaluationError(f"{file}: no weights of AlexNet ({said})") from error

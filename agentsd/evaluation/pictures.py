@@ -102,10 +102,19 @@ def _read(file: Path) -> bytes:
 
 def _of_manifest(folder: Path) -> list[Picture]:
     found = []
+    shards: dict[Path, dict[str, Picture]] = {}
     for entry in read_manifest(folder / MANIFEST):
         file = folder / entry["file"]
-        known = {name: entry.get(name) for name in ("prompt", "seed", "model")}
-        found.append(Picture(str(file), partial(_read, file), digest=entry.get("sha256"), **known))
+        picture = Picture(str(file), partial(_read, file))
+        if "shard_key" in entry:
+            if file not in shards:
+                shards[file] = {picture.name: picture for picture in _of_tar(file)}
+            name = f"{file}:{entry['shard_key']}.png"
+            if name not in shards[file]:
+                raise EvaluationError(f"{name}: the shard does not hold what the manifest says")
+            picture = shards[file][name]
+        known: Any = {name: entry.get(name) for name in ("prompt", "seed", "model")}
+        found.append(picture._replace(digest=entry.get("sha256"), **known))
     return found
 
 
@@ -143,7 +152,7 @@ def _of_tar(path: Path) -> list[Picture]:
         image = next((part for suffix, part in parts.items() if suffix in SUFFIXES), None)
         if image is not None:
             name = f"{path}:{image.name}"
-            found.append(Picture(name, partial(_extract, path, image), _caption(path, parts)))
+            found.append(Picture(name, partial(_extract, path, image), **_told(path, parts)))
     return found
 
 
@@ -153,17 +162,19 @@ def _extract(path: Path, member: tarfile.TarInfo) -> bytes:
         return file.read(member.size)
 
 
-def _caption(path: Path, parts: dict[str, tarfile.TarInfo]) -> str | None:
-    if ".txt" in parts:
-        return _extract(path, parts[".txt"]).decode("utf-8", "replace").strip()
+def _told(path: Path, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+    """Prompt and model of an image, as far as the parts beside it tell."""
+    known: Any = {}
     if ".json" in parts:
         try:
             known = json.loads(_extract(path, parts[".json"]))
         except ValueError as error:
             raise EvaluationError(f"{path}:{parts['.json'].name}: no JSON ({error})") from None
-        found = [known.get(name) for name in ("prompt", "caption")] if known else []
-        return next((text for text in found if isinstance(text, str)), None)
-    return None
+    texts = {k: v for k, v in known.items() if isinstance(v, str)} if known else {}
+    prompt = texts.get("prompt", texts.get("caption"))
+    if ".txt" in parts:
+        prompt = _extract(path, parts[".txt"]).decode("utf-8", "replace").strip()
+    return {"prompt": prompt, "model": texts.get("model")}
 
 
 def given_prompts(found: list[Picture], file: Path) -> list[Picture]:

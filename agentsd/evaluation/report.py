@@ -40,7 +40,7 @@ def require() -> None:
             import_module(package)
         except ImportError as error:
             raise EvaluationError(
-                f"experiments need {package}: pip install 'agentsd[evaluate]' ({error})"
+                f"experiments need {package}: pip install torchmetrics matplotlib jinja2 ({error})"
             ) from None
 
 

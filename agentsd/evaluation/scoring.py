@@ -15,7 +15,7 @@ import torch
 
 from ..errors import EvaluationError
 from .features import Clip, Extractor, clip, extract, extractor
-from .intervals import Interval, bootstrap
+from .intervals import ENOUGH, Interval, bootstrap, few
 from .likeness import likeness, pairs
 from .metrics import caution, clip_score, difference, fid, kid
 from .pictures import MANIFEST, Picture, pictures, read_manifest
@@ -24,7 +24,6 @@ from .protocol import UNPATCHED, Protocol, Variant
 FIGURES = ("psnr", "ssim", "cosine", "clip_score")
 """Measured of each image; higher is better in all of them."""
 
-ENOUGH = 20
 """Images of a variant from which on FID and KID are worth a look."""
 
 Progress = Callable[[str, int, int], object]
@@ -107,11 +106,8 @@ def measure(
     notes = _distances(protocol, features, table, prompts, judges, cache)
     if cut:
         notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
-    if len(set(prompts)) < 20:
-        notes.append(
-            f"{len(set(prompts))} prompts: the intervals are as wide as so few allow, and speak "
-            "of prompts like these alone"
-        )
+    if note := few(prompts):
+        notes.append(note)
     return {
         "protocol": protocol.model_dump(),
         "images_per_variant": len(wanted),
