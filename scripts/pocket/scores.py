@@ -201,7 +201,7 @@ def score(settings: Settings, generated: int = 512, renders: int = 1000) -> dict
     return _write(figures, settings.work / "scores.json")
 
 
-def tries(settings: Settings, generated: int = 16) -> dict:
+def tries(settings: Settings, generated: int = 8) -> dict:
     """How the model does in other conditions; also in `work/trials.json`.
 
     Returns:
