@@ -205,7 +205,7 @@ def test_what_it_takes_to_measure_is_asked_for_first(
 def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        EvaluationError, match=r"need matplotlib: pip install 'agentsd\[evaluate\]'"
+        EvaluationError, match=r"need matplotlib: pip install torchmetrics matplotlib"
     ):
         report.require()
 

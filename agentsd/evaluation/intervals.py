@@ -110,13 +110,15 @@ def few(labels: Sequence[str]) -> str | None:
     """What to say of intervals over so few prompts; None where they are enough.
 
     Example:
-        >>> few(["a cat", "a cat", "a dog"])
-        '2 prompts: intervals are as wide as so few allow, and speak of prompts like these alone'
+        >>> few(["a cat", "a cat", "a dog"])[:44]
+        '2 prompts: the intervals are as wide as so f'
+        >>> few([str(i) for i in range(20)]) is None
+        True
     """
     count = len(set(labels))
     if count >= ENOUGH:
         return None
     return (
-        f"{count} prompts: intervals are as wide as so few allow, and speak of prompts like these "
-        "alone"
+        f"{count} prompts: the intervals are as wide as so few allow, and speak of prompts like "
+        "these alone"
     )
