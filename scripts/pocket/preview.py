@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPModel
 
+from agentsd.pipelines import POCKET_GUIDANCE
+
 from .checkpoints import Clock
 from .export import judging_processor
 from .progress import append, plot_logs, save_grid
@@ -15,7 +17,6 @@ from .scenes import caption
 from .scores import Judge, unseen
 from .settings import Settings
 from .tokenizer import build_tokenizer
-from .trials import GUIDANCE
 from .unet import Trainer
 from .vae import decode
 
@@ -50,7 +51,7 @@ class Preview:
         for level, count in self.counts.items():
             scenes = unseen(self.settings, count)
             steps = 2 if self.settings.smoke else STEPS
-            latents = trainer.sample(level, [caption(s) for s in scenes], steps, GUIDANCE)
+            latents = trainer.sample(level, [caption(s) for s in scenes], steps, POCKET_GUIDANCE)
             decoded = decode(self.vae, latents).clamp(-1, 1).cpu().add(1).mul(127.5)
             pictures = decoded.permute(0, 2, 3, 1).round().byte().numpy()
             save_grid(np.ascontiguousarray(pictures), 8, work / f"level-{level}.jpg")

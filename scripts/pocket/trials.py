@@ -16,10 +16,11 @@ from PIL import Image
 from agentsd import Phase, Schedule, load_pipeline, patched
 from agentsd.benchmark.timing import floor
 from agentsd.extras import Extras, equip
+from agentsd.pipelines import POCKET_GUIDANCE
 
 from .settings import Settings
 
-STEPS, GUIDANCE = 25, 2.0
+STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Trial:
     dtype: str = "float32"
     keys: int = 1
     steps: int = STEPS
-    guidance: float = GUIDANCE
+    guidance: float = POCKET_GUIDANCE
 
     def load(self, settings: Settings) -> DiffusionPipeline:
         """The exported pipeline, set up for this."""
