@@ -72,10 +72,6 @@ def benchmark(
         model, rounds = Model.pocket, 2
     if out is not None and (out.suffix != ".csv" or out.is_dir()):
         raise OutputError(f"--out takes the name of a .csv file (got {out})")
-    if peers and not find_spec("tomesd"):
-        stderr.print(
-            "without the peer tomesd, which is not here (pip install tomesd)", markup=False
-        )
     plots = out is not None and find_spec("matplotlib") is not None
     if out is not None and not plots:
         stderr.print(
@@ -90,6 +86,10 @@ def benchmark(
     hide_loading_bars()
     names = schedule or Schedule.presets()
     variants = timing.variants_of(names, peers)
+    if peers and not timing.PEERS.keys() <= variants.keys():
+        stderr.print(
+            "without the peer tomesd, which is not here (pip install tomesd)", markup=False
+        )
     own = {"sdxl": 1024, "pocket": 256}.get(model.value, 512)
     rows: list[Any] = []
     try:
