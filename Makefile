@@ -3,13 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test compatibility lint wheel clean
+.PHONY: demo test test-oldest compatibility lint wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
 
 test: .venv/.test
 	$(BIN)/python -m pytest
+
+# The same with the oldest releases that pyproject.toml admits; several GB, as such a torch comes
+# with CUDA.
+test-oldest: OLDEST = .venv-oldest
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
+		--resolution lowest-direct --editable .
+	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
+	$(OLDEST)/bin/pip install --quiet --no-deps --upgrade --target $(OLDEST)/independent torch-fidelity
+	$(OLDEST)/bin/python -m pytest
 
 # What works together with a patch, as the tests find it.
 compatibility: .venv/.test
@@ -24,7 +36,7 @@ wheel: .venv/.test
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv dist out
+	rm -rf .venv .venv-oldest dist out
 
 # Made again only when what to install has changed.
 .venv/.demo: EXTRAS =

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .errors import PatchError
 from .inspection import Inspection, describe
+from .internals import AttnProcessor2_0
 from .processor import LAYER, AgentAttnProcessor, Layer, MergedPart
 from .runtime import Runtime
 from .schedule import Phase, Schedule

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from .attention import Attend, agent_attention
+from .internals import Attention, AttnProcessor2_0, dispatch_attention_fn
 from .merging import match, merge, owners, unmerge
 from .runtime import Runtime, Step
 from .schedule import Phase, Plan
@@ -61,7 +60,7 @@ class AgentAttnProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        layer: Layer | None = vars(attn).get(LAYER)
+        layer: Layer | None = getattr(attn, LAYER, None)
 
         def unpatched() -> Tensor:
             # Without a layer it was put back by somebody who kept it past the patch's removal.
@@ -120,7 +119,7 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
-        and "forward" not in vars(module)
+        and getattr(module.forward, "__func__", None) is nn.Linear.forward
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )

@@ -150,6 +150,7 @@ class Runtime:
         self.step: Step | None = None
         self._run: Run | None = None
         self._sizes: set[tuple[int, int]] = set()
+        self._told_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
@@ -184,19 +185,30 @@ class Runtime:
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._tell_if_idle(height, width, sample.device.type)
+        if kwargs.get("attention_mask") is not None and not self._told_of_mask:
+            self._told_of_mask = True
+            warnings.warn(
+                "agentsd leaves calls with an attention_mask as they are unpatched: a mask names "
+                "tokens, and merging takes them away",
+                stacklevel=2,
+            )
 
     def _tell_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn where the schedule would change layers, but changes none of this size."""
         phases = [phase for phase in self.schedule.phases if phase.method != "full"]
         plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
-        if phases and all(plan.untouched for plan in plans):
-            least = {self._least(phase, device) for phase in phases}
-            warnings.warn(
-                f"agentsd changes nothing on latents of {height}×{width}: with this schedule, on a "
-                f"{device} device, layers of fewer than {max(least):,} tokens are left alone "
-                "(min_tokens); inspect_patch tells what each layer does",
-                stacklevel=2,
-            )
+        if not phases or not all(plan.untouched for plan in plans):
+            return
+        if any(self.covers(p, d, height, width, device) for p in phases for d, _ in self.layers):
+            why = "it merges nothing there, nor takes fewer agents or keys than there are tokens"
+        else:
+            least = max(self._least(phase, device) for phase in phases)
+            why = f"layers of fewer than {least:,} tokens gain nothing on a {device} (min_tokens)"
+        warnings.warn(
+            f"this schedule of agentsd changes nothing on latents of {height}×{width}: {why}; "
+            "inspect_patch tells what each layer does",
+            stacklevel=2,
+        )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def finish(self, *_: Any) -> None:

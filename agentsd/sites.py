@@ -16,17 +16,17 @@ from diffusers import (
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
 )
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import (
-    Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
-    FusedAttnProcessor2_0,
-)
-from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 
 from .errors import PatchError
+from .internals import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    BasicTransformerBlock,
+    FusedAttnProcessor2_0,
+    TransformerSpatioTemporalModel,
+)
 from .processor import AgentAttnProcessor
 
 REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)

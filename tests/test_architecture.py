@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "agentsd"
 CORE = (
     *("errors", "validation", "attention", "merging", "sampling", "schedule", "runtime"),
-    *("processor", "sites", "inspection", "patch"),
+    *("internals", "processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
 ON_THE_CORE = ("output", "pipelines", "shapes", "generation", "comparison", "extras", "peers")
@@ -111,6 +111,29 @@ def test_maths_imports_torch_alone(module: str) -> None:
 @pytest.mark.parametrize("module", LIGHT)
 def test_what_needs_no_diffusers_imports_none(module: str) -> None:
     check_packages(module, read(module), {"torch", "pydantic", "ruamel"})
+
+
+def test_diffusers_is_private_in_one_place() -> None:
+    """Whatever is not public there may move with any release."""
+    for module in ORDER:
+        private = {name for name in imports(read(module)) if name.startswith("diffusers.models")}
+        assert bool(private) == (module == "internals"), module
+
+
+def test_a_diffusers_that_lacks_something_is_told_of() -> None:
+    code = (
+        "import agentsd.patch, diffusers.models.attention_dispatch as d, sys\n"
+        "for name in [n for n in sys.modules if n.startswith('agentsd')]: del sys.modules[name]\n"
+        "del d.dispatch_attention_fn\n"
+        "from agentsd.cli import main\n"
+        "main(['inspect'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "lacks what agentsd builds on (cannot import name 'dispatch_attention_fn'" in (
+        " ".join(result.stderr.split())
+    )
+    assert "Traceback" not in result.stderr
 
 
 def test_metrics_do_not_know_the_patch() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from diffusers import UNet2DConditionModel
 from diffusers.models import attention_dispatch
+from diffusers.models.attention_processor import XFormersAttnProcessor
+from peft import get_peft_model_state_dict
 from test_patch import AGENTS, add_lora, load_ip_adapter
-from tiny_models import WIDTH, build, latents, patched_layers, tiny_pipeline
+from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeline, tiny_unet
 from torch import Tensor
 
 from agentsd import apply_patch, patched, remove_patch
@@ -54,6 +61,16 @@ def _second_lora(pipe: Any) -> None:
         add_lora(pipe.unet)
 
 
+def _hot_swapped_lora(pipe: Any) -> None:
+    """The weights of a second file, written over those of the first in place."""
+    for seed, swap in ((1, False), (2, True)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_lora(other := tiny_unet())
+        weights = {f"unet.{k}": v for k, v in get_peft_model_state_dict(other).items()}
+        pipe.load_lora_weights(weights, adapter_name="mine", hotswap=swap)
+
+
 def _textual_inversion(pipe: Any) -> None:
     pipe.load_textual_inversion({"<mine>": torch.ones(1, WIDTH)})
 
@@ -78,6 +95,7 @@ EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "LoRA, fused": _fused_lora,
     "LoRA, fused and unloaded": _unloaded_lora,
     "LoRA, exchanged for another": _second_lora,
+    "LoRA, hot-swapped": _hot_swapped_lora,
     "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
     "textual inversion": _textual_inversion,
     "attention backend": lambda pipe: pipe.unet.set_attention_backend("_native_math"),
@@ -148,6 +166,78 @@ def test_sliced_attention_is_told_of(pipe: Any) -> None:
     pipe.enable_attention_slicing()
     with pytest.warns(UserWarning, match=r"SlicedAttnProcessor.*apply_patch again"):
         plain(pipe)
+
+
+@pytest.mark.cell(
+    EITHER,
+    name="xFormers",
+    verdict="refused",
+    note="it replaces the processors; a warning says so; the attention backend of that name works",
+)
+def test_xformers_is_told_of(pipe: Any) -> None:
+    """diffusers itself refuses where xFormers is missing, and leaves the patch as it is."""
+    apply_patch(pipe, **AGENTS)
+    one = plain(pipe)
+    with pytest.raises(ModuleNotFoundError, match="xformers"):
+        pipe.enable_xformers_memory_efficient_attention()
+    assert torch.equal(plain(pipe), one)
+    for module in pipe.unet.modules():  # what diffusers does where it is there, and a GPU
+        if hasattr(module, "set_processor"):
+            module.set_processor(XFormersAttnProcessor())
+    with (
+        pytest.warns(UserWarning, match=r"XFormersAttnProcessor.*apply_patch again"),
+        pytest.raises(AttributeError, match="ops"),  # it is not here to be called
+    ):
+        plain(pipe)
+
+
+@pytest.mark.cell(EITHER, name="DIFFUSERS_ATTN_BACKEND")
+def test_the_backend_of_the_environment_is_used() -> None:
+    """The variable is read once, as diffusers is imported: in a process of its own."""
+    code = """
+import sys
+from pathlib import Path
+from unittest.mock import patch
+sys.path.insert(0, sys.argv[1])
+from diffusers.models import attention_dispatch
+from tiny_models import call, tiny_unet
+from agentsd import apply_patch
+registry, used = attention_dispatch._AttentionBackendRegistry, set()
+def counted(name, run):
+    return lambda *args, **kwargs: (used.add(name), run(*args, **kwargs))[1]
+for name, run in registry._backends.items():
+    registry._backends[name] = counted(name.value, run)
+call(apply_patch(tiny_unet(), method="keys", max_downsample=2, min_tokens=0))
+print(*used)
+"""
+    for backend in ("native", "_native_math"):
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(Path(__file__).parent)],
+            env=os.environ | {"DIFFUSERS_ATTN_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout.split() == [backend]
+
+
+@pytest.mark.cell(EITHER, name="device_map")
+def test_device_map(pipe: Any, tmp_path: Path) -> None:
+    """Loaded across devices by accelerate; parts on disk return for their turn."""
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    plain, expected = call(pipe.unet), call(apply_patch(pipe.unet, **AGENTS))
+    whole = UNet2DConditionModel.from_pretrained(tmp_path / "unet", device_map="auto")
+    parts = {name: ("disk", "cpu")[i % 2] for i, (name, _) in enumerate(whole.named_children())}
+    split = dispatch_model(
+        UNet2DConditionModel.from_pretrained(tmp_path / "unet"),
+        parts,
+        main_device="cpu",
+        offload_dir=str(tmp_path / "disk"),
+        force_hooks=True,
+    )
+    for unet in (whole, split):
+        assert torch.equal(call(apply_patch(unet, **AGENTS)), expected)
+        assert torch.equal(call(remove_patch(unet)), plain)
 
 
 @pytest.mark.cell(EITHER, name="IP-Adapters, one and several")
