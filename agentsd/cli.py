@@ -468,7 +468,7 @@ def _batch_size(told: str) -> int | None:
 
 def _told(summary: dict[str, Any]) -> str:
     """The summary for people."""
-    made = f"{summary['made']} images made"
+    made = f"{summary['made']} image{'s' * (summary['made'] != 1)} made"
     before = f", {summary['there_before']} were there" if summary["there_before"] else ""
     missing = summary["images"] - summary["made"] - summary["there_before"] - summary["failed"]
     parts = [

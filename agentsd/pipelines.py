@@ -152,6 +152,9 @@ def target_device(device: str | torch.device | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
+    except RuntimeError:
+        raise LoadError(f"no device {shown(device)}: cpu, cuda and mps are known") from None
+    try:
         torch.ones(1, device=found).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         first = shown(str(error).strip().splitlines()[0])

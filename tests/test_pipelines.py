@@ -110,7 +110,7 @@ def test_what_is_no_model_is_a_load_error(
 
 
 def test_unknown_device_and_dtype(folder: Path) -> None:
-    with pytest.raises(LoadError, match="no device 'abacus' here"):
+    with pytest.raises(LoadError, match="no device 'abacus': cpu, cuda and mps"):
         load_pipeline(folder, device="abacus")
     with pytest.raises(LoadError, match="float32, float16, bfloat16"):
         load_pipeline(folder, device="cpu", dtype="int8")

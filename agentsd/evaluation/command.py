@@ -287,7 +287,7 @@ def paired_command(
 @app.command("run")
 def run_command(
     protocol: Annotated[str, typer.Argument(help="A YAML file, or 'pocket', 'imagenet2k'.")],
-    out: Annotated[Path, typer.Option(help="Folder for images and report; goes on what is there.")],
+    out: Annotated[Path, typer.Option(help="Folder for images and report; what is there is kept.")],
     quick: Annotated[bool, typer.Option("--quick", help="Its cut of a few minutes.")] = False,
     model: Annotated[str | None, typer.Option(help="Another model than it says.")] = None,
     reference: Annotated[

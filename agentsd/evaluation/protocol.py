@@ -171,9 +171,12 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
     Raises:
         ProtocolError: Names the file, and what in it is wrong.
     """
-    file = Path(path)
-    if not file.suffix and (PRESETS / "eval" / f"{path}.yaml").is_file():
-        file = PRESETS / "eval" / f"{path}.yaml"
+    file, ours = Path(path), {each.stem: each for each in (PRESETS / "eval").glob("*.yaml")}
+    if str(path) in ours:
+        file = ours[str(path)]
+    elif not file.suffix and not file.exists():
+        there = ", ".join(sorted(ours))
+        raise ProtocolError(f"no protocol {shown(str(path))}; give a YAML file, or {there}")
     data = parse_yaml(read_text(file, ProtocolError), str(file), ProtocolError)
     try:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
