@@ -87,6 +87,7 @@ class Offloading(str, Enum):
     group = "group"
 
 
+SCHEDULE = "faithful"  # agentsd.patch's own default; to name it here needs no torch
 PROMPTS, MODEL, RUNNING = "Prompts", "Model and what is added to it", "The run"
 OF_THE_RUN = {
     *("from_image", "out", "device", "format", "batch_size", "cpu_offload", "allow_pickle"),
@@ -126,8 +127,9 @@ def generate(
         typer.Option(min=1, max=1_000_000, help="How many of each.", rich_help_panel=PROMPTS),
     ] = 1,
     schedule: Annotated[
-        str, typer.Option(help="A preset's name, a YAML file, or 'none' for no patch.")
-    ] = "paper",
+        str,
+        typer.Option(help="faithful, fast or paper; a YAML file; or 'none' for no patch."),
+    ] = SCHEDULE,
     seed: Annotated[
         int, typer.Option(help="Of the first image; those of the others follow from it.")
     ] = 0,
@@ -434,7 +436,9 @@ def inspect(
     model: Annotated[
         str, typer.Option(help="pocket, sd15, sd21, sdxl, a folder, or an id of the hub.")
     ] = "pocket",
-    schedule: Annotated[str, typer.Option(help="Preset or YAML file.")] = "paper",
+    schedule: Annotated[
+        str, typer.Option(help="faithful, fast or paper; or a YAML file.")
+    ] = SCHEDULE,
     height: Annotated[
         int | None, typer.Option(help="Of the image in pixels.", show_default="the model's own")
     ] = None,

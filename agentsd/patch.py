@@ -24,7 +24,7 @@ from .sites import find_sites, find_unet
 
 T = TypeVar("T")
 
-DEFAULT_SCHEDULE = "paper"
+DEFAULT_SCHEDULE = "faithful"
 _PATCH = "_agentsd_patch"
 """Attribute of a patched UNet that holds its :class:`Patch`."""
 
@@ -46,8 +46,9 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
     Args:
         x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
             where there is one: its scheduler tells how long a run is.
-        schedule: A :class:`Schedule`, a preset's name (``"paper"``, ``"keys"``), or the path of
-            a YAML file. ``None`` is the published two-phase schedule, ``"paper"``.
+        schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``, or
+            ``"paper"``, the published one), or the path of a YAML file. ``None`` is
+            ``"faithful"``, the closest to the unpatched image.
         **overrides: Parameters of :class:`Phase`, under their published names. Without a
             schedule they make one constant phase (``method`` is ``"agent"`` unless given); with
             one they change its phases that read them.
@@ -200,7 +201,7 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
     Example:
         >>> from agentsd import load_pipeline, patched
         >>> pipe = load_pipeline("pocket")
-        >>> with patched(pipe, "keys"):
+        >>> with patched(pipe, "faithful"):
         ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
     """
     unet = find_unet(x)
@@ -236,7 +237,7 @@ def inspect_patch(
 
     Example:
         >>> from agentsd import apply_patch, inspect_patch, load_pipeline
-        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket")))["layers"]
+        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper"))["layers"]
         >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
         [256, 0]
     """

@@ -72,9 +72,9 @@ class Phase(Strict):
             key); larger cells mean fewer agents (or keys).
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped likewise.
             Agents are used only where twice their number is below the merged tokens' number.
-        agents: At most so many agents, at any resolution: the cells grow with the grid. Instead
-            of ``sx``, ``sy`` and ``agent_ratio``.
-        keys: At most so many keys, likewise; instead of ``sx`` and ``sy``.
+        agents: At most so many agents, at any resolution: the cells grow with the grid, from
+            ``sx`` × ``sy`` on if these are given too. Instead of ``agent_ratio``.
+        keys: At most so many keys, likewise.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
         use_rand: Draw the destination of a cell at random rather than take its top-left token.
@@ -150,17 +150,15 @@ class Phase(Strict):
                 f"method {self.method!r} does not read {', '.join(sorted(idle))}; "
                 f"it reads {', '.join(reads)}"
             )
-        if clash := self.model_fields_set & self._replaced:
-            raise ScheduleError(
-                f"{self.method}s says how many there may be; drop {', '.join(sorted(clash))}"
-            )
+        if self.agents is not None and "agent_ratio" in self.model_fields_set:
+            raise ScheduleError("agents says how many there may be; drop agent_ratio")
 
     @property
     def _replaced(self) -> set[str]:
         """The parameters for which ``agents`` or ``keys`` stands."""
-        if self.agents is not None:
-            return {"sx", "sy", "agent_ratio"}
-        return {"sx", "sy"} if self.keys is not None else set()
+        if self.agents is None and self.keys is None:
+            return set()
+        return {"sx", "sy", "agent_ratio"} - self.model_fields_set
 
     def holds(self, step: int, num_steps: int) -> bool:
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
@@ -180,7 +178,9 @@ class Phase(Strict):
         count = self.agents or self.keys
         if count is None:
             return self.sy, self.sx
-        return strides_for(height, width, count, partial=self.method == "keys")
+        sy, sx = strides_for(height, width, count, partial=self.method == "keys")
+        least = {"sy": 1, "sx": 1} | {n: getattr(self, n) for n in {"sy", "sx"} - self._replaced}
+        return max(sy, least["sy"]), max(sx, least["sx"])
 
     def plan(self, height: int, width: int) -> Plan:
         """Count what the phase makes of a grid of ``height × width`` tokens."""
@@ -203,7 +203,7 @@ class Phase(Strict):
         """A copy with those parameters changed that its method reads."""
         changes = {k: v for k, v in changes.items() if k in METHODS[self.method]}
         counts, cells = {"agents", "keys"}, {"sx", "sy", "agent_ratio"}
-        # Whichever way of saying the number of cells is newer takes the place of the other.
+        # The newer way of saying how many cells there are takes the place of the older.
         dropped = cells if counts & changes.keys() else counts if cells & changes.keys() else ()
         return Phase(**{k: v for k, v in self.to_dict().items() if k not in dropped} | changes)
 

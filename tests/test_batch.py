@@ -47,7 +47,7 @@ def start(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     ) -> tuple[dict[str, Any], Stop]:
         request = Request(
             out=tmp_path / name,
-            schedule=asked.pop("schedule", Schedule.preset("keys")),
+            schedule=asked.pop("schedule", Schedule.preset("faithful")),
             extras=asked.pop("extras", Extras()),
             **{"base": BASE, "model": "tiny", "batch_size": 3, "device": "cpu", "progress": "none"}
             | asked,
@@ -88,7 +88,7 @@ def test_a_run_writes_images_and_what_made_them(start: Any, tmp_path: Path) -> N
     }
     assert keys <= set(lines[0])
     assert lines[0]["file"] == "images/000000.png"
-    assert lines[0]["schedule"] == Schedule.preset("keys").to_dict()
+    assert lines[0]["schedule"] == Schedule.preset("faithful").to_dict()
     with Image.open(tmp_path / "run" / "images" / "000001.png") as image:
         told = json.loads(image.text["agentsd"])
         assert image.text["parameters"].startswith("b c\n")

@@ -35,7 +35,7 @@ def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     unet = tiny_unet()
     monkeypatch.setattr(timing, "build", lambda case: unet)
     before = call(unet)
-    variants = variants_of(["paper", "keys"])
+    variants = variants_of(["paper", "faithful"])
     *_, rows = run(Case("pocket", 16, 32), variants, rounds=2)
     assert [row.variant for row in rows] == list(variants)
     assert rows[0].ratio == 1
@@ -90,13 +90,13 @@ def test_shapes_are_those_of_the_real_models(name: str) -> None:
 class TestCommand:
     def test_writes_a_table_and_a_plot(self, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "new" / "figures.csv"
-        assert command("--schedule", "keys", "--size", "96x64", "--out", str(out)) == 0
+        assert command("--schedule", "faithful", "--size", "96x64", "--out", str(out)) == 0
         comment, machine, *lines = out.read_text().splitlines()
         assert comment.startswith("# agentsd benchmark")
         assert torch.__version__ in machine
         rows = list(csv.DictReader(lines))
         assert {(row["height"], row["width"]) for row in rows} == {("16", "16"), ("16", "24")}
-        assert {"unpatched", "floor", "keys", "tomesd 0.5"} <= {row["variant"] for row in rows}
+        assert {"unpatched", "floor", "faithful", "tomesd 0.5"} <= {row["variant"] for row in rows}
         assert out.with_suffix(".png").stat().st_size > 1000
         assert "speed-up" in capsys.readouterr().out
 
@@ -111,8 +111,8 @@ class TestCommand:
 
         monkeypatch.setattr(timing, "run", stopped)
         out = tmp_path / "figures.csv"
-        assert command("--no-peers", "--schedule", "keys", "--out", str(out)) == 130
-        assert "keys" in out.read_text()
+        assert command("--no-peers", "--schedule", "faithful", "--out", str(out)) == 130
+        assert "faithful" in out.read_text()
 
     @pytest.mark.parametrize(
         ("arguments", "told"),

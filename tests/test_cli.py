@@ -49,7 +49,7 @@ def test_compare(run: Any, tmp_path: Path) -> None:
 
 
 def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
-    code, out, _ = run("--json", "--num-images", "2", "--schedule", "keys", "--dtype", "bfloat16")
+    code, out, _ = run("--json", "--num-images", "2", "--schedule", "fast", "--dtype", "bfloat16")
     summary = json.loads(out)
     assert code == 0
     assert (summary["images"], summary["made"], summary["failed"]) == (2, 2, 0)
@@ -61,7 +61,7 @@ def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
 
 
 def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
-    summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "keys")[1])
+    summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "fast")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
 
@@ -72,11 +72,11 @@ def pixels(file: Path) -> bytes:
 
 
 def test_schedule_none_is_the_unpatched_image(run: Any, tmp_path: Path) -> None:
-    for schedule in ("none", "keys"):
+    for schedule in ("none", "fast"):
         out = str(tmp_path / schedule)
         assert run("--schedule", schedule, "--out", out)[0] == 0
-    none, keys = (pixels(tmp_path / s / "images" / "000000.png") for s in ("none", "keys"))
-    assert none != keys
+    none, fast = (pixels(tmp_path / s / "images" / "000000.png") for s in ("none", "fast"))
+    assert none != fast
     assert run("--compare")[0] == 0
     assert none == pixels(tmp_path / "out" / "00000-unpatched.png")
 
@@ -143,7 +143,7 @@ def test_bad_input_is_an_error_of_one_line(
 def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None:
     """Bit for bit, though it was one of a batch, from its file alone."""
     size = ("--height", "64", "--width", "96")
-    how = ("--schedule", "keys", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
+    how = ("--schedule", "faithful", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
     assert run("--prompt", "b", "--num-images", "3", "--batch-size", "4", *how)[0] == 0
     for number in (0, 2, 5):
         first = tmp_path / "out" / "images" / f"{number:06d}.png"

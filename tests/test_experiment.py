@@ -26,7 +26,7 @@ prompts: [a, b, c]
 num_inference_steps: 3
 seed: 7
 variants:
-  keys: {schedule: keys}
+  keys: {schedule: faithful}
   mine: {schedule: {phases: [{method: keys, sx: 4, sy: 4, select: grid, max_downsample: 1}]}}
   todo: {peer: todo, stride: 4}
 quick: {num_inference_steps: 2}
@@ -77,7 +77,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
         return capsys.readouterr().out
 
     first = json.loads(call(*command))
-    assert {UNPATCHED, "paper", "keys", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
+    assert {UNPATCHED, "paper", "faithful", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
     page = (out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     for name in first["variants"]:
@@ -149,7 +149,7 @@ def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> 
 
 
 def test_more_images_go_on_from_fewer(run: Any, tmp_path: Path) -> None:
-    one: dict[str, Any] = {"variants": {"keys": {"schedule": "keys"}}, "num_inference_steps": 2}
+    one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 2}
     run("grown", **one)
     found = run("grown", images_per_prompt=2, replicates=2, **one)
     run("whole", images_per_prompt=2, replicates=2, **one)
@@ -171,12 +171,14 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match=f"made with another {key} ") as told:
             run(**changes)
         assert "take another --out" in str(told.value)
-    run(variants={"keys": {"schedule": "keys"}, "paper": {"schedule": "paper"}})  # but more may be
+    run(
+        variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
+    )  # but more may be
 
 
 def test_reference_of_real_images(run: Any, tmp_path: Path) -> None:
     reference = picture_sets.folder(tmp_path / "real", 12)
-    one: dict[str, Any] = {"variants": {"keys": {"schedule": "keys"}}, "num_inference_steps": 1}
+    one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 1}
     table = run(reference=str(reference), images_per_prompt=7, **one)["variants"]
     plain, other = table[UNPATCHED], table["keys"]
     assert other["kid"]["mean"] - plain["kid"]["mean"] == pytest.approx(
@@ -256,8 +258,11 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [a]\nvariants: {x: }", r"variants\.x: needs a schedule or a peer"),
         ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be tomesd"),
         ("prompts: [a]\nvariants: {x: {schedule: papre}}", r"variants\.x: no preset schedule"),
-        ("prompts: [a]\nvariants: {x: {schedule: keys, ratio: 1}}", r"takes nothing \(got ratio"),
-        ("prompts: [a]\nvariants: {a/b: {schedule: keys}}", "'a/b' must be of letters"),
+        (
+            "prompts: [a]\nvariants: {x: {schedule: fast, ratio: 1}}",
+            r"takes nothing \(got ratio",
+        ),
+        ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must be of letters"),
         (
             "prompts: [a]\nvariants: {x: {schedule: {phases: [{method: keys, strid: 2}]}}}",
             r"variants\.x: phase 1: unknown key 'strid'",

@@ -22,7 +22,7 @@ from agentsd.generation import (
     warnings_for,
 )
 
-SCHEDULE = Schedule.preset("keys")
+SCHEDULE = Schedule.preset("faithful")
 
 
 def settings(**changes: Any) -> ImageSettings:

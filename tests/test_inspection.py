@@ -207,7 +207,7 @@ class TestShown:
 
 
 def test_a_processor_replaced_since_is_named(unet: Any) -> None:
-    apply_patch(unet, "keys")
+    apply_patch(unet, "faithful")
     patched = {name for name, _ in patched_layers(unet)}
     unet.set_attn_processor(AttnProcessor2_0())
     told = by_name(inspect_patch(unet))

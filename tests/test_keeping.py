@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, latents, smallest_unet, tiny_pipeline, tiny_unet
 
-from agentsd import Schedule, apply_patch, patched, processor, remove_patch
+from agentsd import Schedule, ScheduleError, apply_patch, patched, processor, remove_patch
 from agentsd.schedule import Phase
 
 MATCHING: dict[str, dict[str, Any]] = {
@@ -264,6 +264,21 @@ class TestNumbers:
         """256 agents on 64×64 tokens are what strides of 4 and a ratio of 0.95 make."""
         paper = Phase(sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
         assert Phase(agents=256, ratio=0.4).plan(64, 64) == paper.plan(64, 64)
+
+    @pytest.mark.parametrize(
+        ("side", "keys"), [(16, 64), (32, 256), (64, 1024), (128, 1024), (192, 1024)]
+    )
+    def test_cells_grow_from_the_strides_given(self, side: int, keys: int) -> None:
+        phase = Phase(method="keys", sx=2, sy=2, keys=1024)
+        assert phase.plan(side, side).keys == keys
+        assert Phase(**phase.to_dict()) == phase
+        assert Phase(method="keys", keys=1024).plan(16, 16).untouched
+
+    def test_agents_are_a_number_or_a_ratio(self) -> None:
+        with pytest.raises(ScheduleError, match="drop agent_ratio"):
+            Phase(agents=256, agent_ratio=0.9)
+        phase = Phase(agents=256, sx=8, sy=8)
+        assert [phase.plan(side, side).agents for side in (64, 128)] == [64, 256]
 
     def test_overrides_take_the_place_of_strides(self) -> None:
         schedule = Schedule(phases=[Phase(method="keys", sx=2, sy=2)]).override(keys=64)

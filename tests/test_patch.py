@@ -32,7 +32,15 @@ from tiny_models import (
 )
 from torch import Tensor, nn
 
-from agentsd import PatchError, ScheduleError, apply_patch, inspect_patch, patched, remove_patch
+from agentsd import (
+    PatchError,
+    ScheduleError,
+    apply_patch,
+    cli,
+    inspect_patch,
+    patched,
+    remove_patch,
+)
 from agentsd.processor import LAYER, AgentAttnProcessor
 from agentsd.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
@@ -235,7 +243,7 @@ class TestReversal:
         ids=["copy.deepcopy", "pickle"],
     )
     def test_copies_are_patched_and_stand_alone(self, pipe: Any, copied: Any) -> None:
-        plain, keys = latents(pipe), latents(apply_patch(pipe, "keys"))
+        plain, keys = latents(pipe), latents(apply_patch(pipe, "faithful"))
         other = copied(pipe)
         assert torch.equal(latents(other), keys)
         remove_patch(other)
@@ -244,7 +252,7 @@ class TestReversal:
 
     @pytest.mark.cell("The pipeline as a whole", name="from_pipe", note="both share the patch")
     def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
-        apply_patch(pipe, "keys")
+        apply_patch(pipe, "faithful")
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         assert other.unet is pipe.unet
         assert inspect_patch(other)["layers"] == inspect_patch(pipe)["layers"]
@@ -252,7 +260,7 @@ class TestReversal:
     def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
         compiled = torch.compile(unet, backend="eager")
         plain = call(compiled)
-        keys = call(apply_patch(compiled, "keys"))
+        keys = call(apply_patch(compiled, "faithful"))
         assert not torch.allclose(keys, plain, atol=1e-3)
         torch.testing.assert_close(keys, call(unet), rtol=1e-4, atol=1e-4)
         remove_patch(compiled)
@@ -260,12 +268,12 @@ class TestReversal:
 
     def test_a_processor_put_back_after_removal_does_no_harm(self, unet: Any) -> None:
         plain = call(unet)
-        apply_patch(unet, "keys")
+        apply_patch(unet, "faithful")
         kept = unet.attn_processors
         remove_patch(unet)
         unet.set_attn_processor(dict(kept))
         assert torch.equal(call(unet), plain)
-        keys = call(apply_patch(unet, "keys"))
+        keys = call(apply_patch(unet, "faithful"))
         assert not torch.equal(keys, plain)
         remove_patch(unet)
         assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
@@ -315,10 +323,10 @@ class TestApply:
         remove_patch(unet)
         check_unchanged(unet, before)
 
-    def test_default_is_the_published_schedule(self, pipe: Any) -> None:
-        expected = latents(apply_patch(pipe, "paper"))
+    def test_default_is_the_command_s(self, pipe: Any) -> None:
+        expected = latents(apply_patch(pipe, cli.SCHEDULE))
         assert torch.equal(latents(apply_patch(pipe)), expected)
-        assert not torch.equal(latents(apply_patch(pipe, "keys")), expected)
+        assert not torch.equal(latents(apply_patch(pipe, "paper")), expected)
 
     def test_overrides_make_a_phase_or_change_a_schedule(self, pipe: Any, tmp_path: Path) -> None:
         paper = Schedule.preset("paper")
@@ -572,7 +580,7 @@ def test_processors_can_be_pickled_and_made_anew() -> None:
 def test_two_pipelines_over_one_process(pipe: Any, tmp_path: Path) -> None:
     """Each with a patch of its own, in turns."""
     other = tiny_pipeline(tmp_path)
-    expected = [latents(apply_patch(pipe, "paper")), latents(apply_patch(other, "keys"))]
+    expected = [latents(apply_patch(pipe, "paper")), latents(apply_patch(other, "faithful"))]
     for _ in range(2):
         assert torch.equal(latents(pipe), expected[0])
         assert torch.equal(latents(other), expected[1])

@@ -24,7 +24,7 @@ def planned(folder: Path, prompts: Any = (), source: Path | str | None = None, *
     plan = read_prompts(prompts, source, BASE, report=told.append, **how)
     rows = folder / "rows"
     rows.write_bytes(plan.file.read())
-    found = list(jobs(rows, BASE, Schedule.preset("keys")))
+    found = list(jobs(rows, BASE, Schedule.preset("faithful")))
     assert plan.images == len(found)
     assert plan.bad == len(told)
     return found, told
@@ -73,7 +73,7 @@ def test_jsonl_rows_override(tmp_path: Path) -> None:
     assert (found[2].settings.height, found[2].schedule) == (64, None)
     assert found[2].settings.seed == image_seed(7, 1, 0)
     assert found[3].schedule == Schedule.from_dict(rows[2]["schedule"])  # type: ignore[arg-type]
-    assert found[1].schedule == Schedule.preset("keys")
+    assert found[1].schedule == Schedule.preset("faithful")
 
 
 def test_partiprompts_and_captions(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ class TestOverride:
 
 
 @pytest.fixture(
-    params=["paper", "keys", "two", "full", "steps"],
+    params=["paper", "faithful", "two", "full", "steps"],
 )
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     own = {
@@ -398,7 +398,7 @@ class TestRoundTrip:
 class TestLoad:
     def test_presets_all_load(self) -> None:
         names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        assert {"paper", "keys"} <= set(names)
+        assert {"paper", "faithful", "fast"} <= set(names)
         for name in names:
             assert Schedule.load(name) == Schedule.preset(name)
 
@@ -410,7 +410,10 @@ class TestLoad:
 
     def test_unknown_preset(self) -> None:
         refused(
-            lambda: Schedule.load("papre"), "no preset schedule 'papre'", "keys, paper", ".yaml"
+            lambda: Schedule.load("papre"),
+            "no preset schedule 'papre'",
+            "faithful, fast, paper",
+            ".yaml",
         )
 
     @pytest.mark.parametrize("value", [None, 3, {"phases": []}, [Phase()], Phase(), b"paper"])

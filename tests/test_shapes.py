@@ -24,9 +24,9 @@ def test_tells_what_the_loaded_model_tells() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_well_known_models(name: str) -> None:
-    layers = inspect_patch(apply_patch(shape_of(name), "keys"), 1024, 1024, "cuda")["layers"]
+    layers = inspect_patch(apply_patch(shape_of(name), "faithful"), 1024, 1024, "cuda")["layers"]
     found = {(x["downsample"], x["tokens"], x["phases"][0]["keys"]) for x in layers if x["patched"]}
-    assert found == {(2, 4096, 1024) if name == "sdxl" else (1, 16384, 4096)}
+    assert found == {(2, 4096, 1024) if name == "sdxl" else (1, 16384, 1024)}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("thresholds")
 def test_the_device_decides_which_layers_gain() -> None:
-    shape = apply_patch(shape_of("sd15"), "keys")
+    shape = apply_patch(shape_of("sd15"), "faithful")
     by_device = [inspect_patch(shape, 256, 256, device) for device in ("cpu", "cuda")]
     reasons = [{x["reason"] for x in told["layers"] if x["patched"]} for told in by_device]
     assert reasons == [{None}, {"the schedule changes nothing at this size"}]
@@ -68,9 +68,9 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("thresholds")
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
-    main_("inspect", *size, "--schedule", "keys", "--json")
+    main_("inspect", *size, "--schedule", "faithful", "--json")
     told = json.loads(capsys.readouterr().out)
-    assert told == inspect_patch(apply_patch(shape_of("pocket"), "keys"), 256, 384, "cpu")
+    assert told == inspect_patch(apply_patch(shape_of("pocket"), "faithful"), 256, 384, "cpu")
     main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
     text = capsys.readouterr().out
     assert "10 of 140 attention layers patched, at 256×1024" in text
