@@ -102,12 +102,9 @@ def _entry(
     protocol: Protocol, pipe: Any, way: Variant, number: int, settings: ImageSettings
 ) -> dict[str, Any]:
     """What the manifest says of an image, besides how it turned out."""
-    plan = way.schedule.to_dict() if way.schedule else None
-    text = json.dumps(plan, sort_keys=True).encode()
     return {
         "id": number,
         **record(pipe, settings, protocol.model, way.schedule),
-        "schedule_hash": hashlib.sha256(text).hexdigest()[:16] if plan else None,
         "variant": way.spec,
     }
 
