@@ -1,6 +1,7 @@
 # Set-up, demonstration and checks. `make demo` and `make test` need only Python >= 3.10 and make.
 PYTHON ?= python3
 BIN := .venv/bin
+TEST_OPTIONS := --numprocesses 2 --dist loadfile
 PROMPT ?= three red circles in a row on a blue background
 
 .PHONY: demo test test-oldest compatibility lint wheel clean
@@ -9,7 +10,7 @@ demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
 # The same with the oldest releases that pyproject.toml admits; several GB, as such a torch comes
 # with CUDA.
@@ -21,11 +22,11 @@ test-oldest:
 		--resolution lowest-direct --editable .
 	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
 	$(OLDEST)/bin/pip install --quiet --no-deps --upgrade --target $(OLDEST)/independent torch-fidelity
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(TEST_OPTIONS)
 
 # What works together with a patch, as the tests find it.
 compatibility: .venv/.test
-	$(BIN)/python -m pytest -m cell --compatibility docs/compatibility.md
+	$(BIN)/python -m pytest -m cell --compatibility=docs/compatibility.md
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -100,9 +100,11 @@ def _write_page(page: Path, cells: list[tuple[str, str, str, str, str]]) -> None
         "failed": ("fails", ""),
         "skipped": ("not tried", "packages of its own are not installed"),
     }
-    cells = sorted(
-        (group, name, *other.get(outcome, (verdict, note)))
-        for group, name, verdict, note, outcome in cells
+    cells = sorted(  # several tests of one name are one row, as long as they agree
+        {
+            (group, name, *other.get(outcome, (verdict, note)))
+            for group, name, verdict, note, outcome in cells
+        }
     )
     verdicts = [cell[2] for cell in cells]
     count = ", ".join(f"{number} {verdict}" for verdict, number in Counter(verdicts).most_common())

@@ -27,7 +27,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("size", "settings"),
     [
-        pytest.param(size, settings, id=f"{size[0]}×{size[1]} latents, {name}")
+        pytest.param(size, settings, id=f"{size[0]}x{size[1]} latents, {name}")
         for size in SIZES
         for name, settings in SCHEDULES.items()
     ],
@@ -37,7 +37,7 @@ def test_latents_of_any_size(size: tuple[int, int], settings: dict[str, Any]) ->
     check_reversal(unet, lambda: call(unet, size=size, batch=1), **settings)
 
 
-@pytest.mark.cell(SHAPES, name="256×256 latents")
+@pytest.mark.cell(SHAPES, name="256x256 latents")
 def test_the_largest_latents() -> None:
     """Unpatched such a call takes half a minute; another draw shows that the patch is at work."""
     unet, largest = smallest_unet(), {"size": (256, 256), "batch": 1}
@@ -106,8 +106,14 @@ TYPES = "Types"
 
 
 @pytest.mark.cell(TYPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("settings", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        pytest.param(settings, getattr(torch, dtype), id=f"{dtype}, {name}")
+        for dtype in ("float32", "bfloat16", "float16")
+        for name, settings in SCHEDULES.items()
+    ],
+)
 def test_types(settings: dict[str, Any], dtype: torch.dtype) -> None:
     """As close to float32 as the unpatched model of that type is."""
     exact, unet = tiny_unet(), tiny_unet().to(dtype)
