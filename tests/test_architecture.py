@@ -26,7 +26,10 @@ GROUPS = {
         *("intervals", "metrics", "inception", "pictures", "features", "lpips", "likeness"),
         *("protocol", "scoring", "experiment", "report", "command"),
     ),
-    "ui": ("limits", "worker", "compare", "history", "markup", "page", "server"),
+    "ui": (
+        *("limits", "worker", "compare", "history", "timeline", "markup", "faults", "editor"),
+        *("page", "server"),
+    ),
 }
 """The subpackages and, in the same way, their modules; none imports another's, but for these."""
 LENT = {"ui": ("evaluation.features", "evaluation.metrics")}

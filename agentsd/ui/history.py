@@ -13,7 +13,7 @@ from ..errors import AgentSDError, SettingsError
 from ..generation import ImageSettings
 from ..output import encode_image, write_whole
 from ..schedule import Schedule
-from .limits import OWN
+from .limits import OWN, checked
 
 KEPT = 24
 """Images that a visitor's gallery shows; the oldest go."""
@@ -67,7 +67,7 @@ def restore(
         told = {name: record[name] for name in ImageSettings.model_fields if name in record}
         settings = ImageSettings(**told).model_dump()
         schedule = record.get("schedule")
-        plan = None if schedule is None else Schedule.from_dict(schedule)
+        plan = None if schedule is None else checked(schedule)
     except AgentSDError as error:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
     model = record.get("model")

@@ -18,10 +18,13 @@ from ..generation import ImageSettings
 from ..output import SAMPLERS, read_record
 from ..pipelines import default_guidance
 from ..schedule import Schedule
-from ..validation import Strict, shown
+from ..validation import Strict, parse_yaml, shown
 
 MAX_YAML = 16 * 1024
 """Bytes of a schedule; the presets have less than 1,000."""
+
+MAX_BRACKETS = 64
+"""Of a schedule; nested by the thousand, they take a parser minutes."""
 
 MAX_PHASES = 16
 """Of a schedule."""
@@ -107,18 +110,15 @@ class Menu:
     sizes: Mapping[str, tuple[int, int]]
     samplers: Mapping[str, list[str]]
 
-    def request(self, *, model: Any, schedule: Any, sampler: Any = None, **given: Any) -> Request:
-        """Check what a visitor asks for.
+    def settings(self, model: Any, **given: Any) -> ImageSettings:
+        """Check the settings of an image.
 
         Args:
             model: Name of a model.
-            schedule: As for :func:`read_schedule`.
-            sampler: A scheduler's name, or :data:`OWN`.
             **given: The settings of :class:`ImageSettings`; ``None`` is what the model takes.
 
         Raises:
             SettingsError: Names the setting, its value and what is allowed.
-            ScheduleError: If the schedule is not valid.
         """
         if not isinstance(model, str) or model not in self.sizes:
             raise SettingsError(f"model: there are {', '.join(self.sizes)} (got {shown(model)})")
@@ -127,6 +127,22 @@ class Menu:
         told = {name: value for name, value in given.items() if value is not None}
         settings = ImageSettings(**usual | told)
         self.limits.check(settings)
+        return settings
+
+    def request(self, *, model: Any, schedule: Any, sampler: Any = None, **given: Any) -> Request:
+        """Check what a visitor asks for.
+
+        Args:
+            model: Name of a model.
+            schedule: As for :func:`read_schedule`.
+            sampler: A scheduler's name, or :data:`OWN`.
+            **given: As for :meth:`settings`.
+
+        Raises:
+            SettingsError: Names the setting, its value and what is allowed.
+            ScheduleError: If the schedule is not valid.
+        """
+        settings = self.settings(model, **given)
         named = None if sampler in (None, OWN) else sampler
         if named is not None and named not in self.samplers[model]:
             raise SettingsError(
@@ -153,31 +169,55 @@ def read_schedule(text: Any) -> Schedule:
     """A schedule from a preset's name or YAML text; never from a file.
 
     Raises:
-        ScheduleError: As for :meth:`Schedule.from_yaml`, and if the text is too long, has too
-            many phases, or anchors, by which a short text can stand for an endless one.
+        ScheduleError: As for :func:`read_yaml` and :func:`checked`.
+    """
+    if isinstance(text, str) and text in Schedule.presets():
+        return Schedule.preset(text)
+    return checked(read_yaml(text))
+
+
+def checked(data: Any) -> Schedule:
+    """The schedule that plain values tell.
+
+    Raises:
+        ScheduleError: In the words that YAML's errors have, and if it has too many phases.
+    """
+    try:
+        schedule = Schedule.from_dict(data)
+    except ScheduleError as error:
+        raise ScheduleError(f"YAML text: {error}") from None
+    if len(schedule.phases) > MAX_PHASES:
+        raise ScheduleError(f"at most {MAX_PHASES} phases here (got {len(schedule.phases)})")
+    return schedule
+
+
+def read_yaml(text: Any) -> Any:
+    """What the YAML of a schedule holds, valid or not; safe and quick whatever it is.
+
+    Raises:
+        ScheduleError: If it is no YAML, too long, too deep, or has anchors, by which a short text
+            can stand for an endless one.
     """
     if not isinstance(text, str):
         raise ScheduleError(f"a preset's name or YAML text was expected (got {shown(text)})")
     size = len(text.encode(errors="replace"))
     if size > MAX_YAML:
         raise ScheduleError(f"the YAML may have at most {MAX_YAML:,} bytes (got {size:,})")
-    if text in Schedule.presets():
-        return Schedule.preset(text)
-    _refuse_anchors(text)
-    schedule = Schedule.from_yaml(text + "\n")  # with a newline it is text, and not a path
-    if len(schedule.phases) > MAX_PHASES:
-        raise ScheduleError(f"at most {MAX_PHASES} phases here (got {len(schedule.phases)})")
-    return schedule
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise ScheduleError(f"the YAML may have at most {MAX_BRACKETS} brackets")
+    if line := _first_anchor(text):
+        raise ScheduleError(f"YAML text: line {line}: anchors are not allowed here")
+    return parse_yaml(text, "YAML text", ScheduleError)
 
 
-def _refuse_anchors(text: str) -> None:
+def _first_anchor(text: str) -> int | None:
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
             if getattr(event, "anchor", None) is not None:
-                line = event.start_mark.line + 1
-                raise ScheduleError(f"YAML text: line {line}: anchors are not allowed here")
+                return int(event.start_mark.line) + 1
     except (YAMLError, ValueError, RecursionError):
-        return  # is told, with its line, by what reads it
+        pass  # is told, with its line, by what reads it
+    return None
 
 
 def read_upload(path: str | Path) -> dict[str, Any]:

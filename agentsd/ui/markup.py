@@ -14,7 +14,8 @@ from .worker import Progress
 
 def progress(now: Progress) -> str:
     """A bar with the step, the time left and, where there is one, the image as it stands."""
-    told = f"{now.label}: step {now.step} of {now.steps} · about {max(1, round(now.seconds_left))} s left"
+    left = max(1, round(now.seconds_left))
+    told = f"{now.label}: step {now.step} of {now.steps} · about {left} s left"
     image = "" if now.preview is None else preview(now.preview)
     return (
         f'<div class="told"><p>{escape(told)}</p>'

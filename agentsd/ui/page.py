@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from html import escape
+from collections.abc import AsyncIterator
 from math import isqrt
 from typing import Any
 
 import gradio as gr
 
-from ..errors import AgentSDError
+from ..generation import warnings_for
 from ..pipelines import default_guidance
 from ..schedule import Schedule
-from . import markup
+from . import editor, markup
 from .compare import Compared, Judge, compare, pocket_judge
-from .history import KEPT, keep
-from .limits import OWN, Limits, Menu, menu_of
+from .faults import told
+from .history import KEPT, Entry, Restored, keep, restore
+from .limits import OWN, Limits, Menu, menu_of, read_upload
+from .timeline import Timeline
 from .worker import Finished, Progress, Worker
-
-log = logging.getLogger(__name__)
 
 DEVICE = {"concurrency_limit": 1, "concurrency_id": "device"}
 """Of all that needs the device: one at a time."""
 
-PROMPT = "three red circles in a row on a blue background"
+PRIVATE = {"api_visibility": "private"}
+"""Of what is of use to the page alone."""
 
-CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
-.told p { margin: 0 0 .4rem; }
-.told progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
-.told img { display: block; margin-top: .6rem; border-radius: 6px; image-rendering: auto; }
-.wrong p { color: var(--error-text-color); white-space: pre-wrap; }
-.figures { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem; margin: .4rem 0; }
-.figures dd { margin: 0; font-size: 1.5rem; font-weight: 600; }
-.figures dt { font-size: .8rem; opacity: .8; max-width: 16rem; }
-.figures div { display: flex; flex-direction: column-reverse; justify-content: flex-end; }
-@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } }
-"""
+PROMPT = "three red circles in a row on a blue background"
 
 
 def theme() -> gr.themes.Base:
@@ -47,22 +34,6 @@ def theme() -> gr.themes.Base:
     return gr.themes.Default(
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Show errors of ours as their message, and of others that there was one."""
-    try:
-        yield
-    except AgentSDError as error:
-        raise gr.Error(escape(str(error), quote=False), print_exception=False) from None
-    except gr.Error:
-        raise
-    except Exception as error:
-        log.exception("a visitor's request failed")
-        raise gr.Error(
-            "something went wrong here; the server's log says what", print_exception=False
-        ) from error
 
 
 def build(worker: Worker, limits: Limits) -> gr.Blocks:
@@ -74,77 +45,16 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
     """
     menu = menu_of(worker.pipes, limits)
     judges: dict[str, Judge] = {"pocket": pocket_judge()} if "pocket" in worker.pipes else {}
-    first = next(iter(worker.pipes))
-    height, width = menu.sizes[first]
-    largest = min(2 * isqrt(limits.max_pixels) // 8 * 8, 8192)
-
+    timelines = {name: Timeline(pipe) for name, pipe in worker.pipes.items()}
     with gr.Blocks(title="agentsd", delete_cache=(600, 3 * 3600), analytics_enabled=False) as demo:
         gr.Markdown(
             "# agentsd\nThe same prompt and seed twice: as Stable Diffusion is, and with agent "
-            "attention. Nothing is trained; drag the divider to compare."
+            "attention. Nothing is trained. Drag the divider to compare."
         )
         entries = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=10_000)
-                negative = gr.Textbox(
-                    "", label="Negative prompt", info="What to keep away from.", max_length=10_000
-                )
-                preset = gr.Radio(
-                    Schedule.presets(),
-                    value="paper",
-                    label="Schedule",
-                    info="What each step does. keys: closer to the unpatched image, and faster on "
-                    "the pocket model; paper: as published.",
-                )
-                with gr.Row():
-                    seed = gr.Number(
-                        0, precision=0, minimum=0, label="Seed", info="Of both images' noise."
-                    )
-                    dice = gr.Button("🎲 Dice", size="sm", min_width=80, elem_id="dice")
-                with gr.Row():
-                    go = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                with gr.Accordion("More", open=False):
-                    steps = gr.Slider(
-                        1,
-                        limits.max_steps,
-                        min(25, limits.max_steps),
-                        step=1,
-                        precision=0,
-                        label="Steps",
-                        info="More: finer detail, and the time grows in proportion.",
-                    )
-                    guidance = gr.Slider(
-                        0,
-                        20,
-                        default_guidance(first),
-                        step=0.5,
-                        label="Guidance",
-                        info="More: closer to the prompt, less varied. 1 or less: half the time.",
-                    )
-                    with gr.Row():
-                        wide, high = (
-                            gr.Slider(
-                                64,
-                                largest,
-                                side,
-                                step=8,
-                                precision=0,
-                                label=label,
-                                info="Larger: slower; agentsd gains more.",
-                            )
-                            for label, side in (("Width", width), ("Height", height))
-                        )
-                    sampler = gr.Dropdown(
-                        [OWN, *menu.samplers[first]],
-                        value=OWN,
-                        label="Scheduler",
-                        info="How noise is taken away; Heun takes twice the time a step.",
-                    )
-                    model = gr.Dropdown(
-                        list(menu.sizes), value=first, label="Model", info="Named at the start."
-                    )
+                controls, buttons = _controls(menu)
             with gr.Column(scale=3, min_width=320):
                 now = gr.HTML(markup.note("Press Generate."), elem_id="now")
                 pair = gr.ImageSlider(
@@ -156,94 +66,202 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                     elem_id="pair",
                 )
                 figures = gr.HTML(elem_id="figures")
-        schedule = gr.Textbox(
-            Schedule.preset("paper").to_yaml(), label="Schedule as YAML", elem_id="yaml", lines=8
-        )
-        gallery = gr.Gallery(
-            label="Made since the page was opened; a click brings their settings back",
-            format="png",
-            columns=6,
-            height="auto",
-            interactive=False,
-            allow_preview=False,
-            elem_id="gallery",
-        )
+                gallery = gr.Gallery(
+                    label="Made since the page was opened: a click brings the settings back",
+                    format="png",
+                    columns=6,
+                    height="auto",
+                    interactive=False,
+                    allow_preview=False,
+                    elem_id="gallery",
+                    visible=False,
+                )
+        about = [controls[name] for name in ("model", "num_inference_steps", "height", "width")]
 
-        settings = {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "seed": seed,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "height": high,
-            "width": wide,
-        }
-        asked = [*settings.values(), sampler, model, schedule]
+        def draw(schedule: Schedule, model: str, steps: int, height: int, width: int) -> str:
+            size = {"height": height, "width": width}
+            checked = menu.settings(model, prompt="-", num_inference_steps=steps, **size)
+            return timelines[model].draw(
+                schedule, checked.num_inference_steps, checked.height or 0, checked.width or 0
+            )
+
+        with gr.Tabs(), gr.Tab("Schedule"):
+            schedule = editor.build(buttons["preset"], about, draw)
+        asked = [*controls.values(), schedule.yaml]
 
         def request(*values: Any) -> Any:
-            *rest, sampler, model, schedule = values
-            given = dict(zip(settings, rest, strict=True))
-            return menu.request(model=model, schedule=schedule, sampler=sampler, **given)
+            return menu.request(**dict(zip([*controls, "schedule"], values, strict=True)))
 
         async def generate(*values: Any) -> AsyncIterator[dict[Any, Any]]:
+            """Make both images; outputs by component."""
             *given, kept = values
             with told():
                 wanted = request(*given)
                 pipe, judge = worker.pipes[wanted.model], judges.get(wanted.model)
-                yield {now: markup.waiting(worker.waiting)}
-                job = worker.follow(lambda job: compare(job, pipe, wanted, judge), images=2)
-                async for event in job:
+                yield {now: markup.note("Waiting for the device." if worker.waiting else "…")}
+                async for event in worker.follow(lambda job: compare(job, pipe, wanted, judge), 2):
                     if isinstance(event, Progress):
                         yield {now: markup.progress(event)}
                     elif isinstance(event, Finished):
-                        made: Compared = event.result
-                        pictures = [
-                            keep(demo.GRADIO_CACHE, one.image, record, way)
-                            for one, record, way in zip(
-                                (made.unpatched, made.ours),
-                                made.records,
-                                ("unpatched", "patched"),
-                                strict=True,
-                            )
-                        ]
-                        kept = [*reversed(pictures), *kept][:KEPT]
+                        made = _kept(demo, event.result)
+                        kept = [*reversed(made), *kept][:KEPT]
+                        missed = warnings_for(pipe, wanted.settings.prompt)
                         yield {
-                            now: markup.note("Done."),
-                            pair: tuple(one.file for one in pictures),
-                            figures: markup.figures(made.figures),
+                            now: markup.note("; ".join(["Done.", *missed])),
+                            pair: tuple(one.file for one in made),
+                            figures: markup.figures(event.result.figures),
                             entries: kept,
-                            gallery: [(one.file, one.caption) for one in kept],
+                            gallery: _pictures(kept),
                         }
                     else:
                         yield {now: gr.skip()}
 
-        run = go.click(
+        run = buttons["go"].click(
             generate,
             [*asked, entries],
             [now, pair, figures, entries, gallery],
             show_progress="hidden",
-            api_visibility="private",
             **DEVICE,
+            **PRIVATE,
         )
-        stop.click(
+        buttons["stop"].click(
             lambda: markup.note("Stopped."),
             None,
             now,
             cancels=[run],
             queue=False,
             show_progress="hidden",
-            api_visibility="private",
-        )
-        dice.click(
-            lambda: secrets.randbelow(2**32), None, seed, queue=False, api_visibility="private"
+            **PRIVATE,
         )
 
-        api = compare_api(demo, worker, menu, judges)
-        gr.api(api, api_name="compare", **DEVICE)
+        restorable = [*controls.values(), *schedule.everything, now]
+
+        def bring_back(found: Restored, model: str) -> dict[Any, Any]:
+            known = found.model or model
+            size = (found.settings[name] for name in ("num_inference_steps", "height", "width"))
+            text = editor.as_yaml(editor.brief(found.schedule)) if found.schedule else "paper"
+            steps, height, width = size
+            values = found.settings | {"sampler": found.sampler, "model": known}
+            told = {controls[name]: value for name, value in values.items() if value is not None}
+            shown = schedule.load(text, known, steps, height, width)
+            what = "" if found.schedule else " It was unpatched; the schedule is the default one."
+            if found.model is None:
+                what += " Its model is none of those here."
+            return told | shown | {now: markup.note(f"Settings restored.{what}")}
+
+        def chosen(kept: list[Entry], model: str, which: gr.SelectData) -> dict[Any, Any]:
+            with told():
+                index = which.index if isinstance(which.index, int) else -1
+                if not 0 <= index < len(kept):
+                    return {now: markup.note("That image is no longer here.")}
+                record = kept[index].record
+                return bring_back(restore(record, list(menu.sizes), menu.samplers), model)
+
+        def dropped(path: str | None, model: str) -> dict[Any, Any]:
+            with told():
+                if path is None:
+                    return {now: gr.skip()}
+                found = restore(read_upload(path), list(menu.sizes), menu.samplers)
+                return bring_back(found, model)
+
+        with gr.Accordion("Settings from an image", open=True):
+            drop = gr.File(
+                label="Drop a PNG that agentsd made, to get its settings back",
+                file_types=[".png"],
+                type="filepath",
+                height=110,
+                elem_id="drop",
+            )
+        quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
+        gallery.select(chosen, [entries, controls["model"]], restorable, **quick)
+        drop.upload(dropped, [drop, controls["model"]], restorable, **quick)
+        buttons["dice"].click(lambda: secrets.randbelow(2**32), None, controls["seed"], **quick)
+        gr.api(_compare_api(demo, worker, menu, judges), api_name="compare", **DEVICE)
     return demo
 
 
-def compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, Judge]) -> Any:
+def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The controls of an image, by the settings they are of, and the buttons and the preset."""
+    limits, first = menu.limits, next(iter(menu.sizes))
+    height, width = menu.sizes[first]
+    longest = min(2 * isqrt(limits.max_pixels) // 8 * 8, 8192)
+    found: dict[str, Any] = {}
+    buttons: dict[str, Any] = {}
+    found["prompt"] = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=10_000)
+    found["negative_prompt"] = gr.Textbox(
+        "", label="Negative prompt", info="What to keep away from.", max_length=10_000
+    )
+    buttons["preset"] = gr.Radio(
+        [*Schedule.presets(), editor.CUSTOM],
+        value="paper",
+        label="Schedule",
+        info="paper: as published. keys: nearer to the unpatched image, and faster on the pocket "
+        "model. Shape your own below.",
+    )
+    with gr.Row(elem_id="seed"):
+        found["seed"] = gr.Number(
+            0, precision=0, minimum=0, label="Seed", info="Of both images' noise.", min_width=160
+        )
+        buttons["dice"] = gr.Button("🎲 Dice", scale=0, min_width=110, elem_id="dice")
+    with gr.Row():
+        buttons["go"] = gr.Button("Generate", variant="primary", elem_id="generate")
+        buttons["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")
+    with gr.Accordion("More", open=False):
+        found["num_inference_steps"] = gr.Slider(
+            1,
+            limits.max_steps,
+            min(25, limits.max_steps),
+            step=1,
+            precision=0,
+            label="Steps",
+            info="More: finer detail, and the time grows in proportion.",
+        )
+        found["guidance_scale"] = gr.Slider(
+            0,
+            100,
+            default_guidance(first),
+            step=0.5,
+            label="Guidance",
+            info="More: closer to the prompt, less varied. 1 or less: half the time.",
+        )
+        for name, side in (("height", height), ("width", width)):
+            found[name] = gr.Slider(
+                64,
+                longest,
+                side,
+                step=8,
+                precision=0,
+                label=f"{name.capitalize()} in pixels",
+                info="Larger: slower, and agentsd gains more. "
+                f"At most {limits.max_pixels:,} pixels in all.",
+            )
+        found["sampler"] = gr.Dropdown(
+            [OWN, *menu.samplers[first]],
+            value=OWN,
+            label="Scheduler",
+            info="How noise is taken away. Heun: finer, at twice the time a step.",
+        )
+        found["model"] = gr.Dropdown(
+            list(menu.sizes), value=first, label="Model", info="Those named at the start."
+        )
+    return found, buttons
+
+
+def _kept(demo: gr.Blocks, made: Compared) -> list[Entry]:
+    """The two images as files that carry their settings."""
+    ways = ("unpatched", "patched")
+    images = (made.unpatched.image, made.ours.image)
+    return [
+        keep(demo.GRADIO_CACHE, image, record, way)
+        for image, record, way in zip(images, made.records, ways, strict=True)
+    ]
+
+
+def _pictures(kept: list[Entry]) -> Any:
+    return gr.update(value=[(one.file, one.caption) for one in kept], visible=True)
+
+
+def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, Judge]) -> Any:
     """The public call: ``gradio_client.Client(url).predict(…, api_name="/compare")``."""
 
     async def compare_both(
@@ -278,14 +296,11 @@ def compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, J
             pipe, judge = worker.pipes[wanted.model], judges.get(wanted.model)
             async for event in worker.follow(lambda job: compare(job, pipe, wanted, judge), 2):
                 if isinstance(event, Finished):
-                    made: Compared = event.result
-                    pictures = zip((made.unpatched, made.ours), made.records, strict=True)
-                    files = [keep(demo.GRADIO_CACHE, one.image, r, "").file for one, r in pictures]
-                    yield {
-                        "unpatched": gr.FileData(path=files[0]).model_dump(),
-                        "patched": gr.FileData(path=files[1]).model_dump(),
-                        **made.figures,
+                    files = {
+                        one.caption: gr.FileData(path=one.file).model_dump()
+                        for one in _kept(demo, event.result)
                     }
+                    yield files | event.result.figures
                 elif event is not None:
                     yield {"image": event.label, "step": event.step, "steps": event.steps}
                 else:

@@ -176,7 +176,7 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) 
     # Before gradio is imported and looks: nothing is told to its makers, and files lie apart.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
-    from .page import CSS, build, theme
+    from .page import build, theme
 
     worker = Worker(pipes)
     demo = build(worker, limits)
@@ -202,7 +202,7 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) 
             enable_monitoring=False,
             footer_links=["api"],
             theme=theme(),
-            css=CSS,
+            css_paths=Path(__file__).with_name("page.css"),
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],
