@@ -28,7 +28,7 @@ GROUPS = {
     ),
     "ui": (
         *("limits", "worker", "compare", "history", "timeline", "markup", "faults", "editor"),
-        *("page", "server"),
+        *("sight", "grid", "tabs", "page", "server"),
     ),
 }
 """The subpackages and, in the same way, their modules; none imports another's, but for these."""

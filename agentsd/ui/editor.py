@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ..errors import AgentSDError, ScheduleError
 from ..schedule import METHODS, Phase, Schedule
 from . import markup
-from .faults import told
+from .faults import in_place
 from .limits import MAX_YAML, read_schedule, read_yaml
 
 ROWS = 4
@@ -73,7 +73,7 @@ def as_yaml(data: Any) -> str:
 
 def as_python(schedule: Schedule) -> str:
     """Code that patches a pipeline with a schedule."""
-    phases = pformat(brief(schedule)["phases"], sort_dicts=False, width=88)
+    phases = pformat(brief(schedule)["phases"], sort_dicts=False, width=60)
     seed = f", seed={schedule.seed}" if schedule.seed else ""
     return (
         "import agentsd\n\n"
@@ -225,6 +225,9 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
         *(c for row in rows for c in (row.box, row.more, *row.controls.values())),
     ]
 
+    shows = in_place(drawn)
+
+    @shows
     def view(text: str, *about: Any) -> dict[Any, Any]:
         """What a schedule's text looks like: its timeline, or what is wrong with it."""
         try:
@@ -247,24 +250,24 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
             told |= row.shown(phase, number == count - 1, values)
         return told
 
+    @shows
     def typed(text: str, known: str, *about: Any) -> dict[Any, Any]:
         """Text was typed: it is left as it is."""
-        with told():
-            if text == known:
-                return {drawn: gr.skip()}
-            try:
-                phases = phases_of(text)
-            except ScheduleError:
-                return view(text, *about)
-            return view(text, *about) | show(phases)
+        if text == known:
+            return {drawn: gr.skip()}
+        try:
+            phases = phases_of(text)
+        except ScheduleError:
+            return view(text, *about)
+        return view(text, *about) | show(phases)
 
+    @shows
     def load(text: str, *about: Any) -> dict[Any, Any]:
         """Text comes from elsewhere: a preset's name, a file, an image."""
-        with told():
-            schedule = read_schedule(text)
-            data = brief(schedule)
-            new = as_yaml(data)
-            return {yaml: new, ours: new} | view(new, *about) | show(data["phases"])
+        schedule = read_schedule(text)
+        data = brief(schedule)
+        new = as_yaml(data)
+        return {yaml: new, ours: new} | view(new, *about) | show(data["phases"])
 
     def rewritten(text: str, phases: list[dict[str, Any]], *about: Any) -> dict[Any, Any]:
         rest = {k: v for k, v in read_yaml(text).items() if k != "phases"}
@@ -272,41 +275,41 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
         return {yaml: new, ours: new} | view(new, *about)
 
     def edited(number: int) -> Callable[..., dict[Any, Any]]:
+        @shows
         def edit(text: str, *values: Any) -> dict[Any, Any]:
-            with told():
-                phases = phases_of(text)
-                about, of_row = values[:4], values[4:]
-                if number >= len(phases):
-                    raise ScheduleError(f"there is no phase {number + 1}")
-                last = number == len(phases) - 1
-                says = dict(zip(rows[number].controls, of_row, strict=True))
-                phases[number] = changed(phases[number], says, last)
-                return rewritten(text, phases, *about) | show(phases, values=False)
+            phases = phases_of(text)
+            about, of_row = values[:4], values[4:]
+            if number >= len(phases):
+                raise ScheduleError(f"there is no phase {number + 1}")
+            last = number == len(phases) - 1
+            says = dict(zip(rows[number].controls, of_row, strict=True))
+            phases[number] = changed(phases[number], says, last)
+            return rewritten(text, phases, *about) | show(phases, values=False)
 
         return edit
 
     def removed(number: int) -> Callable[..., dict[Any, Any]]:
+        @shows
         def remove(text: str, *about: Any) -> dict[Any, Any]:
-            with told():
-                phases = phases_of(text)
-                if len(phases) < 2 or number >= len(phases):
-                    raise ScheduleError("a schedule has at least one phase")
-                rest = without(phases, number)
-                return rewritten(text, rest, *about) | show(rest)
+            phases = phases_of(text)
+            if len(phases) < 2 or number >= len(phases):
+                raise ScheduleError("a schedule has at least one phase")
+            rest = without(phases, number)
+            return rewritten(text, rest, *about) | show(rest)
 
         return remove
 
+    @shows
     def one_more(text: str, *about: Any) -> dict[Any, Any]:
-        with told():
-            phases = phases_of(text)
-            if len(phases) >= ROWS:
-                raise ScheduleError(f"rows are there for {ROWS} phases; the YAML takes more")
-            phases = with_one_more(phases)
-            return rewritten(text, phases, *about) | show(phases)
+        phases = phases_of(text)
+        if len(phases) >= ROWS:
+            raise ScheduleError(f"rows are there for {ROWS} phases; the YAML takes more")
+        phases = with_one_more(phases)
+        return rewritten(text, phases, *about) | show(phases)
 
+    @shows
     def uploaded(path: str, *about: Any) -> dict[Any, Any]:
-        with told():
-            return load(_read(path), *about)
+        return load(_read(path), *about)
 
     quick: dict[str, Any] = {
         "queue": False,

@@ -48,11 +48,20 @@ def keep(folder: str, image: Image.Image, recorded: dict[str, Any], caption: str
         recorded: What :func:`agentsd.generation.record` returned.
         caption: Told beside the image.
     """
+    data = encode_image(image, recorded)
+    return Entry(_written(folder, f"agentsd-{recorded['seed']}.png", data), caption, recorded)
+
+
+def keep_plain(folder: str, image: Image.Image, name: str) -> str:
+    """Write an image without settings, likewise; returns its file."""
+    return _written(folder, name, encode_image(image))
+
+
+def _written(folder: str, name: str, data: bytes) -> str:
     place = Path(folder) / secrets.token_hex(16)
     place.mkdir(parents=True)
-    file = place / f"agentsd-{recorded['seed']}.png"
-    write_whole(file, encode_image(image, recorded))
-    return Entry(str(file), caption, recorded)
+    write_whole(place / name, data)
+    return str(place / name)
 
 
 def restore(

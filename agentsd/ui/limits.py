@@ -129,6 +129,18 @@ class Menu:
         self.limits.check(settings)
         return settings
 
+    def check_sampler(self, model: str, name: Any) -> None:
+        """Refuse a scheduler that is none of the model's; ``None`` is its own.
+
+        Raises:
+            SettingsError: Lists those there are.
+        """
+        if name is not None and name not in self.samplers[model]:
+            raise SettingsError(
+                f"scheduler: there are {', '.join(self.samplers[model])} for this model "
+                f"(got {shown(name)})"
+            )
+
     def request(self, *, model: Any, schedule: Any, sampler: Any = None, **given: Any) -> Request:
         """Check what a visitor asks for.
 
@@ -144,11 +156,7 @@ class Menu:
         """
         settings = self.settings(model, **given)
         named = None if sampler in (None, OWN) else sampler
-        if named is not None and named not in self.samplers[model]:
-            raise SettingsError(
-                f"scheduler: there are {', '.join(self.samplers[model])} for this model "
-                f"(got {shown(sampler)})"
-            )
+        self.check_sampler(model, named)
         plan = read_schedule(schedule)
         return Request(model=model, settings=settings, schedule=plan, sampler=named)
 

@@ -14,17 +14,12 @@ from ..pipelines import default_guidance
 from ..schedule import Schedule
 from . import editor, markup
 from .compare import Compared, Judge, compare, pocket_judge
-from .faults import told
+from .faults import in_place, told
 from .history import KEPT, Entry, Restored, keep, restore
-from .limits import OWN, Limits, Menu, menu_of, read_upload
+from .limits import OWN, Limits, Menu, Request, menu_of, read_upload
+from .tabs import DEVICE, PRIVATE, plot, see, stopping
 from .timeline import Timeline
 from .worker import Finished, Progress, Worker
-
-DEVICE = {"concurrency_limit": 1, "concurrency_id": "device"}
-"""Of all that needs the device: one at a time."""
-
-PRIVATE = {"api_visibility": "private"}
-"""Of what is of use to the page alone."""
 
 PROMPT = "three red circles in a row on a blue background"
 
@@ -51,7 +46,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             "# agentsd\nThe same prompt and seed twice: as Stable Diffusion is, and with agent "
             "attention. Nothing is trained. Drag the divider to compare."
         )
-        entries = gr.State([])
+        entries, last = gr.State([]), gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 controls, buttons = _controls(menu)
@@ -76,6 +71,13 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                     elem_id="gallery",
                     visible=False,
                 )
+                drop = gr.File(
+                    label="Drop a PNG that agentsd made, to get its settings back",
+                    file_types=[".png"],
+                    type="filepath",
+                    height=120,
+                    elem_id="drop",
+                )
         about = [controls[name] for name in ("model", "num_inference_steps", "height", "width")]
 
         def draw(schedule: Schedule, model: str, steps: int, height: int, width: int) -> str:
@@ -85,21 +87,28 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 schedule, checked.num_inference_steps, checked.height or 0, checked.width or 0
             )
 
-        with gr.Tabs(), gr.Tab("Schedule"):
-            schedule = editor.build(buttons["preset"], about, draw)
-        asked = [*controls.values(), schedule.yaml]
+        with gr.Tabs():
+            with gr.Tab("Schedule"):
+                schedule = editor.build(buttons["preset"], about, draw)
+            asked = [*controls.values(), schedule.yaml]
 
-        def request(*values: Any) -> Any:
-            return menu.request(**dict(zip([*controls, "schedule"], values, strict=True)))
+            def request(*values: Any) -> Request:
+                return menu.request(**dict(zip([*controls, "schedule"], values, strict=True)))
 
+            with gr.Tab("What it sees"):
+                see(worker, last)
+            with gr.Tab("X/Y plot"):
+                plot(worker, menu, demo.GRADIO_CACHE, asked, request)
+
+        @in_place(now)
         async def generate(*values: Any) -> AsyncIterator[dict[Any, Any]]:
             """Make both images; outputs by component."""
             *given, kept = values
-            with told():
-                wanted = request(*given)
-                pipe, judge = worker.pipes[wanted.model], judges.get(wanted.model)
-                yield {now: markup.note("Waiting for the device." if worker.waiting else "…")}
-                async for event in worker.follow(lambda job: compare(job, pipe, wanted, judge), 2):
+            wanted = request(*given)
+            pipe, judge = worker.pipes[wanted.model], judges.get(wanted.model)
+            yield {now: markup.note("Waiting for the device." if worker.waiting else "…")}
+            async with worker.follow(lambda job: compare(job, pipe, wanted, judge), 2) as events:
+                async for event in events:
                     if isinstance(event, Progress):
                         yield {now: markup.progress(event)}
                     elif isinstance(event, Finished):
@@ -111,6 +120,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                             pair: tuple(one.file for one in made),
                             figures: markup.figures(event.result.figures),
                             entries: kept,
+                            last: wanted,
                             gallery: _pictures(kept),
                         }
                     else:
@@ -119,21 +129,12 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         run = buttons["go"].click(
             generate,
             [*asked, entries],
-            [now, pair, figures, entries, gallery],
+            [now, pair, figures, entries, last, gallery],
             show_progress="hidden",
             **DEVICE,
             **PRIVATE,
         )
-        buttons["stop"].click(
-            lambda: markup.note("Stopped."),
-            None,
-            now,
-            cancels=[run],
-            queue=False,
-            show_progress="hidden",
-            **PRIVATE,
-        )
-
+        stopping(buttons["stop"], now, run)
         restorable = [*controls.values(), *schedule.everything, now]
 
         def bring_back(found: Restored, model: str) -> dict[Any, Any]:
@@ -149,29 +150,21 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 what += " Its model is none of those here."
             return told | shown | {now: markup.note(f"Settings restored.{what}")}
 
+        @in_place(now)
         def chosen(kept: list[Entry], model: str, which: gr.SelectData) -> dict[Any, Any]:
-            with told():
-                index = which.index if isinstance(which.index, int) else -1
-                if not 0 <= index < len(kept):
-                    return {now: markup.note("That image is no longer here.")}
-                record = kept[index].record
-                return bring_back(restore(record, list(menu.sizes), menu.samplers), model)
+            index = which.index if isinstance(which.index, int) else -1
+            if not 0 <= index < len(kept):
+                return {now: markup.note("That image is no longer here.")}
+            record = kept[index].record
+            return bring_back(restore(record, list(menu.sizes), menu.samplers), model)
 
+        @in_place(now)
         def dropped(path: str | None, model: str) -> dict[Any, Any]:
-            with told():
-                if path is None:
-                    return {now: gr.skip()}
-                found = restore(read_upload(path), list(menu.sizes), menu.samplers)
-                return bring_back(found, model)
+            if path is None:
+                return {now: gr.skip()}
+            found = restore(read_upload(path), list(menu.sizes), menu.samplers)
+            return bring_back(found, model)
 
-        with gr.Accordion("Settings from an image", open=True):
-            drop = gr.File(
-                label="Drop a PNG that agentsd made, to get its settings back",
-                file_types=[".png"],
-                type="filepath",
-                height=110,
-                elem_id="drop",
-            )
         quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
         gallery.select(chosen, [entries, controls["model"]], restorable, **quick)
         drop.upload(dropped, [drop, controls["model"]], restorable, **quick)
@@ -294,16 +287,17 @@ def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, 
                 schedule=schedule,
             )
             pipe, judge = worker.pipes[wanted.model], judges.get(wanted.model)
-            async for event in worker.follow(lambda job: compare(job, pipe, wanted, judge), 2):
-                if isinstance(event, Finished):
-                    files = {
-                        one.caption: gr.FileData(path=one.file).model_dump()
-                        for one in _kept(demo, event.result)
-                    }
-                    yield files | event.result.figures
-                elif event is not None:
-                    yield {"image": event.label, "step": event.step, "steps": event.steps}
-                else:
-                    yield {}
+            async with worker.follow(lambda job: compare(job, pipe, wanted, judge), 2) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        files = {
+                            one.caption: gr.FileData(path=one.file).model_dump()
+                            for one in _kept(demo, event.result)
+                        }
+                        yield files | event.result.figures
+                    elif event is not None:
+                        yield {"image": event.label, "step": event.step, "steps": event.steps}
+                    else:
+                        yield {}
 
     return compare_both

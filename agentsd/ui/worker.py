@@ -7,8 +7,8 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -208,23 +208,19 @@ class Worker:
         self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    @asynccontextmanager
     async def follow(
         self, work: Callable[[Job], T], images: int = 1
-    ) -> AsyncIterator[Progress | Finished[T] | None]:
-        """Run work when its turn comes, and tell how it goes.
-
-        Whoever stops listening stops the job.
+    ) -> AsyncIterator[AsyncIterator[Progress | Finished[T] | None]]:
+        """Run work when its turn comes, and follow how it goes; leaving the block stops it.
 
         Args:
             work: Called in the worker's thread.
             images: How many images it makes.
 
         Yields:
-            Each :class:`Progress`, ``None`` where for a while there is none, and at the end
-            the result, :class:`Finished`.
-
-        Raises:
-            Exception: What the work raises.
+            What there is to tell: each :class:`Progress`, ``None`` where for a while there is
+            none, and at the end the result, :class:`Finished`. Raises what the work raises.
         """
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
@@ -239,21 +235,25 @@ class Worker:
         future.add_done_callback(tell)
         future.add_done_callback(self._done)
         try:
-            while True:
-                try:
-                    event = await asyncio.wait_for(told.get(), PATIENCE)
-                except asyncio.TimeoutError:
-                    yield None
-                    continue
-                if isinstance(event, Future):
-                    yield Finished(event.result())
-                    return
-                yield event
-        except CancelledError:  # the server ends
-            raise Stopped from None
+            yield _events(told)
         finally:
             job.stop()
             future.cancel()
 
     def _done(self, _: Any) -> None:
         self._waiting -= 1
+
+
+async def _events(
+    told: asyncio.Queue[Progress | Future[T]],
+) -> AsyncIterator[Progress | Finished[T] | None]:
+    while True:
+        try:
+            event = await asyncio.wait_for(told.get(), PATIENCE)
+        except asyncio.TimeoutError:
+            yield None
+            continue
+        if isinstance(event, Future):
+            yield Finished(event.result())
+            return
+        yield event
