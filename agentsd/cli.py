@@ -510,11 +510,11 @@ def serve(
     for name in model or ["pocket"]:
         with stderr.status(Text(f"loading {name} …")):
             pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
-    page = start(pipes, limits, place)
-    stdout.print(page.local_url)
+    server = start(pipes, limits, place)
+    stdout.print(server.url)
     if place.auth is None and host not in ("127.0.0.1", "localhost", "::1"):
         _note("everybody on the network may come in; --auth-file names who may")
-    page.block_thread()
+    server.wait()
 
 
 def _batch_size(told: str) -> int | None:

@@ -65,6 +65,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                     label="Made since the page was opened: a click brings the settings back",
                     format="png",
                     columns=6,
+                    fit_columns=False,
                     height="auto",
                     interactive=False,
                     allow_preview=False,
@@ -75,7 +76,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                     label="Drop a PNG that agentsd made, to get its settings back",
                     file_types=[".png"],
                     type="filepath",
-                    height=120,
+                    height=150,
                     elem_id="drop",
                 )
         about = [controls[name] for name in ("model", "num_inference_steps", "height", "width")]
@@ -195,7 +196,7 @@ def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
         found["seed"] = gr.Number(
             0, precision=0, minimum=0, label="Seed", info="Of both images' noise.", min_width=160
         )
-        buttons["dice"] = gr.Button("🎲 Dice", scale=0, min_width=110, elem_id="dice")
+        buttons["dice"] = gr.Button("Dice", scale=0, min_width=110, elem_id="dice")
     with gr.Row():
         buttons["go"] = gr.Button("Generate", variant="primary", elem_id="generate")
         buttons["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")

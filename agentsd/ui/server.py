@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
@@ -159,7 +163,33 @@ def health(worker: Worker) -> Callable[[Request], JSONResponse]:
     return answer
 
 
-def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) -> Any:
+@dataclass(frozen=True)
+class Server:
+    """A page that is being served."""
+
+    url: str
+    worker: Worker
+    demo: Any
+    """gradio's ``Blocks``."""
+    folder: str
+    """Of the files that visitors made."""
+
+    def wait(self) -> None:
+        """Serve until the process is interrupted or asked to end, then close."""
+        ended = Event()
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, lambda *_: ended.set())
+        ended.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Stop the jobs and the server, and remove its files."""
+        self.worker.close()
+        self.demo.close(verbose=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) -> Server:
     """Serve in the background.
 
     Args:
@@ -168,14 +198,15 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) 
         place: Where.
 
     Returns:
-        gradio's ``Blocks``, whose ``local_url`` is the address and whose ``close()`` ends it.
+        The server, which runs in a thread.
 
     Raises:
         LoadError: If the port cannot be listened on.
     """
     # Before gradio is imported and looks: nothing is told to its makers, and files lie apart.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # kept in memory, and gone over each time
+    folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
     from .page import build, theme
 
     worker = Worker(pipes)
@@ -212,4 +243,4 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) 
         raise LoadError(
             f"cannot listen on {place.host}:{place.port} ({error}); give another --port"
         ) from None
-    return demo
+    return Server(demo.local_url, worker, demo, folder)

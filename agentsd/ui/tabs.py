@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -48,7 +49,12 @@ def see(worker: Worker, last: Any) -> None:
         view = gr.Radio(list(sight.VIEWS), value=sight.VIEWS[0], label="Show", elem_id="view")
     caption = gr.HTML(elem_id="seen")
     picture = gr.Image(
-        label="What it sees", format="png", interactive=False, visible=False, elem_id="overlay"
+        label="What it sees",
+        format="png",
+        buttons=["download", "fullscreen"],
+        interactive=False,
+        visible=False,
+        elem_id="overlay",
     )
 
     @in_place(caption)
@@ -92,7 +98,10 @@ def see(worker: Worker, last: Any) -> None:
                         now: markup.note("Recorded. Choose a layer, a step and a view."),
                         key: name,
                         choices: gr.update(visible=True),
-                        layer: gr.update(choices=found.layers, value=found.layers[-1]),
+                        layer: gr.update(
+                            choices=[(short(name), name) for name in found.layers],
+                            value=found.layers[-1],
+                        ),
                         step: gr.update(maximum=max(final, first + 1), value=first),
                         view: sight.VIEWS[0],
                     }
@@ -118,6 +127,20 @@ def see(worker: Worker, last: Any) -> None:
             trigger_mode="always_last",
             **PRIVATE,
         )
+
+
+def short(name: str) -> str:
+    """A layer's name as people say it.
+
+    Example:
+        >>> short("up_blocks.3.attentions.1.transformer_blocks.0.attn1")
+        'up block 3, attention 1, part 0'
+    """
+    words = {"_blocks": " block", "attentions": "attention", "transformer block": "part"}
+    text = name.removesuffix(".attn1")
+    for long, plain in words.items():
+        text = text.replace(long, plain)
+    return ", ".join(re.sub(r"\.(\d+)", r" \1", text).split("."))
 
 
 def plot(
@@ -162,7 +185,12 @@ def plot(
         stop = gr.Button("Stop", variant="stop")
     now = gr.HTML(elem_id="plotting")
     picture = gr.Image(
-        label="Plot", type="filepath", format="png", interactive=False, elem_id="plotted"
+        label="Plot",
+        type="filepath",
+        format="png",
+        buttons=["download", "fullscreen"],
+        interactive=False,
+        elem_id="plotted",
     )
 
     @in_place(now)

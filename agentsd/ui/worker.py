@@ -189,14 +189,14 @@ class Worker:
                 raise LoadError(f"{name} is a {type(pipe).__name__}, which does not tell its steps")
         self.pipes = pipes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentsd")
-        self._waiting = 0
+        self._jobs: set[Job] = set()
         self._closed = False
         self._warm: set[tuple[int, ...]] = set()
 
     @property
     def waiting(self) -> int:
         """Jobs that are not done, the running one among them."""
-        return self._waiting
+        return len(self._jobs)
 
     @property
     def open(self) -> bool:
@@ -204,8 +204,10 @@ class Worker:
         return not self._closed
 
     def close(self) -> None:
-        """Take no more jobs."""
+        """Stop the jobs there are, and take no more."""
         self._closed = True
+        for job in list(self._jobs):
+            job.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     @asynccontextmanager
@@ -230,18 +232,15 @@ class Worker:
                 loop.call_soon_threadsafe(told.put_nowait, event)
 
         job = Job(tell, images, self._warm)
-        self._waiting += 1
+        self._jobs.add(job)
         future = self._thread.submit(work, job)
         future.add_done_callback(tell)
-        future.add_done_callback(self._done)
+        future.add_done_callback(lambda _: self._jobs.discard(job))
         try:
             yield _events(told)
         finally:
             job.stop()
             future.cancel()
-
-    def _done(self, _: Any) -> None:
-        self._waiting -= 1
 
 
 async def _events(
