@@ -88,9 +88,10 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     wrong: list[str] = []
+    home = url.partition("?")[0]
 
     def seen(request: Any) -> None:
-        if not request.url.startswith((url, "data:", "blob:")):
+        if not request.url.startswith((home, "data:", "blob:")):
             wrong.append(f"asked for {request.url}")
 
     def logged(message: Any) -> None:

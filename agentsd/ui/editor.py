@@ -212,11 +212,20 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
         yaml = gr.Textbox(
             label="The same as YAML, which says more than the rows",
             elem_id="yaml",
+            min_width=320,
             lines=12,
             max_length=MAX_YAML,
             html_attributes=gr.InputHTMLAttributes(spellcheck=False),
         )
-        python = gr.Code(label="Copy as Python", language="python", interactive=False, lines=12)
+        python = gr.Textbox(
+            label="Copy as Python",
+            elem_id="python",
+            min_width=320,
+            lines=12,
+            max_lines=12,
+            interactive=False,
+            buttons=["copy"],
+        )
     # Text boxes tell no pasting or deleting as input, so that every change must be looked at, and
     # those known that come from here.
     ours = gr.State("")
@@ -238,7 +247,7 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
             }
         except AgentSDError as error:
             return {drawn: markup.wrong(str(error)), python: "", preset: CUSTOM}
-        same = [name for name in Schedule.presets() if Schedule.preset(name) == schedule]
+        same = [n for n in Schedule.presets() if Schedule.preset(n).to_dict() == schedule.to_dict()]
         return found | {preset: same[0] if same else CUSTOM}
 
     def show(phases: list[dict[str, Any]], values: bool = True) -> dict[Any, Any]:
@@ -371,6 +380,7 @@ def _row(number: int) -> Row:
                 [(text, name) for name, text in WAYS.items()],
                 label=f"Phase {number + 1}: method",
                 scale=3,
+                min_width=280,
             )
             controls["until"] = gr.Slider(
                 0.01,
@@ -389,7 +399,7 @@ def _row(number: int) -> Row:
                 controls[name] = _slider(name, 1, 64, 1)
             for name in ("agents", "keys"):
                 controls[name] = gr.Number(
-                    0, precision=0, minimum=0, label=name, info=ABOUT[name], min_width=180
+                    0, precision=0, minimum=0, label=name, info=ABOUT[name], min_width=240
                 )
             controls["select"] = _choice("select", ["cycle", "random", "grid"])
         with gr.Accordion("more of this phase", open=False) as more, gr.Row():
@@ -410,10 +420,10 @@ def _slider(name: str, low: float, high: float, step: float) -> Any:
         step=step,
         label=name,
         info=ABOUT[name],
-        min_width=180,
+        min_width=240,
         **whole,
     )
 
 
 def _choice(name: str, choices: list[str]) -> Any:
-    return gr.Dropdown(choices, value=USUAL[name], label=name, info=ABOUT[name], min_width=180)
+    return gr.Dropdown(choices, value=USUAL[name], label=name, info=ABOUT[name], min_width=240)
