@@ -95,8 +95,9 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
             wrong.append(f"asked for {request.url}")
 
     def logged(message: Any) -> None:
-        if message.type == "error":
-            wrong.append(f"console: {message.text}")
+        place = message.location["url"]
+        if message.type == "error" and not place.endswith("/favicon.ico"):
+            wrong.append(f"console: {message.text} ({place})")
 
     assert CHROMIUM, "the tests of the page need Chromium (apt-get install chromium)"
     with sync_playwright() as playwright:
@@ -108,7 +109,7 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
         page.get_by_role("button", name="Generate").wait_for()
         yield page
         browser.close()
-    assert wrong == []
+    assert wrong == [], wrong
 
 
 def ask(url: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from playwright.sync_api import Page, expect
-from serving import idle, opened, served
+from serving import free_port, idle, opened, served
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 from tiny_models import patched_layers
 
 from agentsd.output import read_record
@@ -307,3 +316,53 @@ def test_it_loads_in_two_seconds(server: Server) -> None:
             times.append(time.perf_counter() - begun)
         print("seconds to load:", [round(t, 2) for t in times])
         assert min(times) < 2
+
+
+@contextmanager
+def proxied(url: str, prefix: str) -> Iterator[str]:
+    """A reverse proxy that takes a prefix off the path, as docs/app.md sets one up."""
+    client = httpx.AsyncClient(base_url=url, timeout=60)
+
+    async def forward(request: Request) -> StreamingResponse:
+        path = request.url.path.removeprefix(prefix) or "/"
+        headers = [(k, v) for k, v in request.headers.raw if k not in (b"content-length",)]
+        sent = client.build_request(
+            request.method,
+            httpx.URL(path=path, query=request.url.query.encode()),
+            headers=[*headers, (b"x-forwarded-host", request.headers["host"].encode())],
+            content=await request.body(),
+        )
+        answer = await client.send(sent, stream=True)
+        told = {k: v for k, v in answer.headers.items() if k not in ("content-length", "date")}
+        return StreamingResponse(
+            answer.aiter_raw(),
+            answer.status_code,
+            told,
+            background=BackgroundTask(answer.aclose),
+        )
+
+    app = Starlette(routes=[Route(prefix + "{path:path}", forward, methods=["GET", "POST"])])
+    port = free_port()
+    runner = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = Thread(target=runner.run)
+    thread.start()
+    while not runner.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}{prefix}"
+    finally:
+        runner.should_exit = runner.force_exit = True
+        thread.join(20)
+
+
+def test_behind_a_reverse_proxy(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, root_path="/agentsd") as server,
+        proxied(server.url, "/agentsd") as url,
+        opened(url + "/") as page,
+    ):
+        set_steps(page, 2)
+        generate(page)
+        expect(page.locator("#pair img").first).to_be_visible()
+        width = page.locator("#pair img").first.evaluate("image => image.naturalWidth")
+        assert width == 64
