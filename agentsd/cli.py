@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from . import __version__
 from .benchmark.command import benchmark
-from .errors import AgentSDError, OutputError, SettingsError
+from .errors import AgentSDError, LoadError, OutputError, SettingsError
 from .evaluation.command import app as evaluate
 
 app = typer.Typer(
@@ -460,6 +461,64 @@ def inspect(
         stdout.print(json.dumps(found), markup=False)
     else:
         Console(width=None if stdout.is_terminal else 120).print(found.table())
+
+
+@app.command(name="app")
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What visitors may choose from; may be repeated. As for generate.",
+            show_default="pocket",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who may come in: a user:password a line. Or the environment variable "
+            "AGENTSD_AUTH.",
+            show_default="everybody",
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Where a reverse proxy puts the page: /agentsd, say.")
+    ] = "",
+    queue_size: Annotated[int, typer.Option(help="Requests that may wait.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="Width times height of an image.")] = 1024 * 1024,
+    max_steps: Annotated[int, typer.Option(help="Denoising steps of an image.")] = 100,
+    max_images: Annotated[int, typer.Option(help="Images of an X/Y plot.")] = 16,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps, cpu, …", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(show_default="float32 on the CPU, else float16")
+    ] = None,
+) -> None:
+    """Serve a page to make images with and without agent attention, and to shape the schedule."""
+    if find_spec("gradio") is None:
+        raise LoadError("the app needs gradio: pip install gradio")
+    from .pipelines import hide_loading_bars, load_pipeline
+    from .ui.limits import Limits
+    from .ui.server import Place, read_auth, start
+
+    limits = Limits(
+        max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size
+    )
+    place = Place(host, port, root_path, read_auth(auth_file, os.environ.get("AGENTSD_AUTH")))
+    hide_loading_bars()
+    pipes = {}
+    for name in model or ["pocket"]:
+        with stderr.status(Text(f"loading {name} …")):
+            pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
+    server = start(pipes, limits, place)
+    stdout.print(server.url)
+    if place.auth is None and host not in ("127.0.0.1", "localhost", "::1"):
+        _note("everybody on the network may come in; --auth-file names who may")
+    server.wait()
 
 
 def _batch_size(told: str) -> int | None:

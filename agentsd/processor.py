@@ -95,7 +95,7 @@ def _over_keys(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor:
     # Each head has keys of its own, so only its own rows of the projections are needed of them.
     tokens = x.index_select(1, chosen.flatten()).view(len(x), *chosen.shape, -1)  # [B, H, n, C]
     k, v = (_project_heads(attn, project, x, tokens, chosen) for project in (attn.to_k, attn.to_v))
-    q = _split(attn, attn.to_q(x))
+    q = split_heads(attn, attn.to_q(x))
     return _project_out(attn, _attend(step.phase)(q, k, v, q.shape[-1] ** -0.5))
 
 
@@ -128,9 +128,9 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 def _over_merged(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor:
     """Merge into the chosen tokens, attend (through agents if planned), unmerge."""
     phase, plan = step.phase, step.plans[layer.downsample]
-    owner, agent_owner = _matched(attn, x, step, layer)
+    owner, agent_owner = matched(attn, x, step, layer)
     merged = merge(x, owner, plan.merged_tokens)  # [B, M, C]
-    q, k, v = (_split(attn, project(merged)) for project in (attn.to_q, attn.to_k, attn.to_v))
+    q, k, v = (split_heads(attn, project(merged)) for project in (attn.to_q, attn.to_k, attn.to_v))
     attend = _attend(phase)
     if agent_owner is None:
         out = attend(q, k, v, q.shape[-1] ** -0.5)
@@ -139,7 +139,7 @@ def _over_merged(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor
             q,
             k,
             v,
-            _split(attn, attn.to_q(merge(x, agent_owner, plan.agents))),  # [B, H, n, d]
+            split_heads(attn, attn.to_q(merge(x, agent_owner, plan.agents))),  # [B, H, n, d]
             k_scale2=phase.k_scale2,
             k_shortcut=phase.k_shortcut,
             attend=attend,
@@ -147,7 +147,7 @@ def _over_merged(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor
     return unmerge(_project_out(attn, out), owner)
 
 
-def _matched(attn: Attention, x: Tensor, step: Step, layer: Layer) -> tuple[Tensor, Tensor | None]:
+def matched(attn: Attention, x: Tensor, step: Step, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """Owners of the tokens, and of the agents if planned: matched here or, if kept, before."""
     phase, plan = step.phase, step.plans[layer.downsample]
     key = layer.matching_key(phase)
@@ -194,7 +194,7 @@ class MergedPart:
         return plan, found[0] if found else None
 
 
-def _split(attn: Attention, x: Tensor) -> Tensor:
+def split_heads(attn: Attention, x: Tensor) -> Tensor:
     """``[B, N, H·d]`` to ``[B, H, N, d]``."""
     return x.view(*x.shape[:-1], attn.heads, -1).transpose(1, 2)
 

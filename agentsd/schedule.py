@@ -72,8 +72,8 @@ class Phase(Strict):
             key); larger cells mean fewer agents (or keys).
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped likewise.
             Agents are used only where twice their number is below the merged tokens' number.
-        agents: At most so many agents, at any resolution: the cells grow with the grid, from
-            ``sx`` × ``sy`` on if these are given too. Instead of ``agent_ratio``.
+        agents: At most so many agents, at any resolution: where there would be more, cells are
+            larger than ``sx`` × ``sy``. Instead of ``agent_ratio``.
         keys: At most so many keys, likewise.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
@@ -153,13 +153,6 @@ class Phase(Strict):
         if self.agents is not None and "agent_ratio" in self.model_fields_set:
             raise ScheduleError("agents says how many there may be; drop agent_ratio")
 
-    @property
-    def _replaced(self) -> set[str]:
-        """The parameters for which ``agents`` or ``keys`` stands."""
-        if self.agents is None and self.keys is None:
-            return set()
-        return {"sx", "sy", "agent_ratio"} - self.model_fields_set
-
     def holds(self, step: int, num_steps: int) -> bool:
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
         if self.until_step is not None:
@@ -179,8 +172,7 @@ class Phase(Strict):
         if count is None:
             return self.sy, self.sx
         sy, sx = strides_for(height, width, count, partial=self.method == "keys")
-        least = {"sy": 1, "sx": 1} | {n: getattr(self, n) for n in {"sy", "sx"} - self._replaced}
-        return max(sy, least["sy"]), max(sx, least["sx"])
+        return max(sy, self.sy), max(sx, self.sx)
 
     def plan(self, height: int, width: int) -> Plan:
         """Count what the phase makes of a grid of ``height × width`` tokens."""
@@ -202,9 +194,9 @@ class Phase(Strict):
     def override(self, **changes: Any) -> Phase:
         """A copy with those parameters changed that its method reads."""
         changes = {k: v for k, v in changes.items() if k in METHODS[self.method]}
-        counts, cells = {"agents", "keys"}, {"sx", "sy", "agent_ratio"}
-        # The newer way of saying how many cells there are takes the place of the older.
-        dropped = cells if counts & changes.keys() else counts if cells & changes.keys() else ()
+        # The newer way of saying how many agents there are takes the place of the older.
+        ways = {"agents", "agent_ratio"}
+        dropped = ways if ways & changes.keys() else set()
         return Phase(**{k: v for k, v in self.to_dict().items() if k not in dropped} | changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,7 +205,8 @@ class Phase(Strict):
         return {
             name: value
             for name in names
-            if name not in self._replaced and (value := getattr(self, name)) is not None
+            if (value := getattr(self, name)) is not None
+            and not (name == "agent_ratio" and self.agents is not None)
         }
 
 

@@ -249,7 +249,7 @@ class TestLeftAlone:
 class TestNumbers:
     @pytest.mark.parametrize(
         ("grid", "keys"),
-        [((64, 64), 256), ((192, 192), 256), ((48, 96), 253), ((1, 300), 150), ((7, 9), 63)],
+        [((64, 64), 256), ((192, 192), 256), ((48, 96), 253), ((1, 300), 150), ((7, 9), 20)],
     )
     def test_keys_stay_below(self, grid: tuple[int, int], keys: int) -> None:
         plan = Phase(method="keys", keys=256).plan(*grid)
@@ -269,10 +269,10 @@ class TestNumbers:
         ("side", "keys"), [(16, 64), (32, 256), (64, 1024), (128, 1024), (192, 1024)]
     )
     def test_cells_grow_from_the_strides_given(self, side: int, keys: int) -> None:
-        phase = Phase(method="keys", sx=2, sy=2, keys=1024)
+        phase = Phase(method="keys", keys=1024)
         assert phase.plan(side, side).keys == keys
         assert Phase(**phase.to_dict()) == phase
-        assert Phase(method="keys", keys=1024).plan(16, 16).untouched
+        assert Phase(method="keys", sx=1, sy=1, keys=1024).plan(16, 16).untouched
 
     def test_agents_are_a_number_or_a_ratio(self) -> None:
         with pytest.raises(ScheduleError, match="drop agent_ratio"):
@@ -280,7 +280,10 @@ class TestNumbers:
         phase = Phase(agents=256, sx=8, sy=8)
         assert [phase.plan(side, side).agents for side in (64, 128)] == [64, 256]
 
-    def test_overrides_take_the_place_of_strides(self) -> None:
-        schedule = Schedule(phases=[Phase(method="keys", sx=2, sy=2)]).override(keys=64)
+    def test_overrides(self) -> None:
+        schedule = Schedule(phases=[Phase(method="keys")]).override(keys=64)
         assert schedule.phases[0].plan(64, 64).keys == 64
-        assert schedule.override(sx=4).phases[0].plan(64, 64).keys == 512
+        assert schedule.override(sx=16).phases[0].plan(64, 64).keys == 32
+        agents = Phase(agents=256).override(agent_ratio=0.8)
+        assert agents.agents is None
+        assert agents.override(agents=64).to_dict().get("agent_ratio") is None

@@ -52,7 +52,11 @@ def test_python(code: str, tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("command", commands("agentsd "))
+SERVING = "agentsd app"
+"""Runs until it is stopped; test_ui_load.py does both."""
+
+
+@pytest.mark.parametrize("command", [c for c in commands("agentsd ") if c != SERVING])
 def test_command(command: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

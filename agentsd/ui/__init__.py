@@ -1,0 +1,1 @@
+"""The web demo, ``agentsd app``: for people who look at images; needs gradio."""

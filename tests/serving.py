@@ -1,0 +1,158 @@
+"""The web demo served for tests, with a tiny model of random weights, and a browser to open it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tiny_models import tiny_pipeline, tiny_unet
+
+from agentsd.ui.limits import Limits
+from agentsd.ui.server import Place, Server, start
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+BASE: dict[str, Any] = {"prompt": "a", "num_inference_steps": 2, "api_name": "/compare"}
+"""What a request by the API says, at least."""
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": " "}, "prompt: must say something"),
+    ({"prompt": "x" * 10_001}, "at most 10000 characters"),
+    ({"prompt": "\x1b[31m"}, "control characters"),
+    ({"prompt": 7}, "prompt: input should be a valid string"),
+    ({"seed": -1}, "seed: input should be greater"),
+    ({"seed": 1.5}, "seed: input should be a valid integer"),
+    ({"seed": "1; rm"}, "seed: input should be a valid integer"),
+    ({"num_inference_steps": 51}, "at most 50 here (got 51)"),
+    ({"num_inference_steps": 10**9}, "less than or equal to 1000"),
+    ({"height": 2048, "width": 2048}, "at most 1,048,576 here"),
+    ({"height": 65}, "multiples of 8"),
+    ({"guidance_scale": 1e9}, "guidance_scale"),
+    ({"model": "pocket"}, "model: there are tiny (got 'pocket')"),
+    ({"model": "/etc"}, "model: there are tiny"),
+    ({"model": ["tiny"]}, "model: there are tiny"),
+    ({"scheduler": "__class__"}, "scheduler: there are"),
+    ({"scheduler": ["DDIM"]}, "scheduler: there are"),
+    ({"schedule": "/etc/passwd"}, "must be a mapping"),
+    ({"schedule": "configs/paper.yaml"}, "must be a mapping"),
+    ({"schedule": "phases:\n- method: kees"}, "phase 1: method: input should be"),
+    ({"schedule": "!!python/object/apply:os.system ['true']"}, "could not determine a constructor"),
+    ({"schedule": "a: &a [1]\nb: *a"}, "anchors are not allowed"),
+    ({"schedule": "[" * 16_000}, "at most 64 brackets"),
+    ({"schedule": "#" * 20_000}, "at most 16,384 bytes"),
+    ({"schedule": "phases:\n" + "- method: full\n  until: 0.5\n" * 500}, "phase 500"),
+    ({"schedule": "phases:\n- method: keys\n  max_downsample: 8\n  sx: 65"}, "sx: input should"),
+    ({"schedule": {"phases": []}}, "a preset's name or YAML text"),
+]
+"""What else it may say, and of what it then hears."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def served(folder: Path, limits: Limits | None = None, **place: Any) -> Iterator[Server]:
+    """Serve a pipeline whose images have 64 × 64 pixels, and 32 × 32 tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe = tiny_pipeline(folder, tiny_unet(sample_size=32))
+    where = Place(port=free_port(), **place)
+    server = start({"tiny": pipe}, limits or Limits(max_steps=50, max_images=6), where)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def opened(url: str, **context: Any) -> Iterator[Any]:
+    """A page in Chromium; a request beyond this machine, or an error in its console, fails."""
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+    home = url.partition("?")[0]
+
+    def seen(request: Any) -> None:
+        if not request.url.startswith((home, "data:", "blob:")):
+            wrong.append(f"asked for {request.url}")
+
+    def logged(message: Any) -> None:
+        place = message.location["url"]
+        if message.type == "error" and not place.endswith("/favicon.ico"):
+            wrong.append(f"console: {message.text} ({place})")
+
+    assert CHROMIUM, "the tests of the page need Chromium (apt-get install chromium)"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
+        page.on("request", seen)
+        page.on("console", logged)
+        page.goto(url)
+        page.get_by_role("button", name="Generate").wait_for()
+        yield page
+        browser.close()
+    assert wrong == [], wrong
+
+
+def ask(url: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    """Status and text of an answer; ``body`` is sent as JSON unless it is bytes."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url.rstrip("/") + path, data, sent)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def idle(server: Server, within: float = 10) -> float:
+    """Wait until no job is left; returns the seconds that it took."""
+    begun = time.perf_counter()
+    while server.worker.waiting:
+        assert time.perf_counter() - begun < within
+        time.sleep(0.01)
+    return time.perf_counter() - begun
+
+
+def leave(url: str) -> None:
+    """Ask for a long job over a socket of its own, and go away in the middle of it."""
+    session = uuid.uuid4().hex
+    data = ["a", "", 0, 50, None, 64, 64, "model's own", "tiny", "paper"]
+    body = {"data": data, "fn_index": handler(url, "compare"), "session_hash": session}
+    assert ask(url, "/gradio_api/queue/join", body)[0] == 200
+    line = http.client.HTTPConnection(url.split("/")[2], timeout=60)
+    line.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+    answer = line.getresponse()
+    while b'"step"' not in (told := answer.readline()):
+        assert told
+    line.close()
+
+
+def handler(url: str, name: str) -> int:
+    """The number by which the page calls a handler."""
+    config = json.loads(ask(url, "/config")[1])
+    return next(d["id"] for d in config["dependencies"] if d["api_name"] == name)
+
+
+def pixels(file: str) -> bytes:
+    with Image.open(file) as image:
+        return image.tobytes()

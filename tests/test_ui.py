@@ -1,0 +1,293 @@
+"""The web demo's parts, without a server: schedules, timelines, plots, what the patch sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from tiny_models import patched_layers, tiny_pipeline, tiny_unet
+
+from agentsd.errors import ScheduleError, SettingsError
+from agentsd.generation import ImageSettings
+from agentsd.merging import match, owners
+from agentsd.output import save_image
+from agentsd.patch import patched
+from agentsd.schedule import Phase, Schedule
+from agentsd.ui import compare, editor, grid, history, markup, sight
+from agentsd.ui.limits import Limits, Menu, menu_of, read_schedule, read_upload
+from agentsd.ui.timeline import Timeline, counts, pairs
+from agentsd.ui.worker import Finished, Job, Progress, Stopped, Worker
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    return tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
+
+
+@pytest.fixture
+def menu(pipe: Any) -> Menu:
+    return menu_of({"tiny": pipe}, Limits(max_images=6, max_steps=50))
+
+
+def job(images: int = 1, told: list[Any] | None = None) -> Job:
+    return Job((told if told is not None else []).append, images, set())
+
+
+def test_a_request_is_what_the_model_takes_unless_told(menu: Menu) -> None:
+    plain = menu.request(model="tiny", schedule="faithful", prompt="a")
+    assert (plain.settings.height, plain.settings.width) == (64, 64)
+    assert plain.settings.guidance_scale == 7.5
+    assert plain.schedule == Schedule.preset("faithful")
+    assert "DDIM" in menu.samplers["tiny"]
+
+
+def test_schedules_are_read_in_a_moment_whatever_they_are() -> None:
+    bomb = "a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [*a, *a]}}\n" for i in range(500))
+    for text in (
+        "[" * 16_000,
+        "{a: " * 4_000,
+        "- " * 8_000,
+        "? " * 8_000,
+        bomb,
+        '"' + "\\" * 9_000,
+    ):
+        begun = time.perf_counter()
+        with pytest.raises(ScheduleError):
+            read_schedule(text)
+        assert time.perf_counter() - begun < 3
+
+
+def test_uploads_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(b"GIF89a" + b"\0" * 100)
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "vast.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    large = PngImagePlugin.PngInfo()
+    large.add_text("agentsd", "[" * 100_000)
+    Image.new("RGB", (8, 8)).save(tmp_path / "deep.png", pnginfo=large)
+    for name, says in (
+        ("a.gif", "no PNG image"),
+        ("vast.png", "pixels"),
+        ("plain.png", "carries no settings"),
+        ("deep.png", "carries no settings"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            read_upload(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schedule": {"phases": []}}, "one or more phases"),
+        ({"seed": "x"}, "seed"),
+        ({"height": 65}, "multiples of 8"),
+        ({"prompt": "\x00"}, "control characters"),
+    ],
+)
+def test_a_forged_record_is_refused(
+    pipe: Any, menu: Menu, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    request = menu.request(model="tiny", schedule="faithful", prompt="a", seed=4)
+    record = compare.recorded(pipe, request, patched=True)
+    found = history.restore(record, ["tiny"], menu.samplers)
+    assert found.settings == request.settings.model_dump()
+    assert (found.model, found.schedule) == ("tiny", request.schedule)
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", record | {"model": "/etc"})
+    assert history.restore(read_upload(tmp_path / "forged.png"), ["tiny"], {}).model is None
+    with pytest.raises(SettingsError, match=says):
+        history.restore(json.loads(json.dumps(record)) | changes, ["tiny"], menu.samplers)
+
+
+def test_what_is_told_is_no_markup() -> None:
+    evil = "<script>alert(1)</script>"
+    now = Progress(evil, 1, 2, 0.5, 3.0, None)
+    for html in (markup.progress(now), markup.note(evil), markup.wrong(evil)):
+        assert "<script" not in html
+        assert "&lt;script" in html
+
+
+def test_a_timeline_tells_the_tokens_and_the_true_caps(pipe: Any) -> None:
+    line = Timeline(pipe)
+    html = line.draw(Schedule.preset("paper"), 50, 64, 64)
+    for text in ("steps 1–20", "steps 21–50", "1,024 → 615 → 64 agents", "capped to 0.9375"):
+        assert text in html
+    ((level,), _) = line.tokens(Schedule.preset("paper"), 64, 64)
+    assert level.plan == Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
+    assert not patched_layers(pipe.unet)  # its own shape is patched, not the model
+
+
+def test_pairs_are_those_that_softmaxes_see() -> None:
+    phase = Phase(method="keys", sx=2, sy=2)
+    assert pairs(phase.plan(8, 8)) == 64 * 16
+    assert counts(Phase(method="full").plan(8, 8), Phase(method="full")) == "64, as unpatched"
+    agent = Phase(method="agent", sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
+    assert (agent.agents, pairs(agent)) == (4, 2 * 4 * 48)
+
+
+def test_rows_say_what_yaml_says() -> None:
+    before = {"until": 0.5, "method": "agent", "sx": 4, "min_tokens": 0, "agent_ratio": 0.9}
+    values = {name: editor.USUAL[name] for name in editor.ABOUT} | {
+        "method": "keys",
+        "until": 0.3,
+        "sx": 8,
+        "keys": 0,
+        "agents": 0,
+    }
+    assert editor.changed(before, values, last=False) == {
+        "until": 0.3,
+        "method": "keys",
+        "sx": 8,
+        "min_tokens": 0,  # rows have no control for it; it stays
+    }
+    counted = editor.changed(before, values | {"keys": 64}, last=True)
+    assert counted == {"method": "keys", "keys": 64, "min_tokens": 0}
+    schedule = Schedule.preset("paper")
+    again = Schedule.from_dict(editor.brief(schedule))
+    assert again.to_dict() == schedule.to_dict()
+    phases = editor.with_one_more(editor.brief(schedule)["phases"])
+    assert [phase.get("until") for phase in phases] == [0.4, 0.7, None]
+    assert Schedule(phases=phases)
+    assert Schedule(phases=editor.without(phases, 2)).phases[-1].method == "merge"
+
+
+def test_a_plot_is_checked_before_it_is_made(menu: Menu) -> None:
+    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
+
+    def planned(x: str, xs: str, y: str, ys: str) -> grid.Plot:
+        return grid.plan(menu, request, (x, xs), (y, ys))
+
+    found = planned("ratio", "0.1, 0.2, 0.3", "schedule", "none, paper")
+    ratios = [cell.schedule and cell.schedule.phases[0].ratio for cell in found.cells]
+    assert ratios == [None, None, None, 0.1, 0.2, 0.3]
+    for axes, says in (
+        (("seed", "1, 2, 3", "steps", "1, 2, 3"), "at most 6 images"),
+        (("seed", "1", "steps", "51"), "at most 50 here"),
+        (("seed", "1", "seed", "2"), "two different"),
+        (("seed", "", "steps", "1"), "give values"),
+        (("nothing", "1", "steps", "1"), "axis: there are"),
+        (("seed", "1", "scheduler", "Nope"), "scheduler: there are"),
+        (("seed", "1", "schedule", "/etc/passwd"), "no preset"),
+        (("guidance", "nan", "steps", "1"), "guidance_scale"),
+        (("ratio", "2", "steps", "1"), "ratio"),
+        (("ratio", "0.5", "schedule", "fast"), "no phase of this schedule reads 'ratio'"),
+        (("seed", "1" * 600, "steps", "1"), "at most 500 characters"),
+    ):
+        with pytest.raises((SettingsError, ScheduleError), match=says):
+            planned(*axes)
+
+
+def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, menu: Menu) -> None:
+    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
+    plot = grid.plan(menu, request, ("schedule", "none, fast"), ("seed", "1, 2"))
+    colours = ["red", "green", "blue", "black"]
+    images = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    sheet = grid.draw(plot, images, ["1 s"] * 4, "a prompt")
+    found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
+    assert set(found) == {image.getpixel((0, 0)) for image in images}
+    told: list[Progress] = []
+    grid.make(job(4, told), pipe, plot, "a")
+    assert [(p.label, p.step) for p in told[:3]] == [
+        *(("image 1 of 4", 1), ("image 1 of 4", 2), ("image 2 of 4", 1))
+    ]
+    assert told[-1].share == 1
+
+
+def test_what_is_seen_is_what_the_layer_does(pipe: Any, menu: Menu) -> None:
+    """Owners and agents are those of the layer's own matching, and watching changes nothing."""
+    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
+    recording = sight.look(job(), pipe, request)
+    with patched(pipe, "paper"):
+        plain = job().make(pipe, request.settings)
+    assert recording.image.tobytes() == plain.image.tobytes()
+    assert (recording.steps, len(recording.layers)) == ([1, 2, 3, 4], 3)
+    early = recording.seen[1, recording.layers[0]]
+    assert early.owner is not None
+    assert early.agents is not None
+    assert early.listens is not None
+    assert early.places is not None
+    assert (len(np.unique(early.owner)), len(np.unique(early.agents))) == (615, 64)
+    assert (early.agents[early.places] == np.arange(64)).all()  # each agent is its own place's
+    assert set(early.listens) <= set(range(64))
+    assert recording.seen[4, recording.layers[0]].agents is None  # merging alone, by then
+    assert not pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1._forward_pre_hooks
+    for view in sight.VIEWS:
+        assert sight.overlay(recording, early, view).size == (768, 768)
+
+
+def test_favourites_by_a_loop() -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 2, n, 8, generator=random) for n in (9, 5))
+    best = sight._favourites(q, k, 0.5)
+    for i in range(9):
+        heard = sum(torch.softmax(0.5 * k[0, h] @ q[0, h, i], dim=0) for h in range(2))
+        assert best[i] == int(heard.argmax())
+    x = torch.randn(1, 16, 4, generator=random)
+    owner = owners(match(x, torch.arange(0, 16, 4)), 12)
+    assert owner.max() == 3  # so that places of agents are those of the destinations
+
+
+def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[Any]:
+    async def run() -> list[Any]:
+        found: list[Any] = []
+        async with worker.follow(work) as events:
+            async for event in events:
+                found.append(event)
+                if leave_after is not None and len(found) >= leave_after:
+                    break
+        return found
+
+    return asyncio.run(run())
+
+
+def test_a_job_that_fails_or_is_left_leaves_the_next_one_right(pipe: Any) -> None:
+    worker = Worker({"tiny": pipe})
+    settings = ImageSettings(prompt="a", num_inference_steps=8, height=64, width=64)
+    steps: list[int] = []
+
+    def make(job: Job) -> bytes:
+        return job.make(pipe, settings, Schedule.preset("paper"), "Euler a").image.tobytes()
+
+    def fail(job: Job) -> None:
+        def raises(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        hook = pipe.unet.register_forward_pre_hook(raises)
+        try:
+            make(job)
+        finally:
+            hook.remove()
+
+    def count(job: Job) -> bytes:
+        hook = pipe.unet.register_forward_hook(lambda *_: steps.append(1))
+        try:
+            return make(job)
+        finally:
+            hook.remove()
+
+    first = follow(worker, make)[-1]
+    assert isinstance(first, Finished)
+    with pytest.raises(ZeroDivisionError):
+        follow(worker, fail)
+    assert not patched_layers(pipe.unet)
+    follow(worker, count, leave_after=2)
+    while worker.waiting:
+        time.sleep(0.01)
+    assert len(steps) <= 4  # left after the second, and the one that was under way, or two
+    assert not patched_layers(pipe.unet)
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+    assert follow(worker, make)[-1].result == first.result
+    worker.close()
+    assert not worker.open
+
+
+def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
+    stopped = job()
+    stopped.stop()
+    with pytest.raises(Stopped):
+        stopped.make(pipe, ImageSettings(prompt="a", height=64, width=64))

@@ -1,0 +1,113 @@
+"""Two hundred requests from eight clients at once, of a server in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from serving import BAD, BASE, ask, free_port, leave, pixels
+from tiny_models import smallest_unet, tiny_pipeline
+
+CLIENTS, REQUESTS = 8, 200
+KINDS = ["good"] * 6 + ["cancelled", "cancelled", "bad", "gone"]
+"""What clients do, by turns."""
+
+VARIANTS: list[dict[str, Any]] = [
+    {"seed": 1, "schedule": "paper"},
+    {"seed": 1, "schedule": "faithful"},
+    {"seed": 2, "schedule": "paper", "scheduler": "Heun"},
+    {"seed": 3, "schedule": "faithful", "scheduler": "Euler a", "num_inference_steps": 3},
+    {"seed": 4, "schedule": "phases:\n- method: agent\n  agents: 16\n  reuse: 2\n"},
+    {"seed": 5, "schedule": "paper", "height": 96, "guidance_scale": 1.0},
+]
+WAYS = ("unpatched", "patched")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """``agentsd app`` with the smallest model; its address, and its process."""
+    (tmp_path / "tiny").mkdir()
+    tiny_pipeline(tmp_path / "tiny", smallest_unet()).save_pretrained(tmp_path / "tiny")
+    port = free_port()
+    options = ["--model", "tiny", "--port", str(port), "--max-steps", "50", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentsd.cli", "app", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{port}/"
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.timeout(600)
+def test_every_image_is_what_it_is_alone(app: tuple[str, psutil.Process]) -> None:
+    """Whatever happens to the requests beside: cancelled, refused, or left by their visitors."""
+    url, process = app
+    clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
+    size = {"height": 64, "width": 64}
+    alone = []
+    for given in VARIANTS:
+        found = clients[0].predict(**BASE | size | given)
+        alone.append([pixels(found[way]) for way in WAYS])
+    assert len({image for pair in alone for image in pair}) == 11  # one unpatched is twice there
+    told: Counter[str] = Counter()
+    wrong: list[str] = []
+    memory: list[int] = []
+    lock = threading.Lock()
+
+    def ask_for(number: int, client: Client) -> None:
+        kind, place = KINDS[number * 7 % len(KINDS)], number % len(VARIANTS)
+        given = BASE | size | VARIANTS[place]
+        if kind == "good":
+            found = client.predict(**given)
+            if [pixels(found[way]) for way in WAYS] != alone[place]:
+                wrong.append(f"request {number}: {VARIANTS[place]}")
+        elif kind == "cancelled":
+            job = client.submit(**given | {"num_inference_steps": 50})
+            time.sleep(0.1 * (number % 5))
+            job.cancel()
+        elif kind == "bad":
+            values, says = BAD[number % len(BAD)]
+            with pytest.raises(AppError) as raised:
+                client.predict(**given | values)
+            assert says in str(raised.value)
+        else:
+            leave(url)
+        with lock:
+            told[kind] += 1
+            memory.append(process.memory_info().rss)
+
+    def visit(which: int) -> None:
+        for number in range(which, REQUESTS, CLIENTS):
+            ask_for(number, clients[which])
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(visit, which) for which in range(CLIENTS)]:
+            done.result()
+    seconds = time.perf_counter() - begun
+    growth = (memory[-1] - memory[REQUESTS // 4]) / 2**20
+    print(f"{dict(told)} in {seconds:.0f} s; memory {memory[-1] / 2**20:.0f} MB, {growth:+.1f} MB")
+    assert (told.total(), min(told[kind] for kind in KINDS) >= 20) == (REQUESTS, True)
+    assert wrong == []
+    assert growth < 32
+    while '"jobs":0' not in ask(url, "/healthz")[1]:
+        time.sleep(0.05)
