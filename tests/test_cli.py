@@ -234,6 +234,27 @@ def test_as_a_program(command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_app_tells_in_one_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth").write_text("nobody")
+    for more, says in (
+        (["--max-steps", "0"], "max_steps: input should be greater than or equal to 1"),
+        (["--max-pixels", "1"], "max_pixels"),
+        (["--auth-file", str(tmp_path / "auth")], "line 1 is not user:password"),
+        (["--auth-file", str(tmp_path / "none")], "cannot be read"),
+        (["--model", "nowhere/at/all"], "neither a folder nor a file"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["app", *more])
+        err = capsys.readouterr().err
+        assert (says in err, len(err.splitlines())) == (True, 1), err
+    monkeypatch.setattr("agentsd.cli.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="1"):
+        main(["app"])
+    assert capsys.readouterr().err == "error: the app needs gradio: pip install gradio\n"
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--version"], ["--help"], ["generate", "--help"]):
         with pytest.raises(SystemExit) as stop:
