@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -12,13 +13,18 @@ from nbclient.exceptions import CellExecutionError
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
 
 
+def shown(cell: Any) -> list[set[str]]:
+    """The kinds of what a cell shows; notes of libraries, on stderr, left out."""
+    outputs = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
+    return [{*out.get("data", {"text": 0})} for out in outputs]
+
+
 def test_the_notebook_runs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    kept = [cell.get("outputs", []) for cell in notebook.cells]
+    before = [shown(cell) for cell in notebook.cells]
+    assert sum(map(len, before)) >= 8
     NotebookClient(notebook, timeout=240).execute()
-    for cell, before in zip(notebook.cells, kept, strict=True):
-        kinds = [{*out.get("data", {"text": 0})} for out in cell.get("outputs", [])]
-        assert kinds == [{*out.get("data", {"text": 0})} for out in before], cell.source
+    assert [shown(cell) for cell in notebook.cells] == before
     assert notebook.cells[-1].outputs[0].data["text/plain"] == "True"
     del notebook.cells[2:]
     notebook.cells[-1].source = "import agentsd; agentsd.nothing"
