@@ -73,7 +73,12 @@ def pipe(tmp_path: Path) -> Any:
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Put a figure into the table: ``figure(what, check, value, verdict)``."""
-    return lambda *row: record_property(FIGURE, row)
+
+    def put(what: str, check: str, value: float, verdict: str) -> None:
+        # A plain float, which travels between processes, whatever kind it was computed in.
+        record_property(FIGURE, (what, check, float(value), verdict))
+
+    return put
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
