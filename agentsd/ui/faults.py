@@ -13,6 +13,7 @@ import gradio as gr
 
 from ..errors import AgentSDError
 from . import markup
+from .worker import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +24,8 @@ def message(error: Exception) -> str:
     """What to tell of an error; one that is not ours goes to the log instead."""
     if isinstance(error, AgentSDError | gr.Error):
         return str(getattr(error, "message", error))
+    if isinstance(error, Stopped):
+        return "stopped: the server is closing"
     log.error("a visitor's request failed", exc_info=error)
     return "something went wrong here; the server's log says what"
 
