@@ -146,7 +146,7 @@ def test_rows_say_what_yaml_says() -> None:
         "min_tokens": 0,  # rows have no control for it; it stays
     }
     counted = editor.changed(before, values | {"keys": 64}, last=True)
-    assert counted == {"method": "keys", "keys": 64, "min_tokens": 0}
+    assert counted == {"method": "keys", "keys": 64, "sx": 8, "min_tokens": 0}
     schedule = Schedule.preset("paper")
     again = Schedule.from_dict(editor.brief(schedule))
     assert again.to_dict() == schedule.to_dict()

@@ -92,6 +92,8 @@ def test_stop_frees_the_device_within_a_step(page: Page, server: Server) -> None
 
 
 def test_the_timeline_follows_the_schedule(page: Page) -> None:
+    expect(timeline(page)).to_contain_text("1: keys")
+    page.locator("label").filter(has_text="paper").first.click()
     expect(timeline(page)).to_contain_text("steps 1–10")
     first = page.locator("#phase-1").first
     until = first.get_by_label("number input for until")
@@ -212,6 +214,7 @@ def test_what_it_sees(page: Page) -> None:
     look, seen = page.locator("#look"), page.locator("#seen")
     look.click()
     expect(page.locator("#looking")).to_contain_text("Make an image first")
+    page.locator("label").filter(has_text="paper").first.click()
     set_steps(page, 4)
     generate(page)
     look.click()
