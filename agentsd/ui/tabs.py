@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections import OrderedDict
@@ -21,6 +22,10 @@ DEVICE = {"concurrency_limit": 1, "concurrency_id": "device"}
 
 PRIVATE = {"api_visibility": "private"}
 """Of what is of use to the page alone."""
+
+IN_FLIGHT = 0.3
+"""Seconds in which what a stopped job told last reaches the page, and would cover what is told
+then."""
 
 RECORDINGS = 4
 """Kept at a time, of all visitors; the ones longest unused go."""
@@ -220,12 +225,11 @@ def plot(
 
 def stopping(button: Any, now: Any, run: Any) -> None:
     """Have a button stop a running job."""
-    button.click(
-        lambda: markup.note("Stopped."),
-        None,
-        now,
-        cancels=[run],
-        queue=False,
-        show_progress="hidden",
-        **PRIVATE,
-    )
+
+    async def tell() -> str:
+        await asyncio.sleep(IN_FLIGHT)
+        return markup.note("Stopped.")
+
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+    stopped = button.click(lambda: None, cancels=[run], **quick)
+    stopped.then(tell, None, now, **quick)
