@@ -37,11 +37,13 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
         The :class:`Matching`, from which :func:`owners` makes any number of merges.
     """
     # The default eps is 0 in float16, where a token of zeros would turn all similarities into NaN.
-    unit = F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
-    wanted = unit[:, destinations].mT  # [B, C, n]
+    tiny = torch.finfo(x.dtype).tiny
+    wanted = F.normalize(x[:, destinations], dim=-1, eps=tiny).mT  # [B, C, n]
     rows = max(1, BLOCK // (len(x) * len(destinations)))
-    found = [(some @ wanted).max(dim=-1) for some in unit.split(rows, dim=1)]
-    similarity, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # [B, N]
+    found = [(some @ wanted).max(dim=-1) for some in x.split(rows, dim=1)]
+    product, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # [B, N]
+    # A token's own length says nothing of which destination is nearest: it is divided by at last.
+    similarity = product / torch.linalg.vector_norm(x, dim=-1).clamp_min(tiny)
     similarity = similarity.index_fill(1, destinations, -torch.inf)
     return Matching(destinations, best, similarity)
 
@@ -91,11 +93,23 @@ def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
         since counts above 256 are not exact in bfloat16.
     """
     batch, _, channels = x.shape
-    index = _flat(owner, rows)
-    total = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))  # [B·N, C]
-    count = total.new_zeros(batch * rows).index_add_(0, index, total.new_ones(index.shape))
-    mean = total.new_zeros(batch * rows, channels).index_add_(0, index, total) / count[:, None]
-    return mean.to(x.dtype).view(batch, rows, channels)
+    index, tokens = _flat(owner, rows), x.flatten(0, 1)
+    if x.device.type == "mps" or (x.device.type == "cpu" and x.dtype == torch.float16):
+        # Bags are missing on MPS before PyTorch 2.10, and overflow in float16 on CPUs.
+        mean = _mean_by_adding(tokens, index, batch * rows)
+    else:
+        # One pass, and on CUDA, unlike adding, always in the same order.
+        index, order = index.sort()
+        first = torch.searchsorted(index, torch.arange(batch * rows, device=x.device))
+        mean = F.embedding_bag(order, tokens, first, mode="mean")
+    return mean.view(batch, rows, channels)
+
+
+def _mean_by_adding(tokens: Tensor, index: Tensor, rows: int) -> Tensor:
+    total = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    count = total.new_zeros(rows).index_add_(0, index, total.new_ones(index.shape))
+    mean = total.new_zeros(rows, tokens.shape[1]).index_add_(0, index, total) / count[:, None]
+    return mean.to(tokens.dtype)
 
 
 def unmerge(y: Tensor, owner: Tensor) -> Tensor:

@@ -152,6 +152,17 @@ class TestMerge:
         assert torch.equal(merge(x, owner, 5), x.flip(1))
         assert torch.equal(unmerge(x, owner), x.flip(1))
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_both_ways_to_sum_agree(self, dtype: torch.dtype) -> None:
+        """Bags, and what stands in for them where they are missing or overflow."""
+        x = tokens(2, 600).to(dtype)
+        owner = owners(match(x, torch.arange(0, 600, 16)), 400)
+        added = merging._mean_by_adding(x.flatten(0, 1), merging._flat(owner, 200), 400)
+        eps = torch.finfo(dtype).eps
+        merged = merge(x, owner, 200).flatten(0, 1)
+        torch.testing.assert_close(merged, added, rtol=eps, atol=eps)
+        assert not torch.allclose(merge(x.roll(1, 1), owner, 200).flatten(0, 1), added, atol=0.1)
+
     def test_has_gradients(self) -> None:
         x = tokens(2, 8, 2).requires_grad_()
         owner = owners(match(x.detach(), torch.tensor([1, 6])), 4)
