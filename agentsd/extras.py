@@ -207,6 +207,26 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
     return known[kind].from_config(pipe.scheduler.config, **settings)
 
 
+@contextmanager
+def scheduled(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
+    """Give a pipeline another scheduler until the end of the block; ``None`` leaves it its own.
+
+    Args:
+        pipe: The pipeline.
+        name: As for :func:`scheduler_for`.
+
+    Raises:
+        SettingsError: As :func:`scheduler_for`.
+    """
+    own = pipe.scheduler
+    try:
+        if name is not None:
+            pipe.scheduler = scheduler_for(pipe, name)
+        yield
+    finally:
+        pipe.scheduler = own
+
+
 def _scaled(lora: str) -> tuple[str, float]:
     """``PATH:SCALE`` taken apart; the weight of a path alone is 1."""
     path, colon, scale = lora.rpartition(":")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator
-from ruamel.yaml import YAML
 
 from .errors import ScheduleError
 from .sampling import cells, strides_for
-from .validation import Strict, parse_yaml, read_text, shown
+from .validation import Strict, dump_yaml, parse_yaml, read_text, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -311,11 +309,7 @@ class Schedule(Strict):
 
     def to_yaml(self) -> str:
         """The schedule as YAML text."""
-        out = StringIO()
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.dump(self.to_dict(), out)
-        return out.getvalue()
+        return dump_yaml(self.to_dict())
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Schedule:

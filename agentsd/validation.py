@@ -1,12 +1,13 @@
 """Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told.
 
-And where they come from: text files, and the YAML in them.
+And where they come from: text files, and the YAML in them, which is written here too.
 """
 
 from __future__ import annotations
 
 import difflib
 import reprlib
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +75,15 @@ def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
         raise error(f"{place}:{line} not valid YAML ({what})") from None
     except (ValueError, KeyError, RecursionError) as problem:  # of values that are none, or depth
         raise error(f"{place}: not valid YAML ({shown(str(problem))})") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain values as YAML text, a line each."""
+    out = StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(data, out)
+    return out.getvalue()
 
 
 def _tell(error: ValidationError, names: list[str]) -> str:

@@ -6,13 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import EvaluationError
-from ..extras import scheduler_for
+from ..extras import scheduled
 from ..generation import ImageSettings, Made, make_image, record
 from ..output import prepare_folder, save_image, write_whole
 from .pictures import MANIFEST, read_manifest
@@ -50,24 +48,13 @@ def run(
     """
     judges = Judges.of(protocol, pipe.device)  # rather now than after hours of making images
     begun = time.perf_counter()
-    with _sampling_with(protocol.scheduler, pipe):
+    with scheduled(pipe, protocol.scheduler):
         generate(protocol, out, pipe, progress)
     made = time.perf_counter()
     report = measure(protocol, out, judges, cache=cache, progress=progress)
     report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
     return report
-
-
-@contextmanager
-def _sampling_with(scheduler: str | None, pipe: Any) -> Iterator[None]:
-    before = pipe.scheduler
-    try:
-        if scheduler is not None:
-            pipe.scheduler = scheduler_for(pipe, scheduler)
-        yield
-    finally:
-        pipe.scheduler = before
 
 
 def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> Made:

@@ -11,9 +11,10 @@ from PIL import Image
 from ..comparison import psnr
 from ..evaluation.features import Clip, clip
 from ..evaluation.metrics import clip_score
+from ..extras import scheduled
 from ..generation import Made, record
 from .limits import Request
-from .worker import Job, scheduled
+from .worker import Job
 
 Judge = Callable[[Image.Image, str], float]
 """How well an image fits a prompt."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from io import StringIO
 from pathlib import Path
 from pprint import pformat
 from typing import Any, NamedTuple
 
 import gradio as gr
-from ruamel.yaml import YAML
 
 from ..errors import AgentSDError, ScheduleError
 from ..schedule import METHODS, Phase, Schedule
+from ..validation import dump_yaml
 from . import markup
 from .faults import in_place
 from .limits import MAX_YAML, read_schedule, read_yaml
@@ -60,15 +59,6 @@ def brief(schedule: Schedule) -> dict[str, Any]:
         said = {name: v for name, v in every.items() if name == "method" or v != USUAL[name]}
         phases.append(said)
     return {"phases": phases} | ({"seed": schedule.seed} if schedule.seed else {})
-
-
-def as_yaml(data: Any) -> str:
-    """Plain values as YAML text."""
-    out = StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(data, out)
-    return out.getvalue()
 
 
 def as_python(schedule: Schedule) -> str:
@@ -273,12 +263,12 @@ def build(preset: Any, about: list[Any], draw: Callable[..., str]) -> Editor:
         """Text comes from elsewhere: a preset's name, a file, an image."""
         schedule = read_schedule(text)
         data = brief(schedule)
-        new = as_yaml(data)
+        new = dump_yaml(data)
         return {yaml: new, ours: new} | view(new, *about) | show(data["phases"])
 
     def rewritten(text: str, phases: list[dict[str, Any]], *about: Any) -> dict[Any, Any]:
         rest = {k: v for k, v in read_yaml(text).items() if k != "phases"}
-        new = as_yaml({"phases": phases, **rest})
+        new = dump_yaml({"phases": phases, **rest})
         return {yaml: new, ours: new} | view(new, *about)
 
     def edited(number: int) -> Callable[..., dict[Any, Any]]:

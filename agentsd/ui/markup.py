@@ -31,11 +31,6 @@ def preview(image: Image.Image) -> str:
     return f'<img alt="the image so far" src="data:image/jpeg;base64,{code}">'
 
 
-def waiting(ahead: int) -> str:
-    """What to tell while other visitors' jobs run."""
-    return note("waiting for the device" if ahead else "getting ready")
-
-
 def note(text: str) -> str:
     """A line of text."""
     return f'<div class="told"><p>{escape(text)}</p></div>'

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..errors import LoadError
-from ..extras import scheduler_for
+from ..extras import scheduled
 from ..generation import ImageSettings, Made, make_image
 from ..patch import patched
 from ..schedule import Schedule
@@ -159,18 +159,6 @@ class Job:
 def _overflows(vae: Any) -> bool:
     """Whether a VAE must be made float32 to decode, as SDXL's must; too much for a preview."""
     return bool(vae.dtype == torch.float16 and vae.config.get("force_upcast"))
-
-
-@contextmanager
-def scheduled(pipe: DiffusionPipeline, sampler: str | None) -> Iterator[None]:
-    """Give a pipeline another scheduler for a while; ``None`` leaves it its own."""
-    own = pipe.scheduler
-    try:
-        if sampler is not None:
-            pipe.scheduler = scheduler_for(pipe, sampler)
-        yield
-    finally:
-        pipe.scheduler = own
 
 
 class Worker:
