@@ -43,7 +43,9 @@ def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     assert rows[1].removed == 1
     assert all(row.distance > 0 for row in rows[1:])
     assert all(row.rounds == 2 and row.tokens == 512 and row.seconds > 0 for row in rows)
-    assert all(row.attention_seconds < row.seconds for row in rows)
+    assert all(0 < row.attention_seconds < row.seconds for row in rows)
+    merging = {row.variant for row in rows if 0 < row.merging_seconds < row.attention_seconds}
+    assert merging == {"paper, phase 1", "paper, phase 2"}
     assert torch.equal(call(unet), before)
 
 
@@ -85,6 +87,14 @@ def test_shapes_are_those_of_the_real_models(name: str) -> None:
         unet = UNet2DConditionModel(**SHAPES[name])
     count = sum(p.numel() for p in unet.parameters()) / 1e6
     assert count == pytest.approx({"sd15": 860, "sd21": 866, "sdxl": 2567}[name], abs=1)
+
+
+def test_the_top_block_is_one_of_the_whole() -> None:
+    with torch.device("meta"):
+        whole, top = (UNet2DConditionModel(**timing.TIMED[name]) for name in ("sd15", "sd15-top"))
+    [site] = timing.top_sites(top)
+    assert site.downsample == 1
+    assert str(site.module) == str(timing.top_sites(whole)[0].module)
 
 
 class TestCommand:

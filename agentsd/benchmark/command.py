@@ -26,6 +26,7 @@ class Model(str, Enum):
     """Names of the shapes that can be timed."""
 
     sd15 = "sd15"
+    sd15_top = "sd15-top"
     sd21 = "sd21"
     sdxl = "sdxl"
     pocket = "pocket"
@@ -34,7 +35,11 @@ class Model(str, Enum):
 def benchmark(
     context: typer.Context,
     model: Annotated[
-        Model, typer.Option(help="Real shapes with random weights, or the pocket model.")
+        Model,
+        typer.Option(
+            help="Real shapes with random weights (sd15-top is one block of sd15), or the "
+            "pocket model."
+        ),
     ] = Model.sd15,
     size: Annotated[
         list[str] | None,

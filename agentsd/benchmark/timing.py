@@ -20,12 +20,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
+from unittest import mock
 
 import psutil
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from .. import processor
 from ..errors import SettingsError
 from ..generation import VERSIONS
 from ..patch import patched
@@ -35,7 +37,21 @@ from ..schedule import Phase, Schedule
 from ..shapes import SHAPES
 from ..sites import exchanged, top_sites
 
-MODELS = (*SHAPES, "pocket")
+TIMED: dict[str, dict[str, Any]] = {
+    **SHAPES,
+    "sd15-top": {
+        **SHAPES["sd15"],
+        "block_out_channels": (320,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "mid_block_type": None,
+        "layers_per_block": 1,
+    },
+}
+"""Shapes to time. ``sd15-top`` is one block of the highest resolution of ``sd15``, for sizes at
+which the whole would take long."""
+
+MODELS = (*TIMED, "pocket")
 NOISY = 0.1
 """Spread of a ratio, interquartile range over median, from which on it means little."""
 
@@ -74,6 +90,8 @@ class Row:
     seconds: float
     attention_seconds: float
     """Within the self-attention modules of that resolution; 0 where compiled."""
+    merging_seconds: float
+    """Of those, in matching, merging and unmerging of ours."""
     ratio: float
     """Time over unpatched time, the median over the rounds."""
     ratio_low: float
@@ -106,7 +124,7 @@ def build(case: Case) -> UNet2DConditionModel:
     try:
         torch.set_default_dtype(dtype)
         with torch.device(case.device):
-            return UNet2DConditionModel(sample_size=case.height, **SHAPES[case.model]).eval()
+            return UNet2DConditionModel(sample_size=case.height, **TIMED[case.model]).eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -158,6 +176,14 @@ PEERS = {
 }
 
 
+class Times(NamedTuple):
+    """Seconds of a call."""
+
+    total: float
+    attention: float
+    merging: float
+
+
 class Stopwatch:
     """Calls a UNet at consecutive steps of a run, and tells how long it took."""
 
@@ -179,7 +205,9 @@ class Stopwatch:
             pooled = torch.randn((case.batch, 1280), generator=random).to(**like)
             ids = torch.zeros((case.batch, 6), **like)
             self.extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
-        self.attention = 0.0
+        # Looked up before anything is patched, as a peer's processor is not known for attention.
+        self.watched = [site.module for site in top_sites(unet)]
+        self.attention = self.merging = 0.0
 
     def call(self, step: int) -> Tensor:
         """The UNet's output at a step of the run."""
@@ -188,19 +216,35 @@ class Stopwatch:
         self._wait()
         return out  # type: ignore[no-any-return]
 
-    def time(self, calls: int) -> tuple[float, float]:
-        """Mean seconds of ``calls`` consecutive calls, and those within the attention."""
+    def time(self, calls: int) -> Times:
+        """Mean seconds of ``calls`` consecutive calls, and of their parts."""
+        self.attention = self.merging = 0.0
+        if self.case.compiled:
+            total = self._run(calls)
+        elif self.device.type == "cpu":
+            with self._parts_timed():
+                total = self._run(calls)
+        else:  # timing the parts means to wait for the device at each, which slows the whole
+            total = self._run(calls)
+            with self._parts_timed():
+                self._run(calls)
+        return Times(total / calls, self.attention / calls, self.merging / calls)
+
+    def _run(self, calls: int) -> float:
+        begun = time.perf_counter()
+        for step in range(calls):
+            self.call(step)
+        return time.perf_counter() - begun
+
+    @contextmanager
+    def _parts_timed(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if not self.case.compiled:
-                for site in top_sites(self.unet):
-                    for hook in self._watch(site.module):
-                        stack.callback(hook.remove)
-            self.attention = 0.0
-            begun = time.perf_counter()
-            for step in range(calls):
-                self.call(step)
-            seconds = time.perf_counter() - begun
-        return seconds / calls, self.attention / calls
+            for module in self.watched:
+                for hook in self._watch(module):
+                    stack.callback(hook.remove)
+            for name in ("matched", "merge", "unmerge"):
+                stack.enter_context(self._timed(name))
+            yield
 
     def _watch(self, module: Any) -> list[Any]:
         begun = [0.0]
@@ -214,6 +258,22 @@ class Stopwatch:
             self.attention += time.perf_counter() - begun[0]
 
         return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Count the time within a function of the processor's."""
+        function = getattr(processor, name)
+
+        def timed(*args: Any) -> Any:
+            self._wait()
+            begun = time.perf_counter()
+            out = function(*args)
+            self._wait()
+            self.merging += time.perf_counter() - begun
+            return out
+
+        with mock.patch.object(processor, name, timed):
+            yield
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -285,7 +345,7 @@ def run(
         torch._dynamo.config.recompile_limit = 8 * len(variants)
         unet.compile()
     watch = Stopwatch(unet, case)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    times: dict[str, list[Times]] = {name: [] for name in variants}
     memory: dict[str, float] = {}
     distance: dict[str, float] = {}
     reference: Tensor | None = None
@@ -311,14 +371,14 @@ def _row(
     case: Case,
     name: str,
     tokens: int,
-    times: dict[str, list[tuple[float, float]]],
+    times: dict[str, list[Times]],
     peak: float,
     distance: float,
 ) -> Row:
-    ratios = [a / b for (a, _), (b, _) in zip(times[name], times["unpatched"], strict=True)]
+    ratios = [a.total / b.total for a, b in zip(times[name], times["unpatched"], strict=True)]
     low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     seconds, unpatched, least = (
-        median(t for t, _ in times[key]) for key in (name, "unpatched", "floor")
+        median(t.total for t in times[key]) for key in (name, "unpatched", "floor")
     )
     ratio = median(ratios)
     return Row(
@@ -328,7 +388,8 @@ def _row(
         variant=name,
         rounds=len(ratios),
         seconds=seconds,
-        attention_seconds=median(a for _, a in times[name]),
+        attention_seconds=median(t.attention for t in times[name]),
+        merging_seconds=median(t.merging for t in times[name]),
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
