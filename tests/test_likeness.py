@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import picture_sets
@@ -15,8 +16,10 @@ from torchmetrics.functional.image import lpips as their_lpips
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from agentsd.errors import EvaluationError
+from agentsd.evaluation import likeness as module
 from agentsd.evaluation import lpips
-from agentsd.evaluation.likeness import pairs, psnr, ssim
+from agentsd.evaluation.features import clip
+from agentsd.evaluation.likeness import likeness, pairs, psnr, ssim
 from agentsd.evaluation.pictures import Picture, pictures
 
 
@@ -40,6 +43,22 @@ def test_ssim_is_the_definition() -> None:
     assert ssim(a, b) == pytest.approx(expected, abs=1e-6)
     with pytest.raises(EvaluationError, match="11 pixels"):
         ssim(a[:8], b[:8])
+
+
+def test_a_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (picture_sets.folder(tmp_path / str(n), 2, first=n) for n in (0, 2))
+    judge, cache = clip("pocket"), tmp_path / "cache"
+
+    def rows() -> list[dict[str, Any]]:
+        return likeness(pairs(pictures(ours), pictures(theirs)), judge, folder=cache).rows
+
+    first, calls = rows(), []
+    monkeypatch.setattr(module, "ssim", lambda a, b: calls.append(1) or ssim(a, b))
+    assert rows() == first
+    assert not calls
+    picture_sets.noise(4).save(ours / "000.png")
+    assert rows() != first
+    assert len(calls) == 1
 
 
 @pytest.fixture

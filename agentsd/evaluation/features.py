@@ -23,7 +23,7 @@ from ..validation import shown
 from . import inception
 from .pictures import Picture, Reading, decoded, digest_of, opened
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 def cache_folder() -> Path:
@@ -239,7 +239,6 @@ def extract(
     """
     reading = reading or Reading()
     cache = Cache((folder or cache_folder()) / extractor.identity)
-    manner = f"-{reading.size}-{'rgb' if reading.convert else ''}"
     values: dict[int, Floats] = {}
     bad: list[str] = []
     waiting: list[tuple[int, str, Image.Image]] = []
@@ -272,7 +271,7 @@ def extract(
     for index, picture in enumerate(found):
         try:
             data = picture.read()
-            key = digest_of(picture, data) + manner
+            key = digest_of(picture, data) + reading.manner
             image = opened(picture.name, data, reading)
             size = size or image.size
             if reading.size is None and image.size != size:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ..errors import EvaluationError
 from ..output import side_by_side
-from .features import Clip, extract
+from .features import Cache, Clip, cache_folder, extract
 from .lpips import Lpips
 from .metrics import cosine
 from .pictures import Picture, Reading, decoded, digest_of, opened
@@ -120,7 +121,7 @@ def likeness(
         clip: Whose embeddings to compare.
         reading: How to read the images.
         lpips: Measures that as well, where given.
-        folder: Of the features' cache.
+        folder: Of the cache, of features and of SSIM, which takes most of a second a pair.
         progress: Called with the number of pairs that are done.
 
     Returns:
@@ -134,27 +135,29 @@ def likeness(
     rows: list[dict[str, Any]] = []
     bad: list[str] = []
     kept: list[Pair] = []
-    for number, pair in enumerate(found, start=1):
-        try:
-            a, b = (_read(picture, reading) for picture in pair)
-            if a.size != b.size:
-                raise EvaluationError(
-                    f"{pair.image.name}: is {a.width}×{a.height}, its counterpart "
-                    f"{b.width}×{b.height}; --size N makes all N×N"
-                )
-        except EvaluationError as error:
-            if not reading.skip_bad:
-                raise EvaluationError(f"{error} (--skip-bad leaves such pairs out)") from None
-            bad.append(str(error))
-            continue
-        names = {"image": pair.image.name, "reference": pair.reference.name}
-        known = {"prompt": pair.image.prompt, "seed": pair.image.seed}
-        x, y = np.asarray(a), np.asarray(b)
-        rows.append({**names, **known, "psnr": psnr(x, y), "ssim": ssim(x, y)})
-        if lpips is not None:
-            rows[-1]["lpips"] = lpips.between(x, y)
-        kept.append(pair)
-        progress(number)
+    with _remembered(folder or cache_folder()) as similarity:
+        for number, pair in enumerate(found, start=1):
+            try:
+                (a, of_a), (b, of_b) = (_read(picture, reading) for picture in pair)
+                if a.size != b.size:
+                    raise EvaluationError(
+                        f"{pair.image.name}: is {a.width}×{a.height}, its counterpart "
+                        f"{b.width}×{b.height}; --size N makes all N×N"
+                    )
+            except EvaluationError as error:
+                if not reading.skip_bad:
+                    raise EvaluationError(f"{error} (--skip-bad leaves such pairs out)") from None
+                bad.append(str(error))
+                continue
+            names = {"image": pair.image.name, "reference": pair.reference.name}
+            known = {"prompt": pair.image.prompt, "seed": pair.image.seed}
+            x, y = np.asarray(a), np.asarray(b)
+            alike = similarity(f"{of_a}-{of_b}{reading.manner}", x, y)
+            rows.append({**names, **known, "psnr": psnr(x, y), "ssim": alike})
+            if lpips is not None:
+                rows[-1]["lpips"] = lpips.between(x, y)
+            kept.append(pair)
+            progress(number)
     if not kept:
         raise EvaluationError(f"none of {len(found)} pairs can be used; the first: {bad[0]}")
     ours, theirs = (
@@ -166,10 +169,31 @@ def likeness(
     return Likeness(rows, bad)
 
 
-def _read(picture: Picture, reading: Reading) -> Image.Image:
+@contextmanager
+def _remembered(folder: Path) -> Iterator[Callable[[str, ArrayLike, ArrayLike], float]]:
+    """SSIM by a key, which takes most of a second a pair: what was computed is kept on disk."""
+    known = Cache(folder / "ssim-gaussian-11-1.5")
+    fresh: dict[str, float] = {}
+
+    def similarity(key: str, x: ArrayLike, y: ArrayLike) -> float:
+        kept = known.get(key)
+        if kept is not None:
+            return float(kept[0])
+        fresh[key] = ssim(x, y)
+        return fresh[key]
+
+    try:
+        yield similarity
+    finally:
+        if fresh:
+            known.put(list(fresh), np.array(list(fresh.values()))[:, None])
+
+
+def _read(picture: Picture, reading: Reading) -> tuple[Image.Image, str]:
+    """An image, and the digest of its file."""
     data = picture.read()
-    digest_of(picture, data)
-    return decoded(picture.name, opened(picture.name, data, reading), reading)
+    digest = digest_of(picture, data)
+    return decoded(picture.name, opened(picture.name, data, reading), reading), digest
 
 
 def sheet(rows: list[tuple[str, Image.Image, str, Image.Image]]) -> Image.Image:
@@ -197,7 +221,7 @@ def worst(found: list[Pair], rows: list[dict[str, Any]], count: int = 10) -> Ima
     strips = []
     for row in lowest:
         pair = by_name[row["image"]]
-        a, b = _read(pair.reference, reading), _read(pair.image, reading)
+        (a, _), (b, _) = _read(pair.reference, reading), _read(pair.image, reading)
         seed = "" if row["seed"] is None else f"seed {row['seed']}, "
         strips.append((f"{seed}reference", a, f"{row['psnr']:.1f} dB", b))
     return sheet(strips)

@@ -52,6 +52,11 @@ class Reading:
     convert: bool = False
     skip_bad: bool = False
 
+    @property
+    def manner(self) -> str:
+        """What it makes of an image, for the keys of caches."""
+        return f"-{self.size}-{'rgb' if self.convert else ''}"
+
 
 def pictures(source: str | Path) -> list[Picture]:
     """List the images of a source, in order of their names, or of the manifest.

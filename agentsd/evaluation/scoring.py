@@ -24,8 +24,6 @@ from .protocol import UNPATCHED, Protocol, Variant
 FIGURES = ("psnr", "ssim", "cosine", "clip_score")
 """Measured of each image; higher is better in all of them."""
 
-"""Images of a variant from which on FID and KID are worth a look."""
-
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how much of it is done, and of how much."""
 
