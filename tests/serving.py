@@ -70,12 +70,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, limits: Limits | None = None, **place: Any) -> Iterator[Server]:
-    """Serve a pipeline whose images have 64 × 64 pixels, and 32 × 32 tokens."""
+def served(
+    folder: Path, limits: Limits | None = None, more: dict[str, Any] | None = None, **place: Any
+) -> Iterator[Server]:
+    """Serve a pipeline whose images have 64 × 64 pixels, and 32 × 32 tokens, and ``more``."""
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = tiny_pipeline(folder, tiny_unet(sample_size=32))
+    pipes = {"tiny": tiny_pipeline(folder, tiny_unet(sample_size=32)), **(more or {})}
     where = Place(port=free_port(), **place)
-    server = start({"tiny": pipe}, limits or Limits(max_steps=50, max_images=6), where)
+    server = start(pipes, limits or Limits(max_steps=50, max_images=6), where)
     try:
         yield server
     finally:

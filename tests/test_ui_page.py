@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from diffusers import LCMScheduler
 from playwright.sync_api import Page, expect
 from serving import free_port, idle, opened, served
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from tiny_models import patched_layers
+from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
 from agentsd.output import read_record
 from agentsd.patch import remove_patch
@@ -207,6 +208,41 @@ def test_settings_come_back_from_the_gallery_and_from_a_file(
     page.locator("#drop").get_by_role("button").first.click()  # takes the file away again
     page.locator("#drop input[type=file]").set_input_files(tmp_path / "not.png")
     expect(page.locator("#now")).to_contain_text("no PNG image")
+
+
+def test_a_model_brings_its_size_and_schedulers(tmp_path: Path) -> None:
+    other = tiny_pipeline(tmp_path, tiny_unet(sample_size=48))
+    other.scheduler = LCMScheduler()
+    with served(tmp_path / "tiny", more={"other": other}) as server, opened(server.url) as page:
+        set_steps(page, 2)
+        width, drawn = page.get_by_label("number input for Width in pixels"), timeline(page)
+        model, scheduler = (page.get_by_role("combobox", name=n) for n in ("Model", "Scheduler"))
+        expect(width).to_have_value("64")
+
+        def choose(control: Any, name: str) -> None:
+            control.click()
+            page.get_by_role("option", name=name, exact=True).click()
+            expect(page.get_by_role("option")).to_have_count(0)
+
+        choose(scheduler, "Euler")
+        choose(model, "other")
+        expect(width).to_have_value("96")
+        expect(scheduler).to_have_value("model's own")
+        expect(drawn).to_contain_text("2,304")
+        scheduler.click()
+        expect(page.get_by_role("option")).to_contain_text(["model's own", "LCM"])
+        page.get_by_role("option", name="LCM").click()
+        generate(page)
+        choose(model, "tiny")
+        expect(width).to_have_value("64")
+        expect(scheduler).to_have_value("model's own")
+        expect(drawn).to_contain_text("1,024")
+        generate(page)
+        page.locator("#gallery button.thumbnail-item").nth(2).click()  # those of "other"
+        expect(model).to_have_value("other")
+        expect(width).to_have_value("96")
+        expect(scheduler).to_have_value("LCM")
+        generate(page)
 
 
 def test_what_it_sees(page: Page) -> None:

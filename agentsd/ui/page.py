@@ -13,6 +13,7 @@ from ..generation import warnings_for
 from ..patch import DEFAULT_SCHEDULE
 from ..pipelines import default_guidance
 from ..schedule import Schedule
+from ..validation import dump_yaml
 from . import editor, markup
 from .compare import Compared, Judge, compare, pocket_judge
 from .faults import in_place, told
@@ -139,16 +140,27 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         stopping(buttons["stop"], now, run)
         restorable = [*controls.values(), *schedule.everything, now]
 
+        def listed(model: str, sampler: str) -> Any:
+            """The schedulers of a model, and the one of them that is chosen."""
+            choices = _samplers(menu, model)
+            return gr.update(choices=choices, value=sampler if sampler in choices else OWN)
+
+        @in_place(now)
+        def switched(model: str, sampler: str) -> dict[Any, Any]:
+            """Another model takes its own size and guidance, and lists its own schedulers."""
+            usual = menu.settings(model, prompt="-")
+            names = ("height", "width", "guidance_scale")
+            told = {controls[name]: getattr(usual, name) for name in names}
+            return told | {controls["sampler"]: listed(model, sampler)}
+
         def bring_back(found: Restored, model: str) -> dict[Any, Any]:
             known = found.model or model
-            size = (found.settings[name] for name in ("num_inference_steps", "height", "width"))
-            text = (
-                editor.as_yaml(editor.brief(found.schedule)) if found.schedule else DEFAULT_SCHEDULE
-            )
-            steps, height, width = size
-            values = found.settings | {"sampler": found.sampler, "model": known}
+            text = dump_yaml(editor.brief(found.schedule)) if found.schedule else DEFAULT_SCHEDULE
+            values = found.settings | {"model": known}
             told = {controls[name]: value for name, value in values.items() if value is not None}
-            shown = schedule.load(text, known, steps, height, width)
+            told[controls["sampler"]] = listed(known, found.sampler)
+            size = (found.settings[name] for name in ("num_inference_steps", "height", "width"))
+            shown = schedule.load(text, known, *size)
             what = "" if found.schedule else " It was unpatched; the schedule is the default one."
             if found.model is None:
                 what += " Its model is none of those here."
@@ -170,6 +182,8 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             return bring_back(found, model)
 
         quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
+        choice = [controls["model"], controls["sampler"]]
+        controls["model"].input(switched, choice, [*controls.values(), now], **quick)
         gallery.select(chosen, [entries, controls["model"]], restorable, **quick)
         drop.upload(dropped, [drop, controls["model"]], restorable, **quick)
         buttons["dice"].click(lambda: secrets.randbelow(2**32), None, controls["seed"], **quick)
@@ -233,7 +247,7 @@ def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"At most {limits.max_pixels:,} pixels in all.",
             )
         found["sampler"] = gr.Dropdown(
-            [OWN, *menu.samplers[first]],
+            _samplers(menu, first),
             value=OWN,
             label="Scheduler",
             info="How noise is taken away. Heun: finer, at twice the time a step.",
@@ -242,6 +256,10 @@ def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
             list(menu.sizes), value=first, label="Model", info="Those named at the start."
         )
     return found, buttons
+
+
+def _samplers(menu: Menu, model: str) -> list[str]:
+    return [OWN, *menu.samplers[model]]
 
 
 def _kept(demo: gr.Blocks, made: Compared) -> list[Entry]:
