@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The measurements of this folder. Each call of `measure` writes a CSV, with its own command above it.
+#
+#   docs/benchmarks/run.sh cpu      # two hours of one core
+#   docs/benchmarks/run.sh cuda     # a graphics card
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+ours=(--schedule faithful --schedule fast --schedule paper)
+agents=(--schedule docs/benchmarks/agents-256.yaml)
+
+measure() { # NAME OPTION...
+  agentsd benchmark "${ours[@]}" "${@:2}" --out "docs/benchmarks/$1.csv"
+}
+
+on_cpu() {
+  local core=(--device cpu --threads 1)
+  measure sd15-512-cpu --model sd15 --size 512 "${agents[@]}" "${core[@]}" --rounds 5
+  measure sd15-1024-cpu --model sd15 --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 3
+  measure sdxl-1024-cpu --model sdxl --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 2
+  # How the time of a layer grows, up to 192x192 tokens.
+  measure sd15-top-cpu --model sd15-top --size 512 --size 768 --size 1024 --size 1536 --batch 1 \
+    "${agents[@]}" "${core[@]}" --rounds 3
+  # Where there is least to gain: no preset may be slower than unpatched.
+  measure sd15-small-cpu --model sd15 --size 128 --size 192 --size 256 --size 384 "${core[@]}" \
+    --no-peers --rounds 9
+  measure sdxl-small-cpu --model sdxl --size 256 --size 512 "${core[@]}" --no-peers --rounds 5
+  measure pocket-cpu --model pocket --size 64 --size 128 --size 192 --size 256 --device cpu \
+    "${agents[@]}" --rounds 9
+}
+
+on_cuda() {
+  local card=(--device cuda --dtype float16 --rounds 20)
+  for compiled in "" --compile; do
+    measure "sd15-cuda${compiled#-}" --model sd15 --size 512 --size 768 --size 1024 --size 1536 \
+      --size 2048 "${agents[@]}" "${card[@]}" $compiled
+    measure "sdxl-cuda${compiled#-}" --model sdxl --size 1024 --size 1536 --size 2048 \
+      "${agents[@]}" "${card[@]}" $compiled
+  done
+}
+
+case "${1:-}" in
+  cpu) on_cpu ;;
+  cuda) on_cuda ;;
+  *) echo "usage: $0 cpu|cuda" >&2; exit 2 ;;
+esac
