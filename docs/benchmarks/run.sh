@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The measurements of this folder. Each call of `measure` writes a CSV, with its own command above it.
 #
-#   docs/benchmarks/run.sh cpu      # two hours of one core
+#   docs/benchmarks/run.sh cpu      # an hour and a half of one core
 #   docs/benchmarks/run.sh cuda     # a graphics card
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,11 +21,9 @@ on_cpu() {
   measure sd15-top-cpu --model sd15-top --size 512 --size 768 --size 1024 --size 1536 --batch 1 \
     "${agents[@]}" "${core[@]}" --rounds 3
   # Where there is least to gain: no preset may be slower than unpatched.
-  measure sd15-small-cpu --model sd15 --size 128 --size 192 --size 256 --size 384 "${core[@]}" \
-    --no-peers --rounds 9
-  measure sdxl-small-cpu --model sdxl --size 256 --size 512 "${core[@]}" --no-peers --rounds 5
+  measure sd15-small-cpu --model sd15 --size 256 --size 384 "${core[@]}" --no-peers --rounds 5
   measure pocket-cpu --model pocket --size 64 --size 128 --size 192 --size 256 --device cpu \
-    "${agents[@]}" --rounds 9
+    "${agents[@]}" --rounds 7
 }
 
 on_cuda() {
