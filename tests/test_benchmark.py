@@ -123,6 +123,7 @@ class TestCommand:
         out = tmp_path / "figures.csv"
         assert command("--no-peers", "--schedule", "faithful", "--out", str(out)) == 130
         assert "faithful" in out.read_text()
+        assert out.with_suffix(".png").is_file()
 
     @pytest.mark.parametrize(
         ("arguments", "told"),

@@ -112,9 +112,17 @@ def benchmark(
                         timing.write_csv(rows, out, shlex.join(["agentsd", *context.obj]))
     except KeyboardInterrupt:
         stderr.print("stopped; these are the rounds that were complete", style="yellow")
-        if rows:
-            stdout.print(_table(rows))
+        _show(rows, out, plots)
         raise typer.Exit(130) from None
+    _show(rows, out, plots)
+
+
+def _show(rows: list[Any], out: Path | None, plots: bool) -> None:
+    """Print the table, draw the plot, and tell where both lie."""
+    from . import timing
+
+    if not rows:
+        return
     stdout.print(_table(rows))
     if out is not None:
         written = [out]
