@@ -1,7 +1,7 @@
 # Set-up, demonstration and checks. `make demo` and `make test` need only Python >= 3.10 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-TEST_OPTIONS := --numprocesses 2 --dist loadfile
+TEST_OPTIONS := --numprocesses 2 --dist worksteal
 PROMPT ?= three red circles in a row on a blue background
 
 .PHONY: demo test test-oldest compatibility lint wheel clean

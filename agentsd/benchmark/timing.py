@@ -441,7 +441,8 @@ def plot(rows: list[Row], path: Path) -> None:
             (a, s), (b, t) = found[0], found[-1]
             exponent = torch.tensor(t / s).log() / torch.tensor(b / a).log()
             slope = f", slope {exponent:.2f}"
-        axes.plot(*zip(*found, strict=True), "o-", label=name + slope)
+        line = "o:" if name in PEERS else "o-"
+        axes.plot(*zip(*found, strict=True), line, label=name + slope)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds a call")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, which="both")
