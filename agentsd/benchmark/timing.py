@@ -55,7 +55,12 @@ MODELS = (*TIMED, "pocket")
 NOISY = 0.1
 """Spread of a ratio, interquartile range over median, from which on it means little."""
 
-STEPS = 20
+LEAST = 0.5
+"""Seconds to time at once. What a first call does besides (to look at a new size, to warn) counts
+for little in so many calls."""
+
+STEPS = 64
+"""Of the run whose calls are timed: as many as the longest cycle has."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +353,7 @@ def run(
     times: dict[str, list[Times]] = {name: [] for name in variants}
     memory: dict[str, float] = {}
     distance: dict[str, float] = {}
+    calls: dict[str, int] = {}
     reference: Tensor | None = None
     for number in range(rounds + 1):
         names = list(variants)
@@ -355,9 +361,13 @@ def run(
             note(f"{'warm-up' if not number else f'round {number}/{rounds}'}: {name}")
             with variants[name].enter(unet):
                 if number:
-                    times[name].append(watch.time(variants[name].cycle))
+                    times[name].append(watch.time(calls[name]))
                     continue
+                begun = time.perf_counter()
                 memory[name], out = watch.peak()
+                # A compiled UNet's first call says nothing of the others.
+                seconds = watch.time(1).total if case.compiled else time.perf_counter() - begun
+                calls[name] = _calls(seconds, variants[name].cycle)
             if reference is None:  # unpatched comes first in the first round
                 reference = out.float()
             distance[name] = float((out.float() - reference).norm() / reference.norm())
@@ -365,6 +375,11 @@ def run(
             yield [
                 _row(case, name, tokens, times, memory[name], distance[name]) for name in variants
             ]
+
+
+def _calls(seconds: float, cycle: int) -> int:
+    """How many calls to time at once: whole cycles, of :data:`LEAST` seconds or one run's steps."""
+    return cycle * min(max(1, round(LEAST / (cycle * seconds))), STEPS // cycle)
 
 
 def _row(
