@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
@@ -77,11 +79,13 @@ def served(
     folder.mkdir(parents=True, exist_ok=True)
     pipes = {"tiny": tiny_pipeline(folder, tiny_unet(sample_size=32)), **(more or {})}
     where = Place(port=free_port(), **place)
-    server = start(pipes, limits or Limits(max_steps=50, max_images=6), where)
-    try:
-        yield server
-    finally:
-        server.close()
+    # gradio looks there for the folder of its files; another server may still be running.
+    with mock.patch.dict(os.environ):
+        server = start(pipes, limits or Limits(max_steps=50, max_images=6), where)
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @contextmanager
