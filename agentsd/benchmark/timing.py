@@ -347,7 +347,8 @@ def run(
     top = top_sites(unet)[0].downsample
     tokens = -(-case.height // top) * -(-case.width // top)
     if case.compiled:
-        torch._dynamo.config.recompile_limit = 8 * len(variants)
+        # PyTorch 2.6's name for it, which later ones (recompile_limit) still know.
+        torch._dynamo.config.cache_size_limit = 8 * len(variants)
         unet.compile()
     watch = Stopwatch(unet, case)
     times: dict[str, list[Times]] = {name: [] for name in variants}
