@@ -130,6 +130,7 @@ class PromptEncoder:
     def __init__(self, pipe: DiffusionPipeline, keep: int = 64) -> None:
         self._pipe = pipe
         self._embeds = isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
+        self._device = pipe._execution_device  # milliseconds each time: it asks every module
         self._encoded = lru_cache(maxsize=keep)(self._encode)
 
     def __call__(self, batch: Sequence[ImageSettings]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class PromptEncoder:
             found = self._pipe.encode_prompt(
                 prompt=prompt,
                 negative_prompt=negative or None,
-                device=self._pipe._execution_device,
+                device=self._device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=guided,
             )
@@ -308,8 +309,17 @@ def record(
         schedule: ``None`` for an unpatched image.
         extras: What was added to the pipeline: the fields of :class:`agentsd.extras.Extras`.
     """
+    return {**settings.model_dump(), **made_by(pipe, model, schedule, extras)}
+
+
+def made_by(
+    pipe: DiffusionPipeline,
+    model: str,
+    schedule: Schedule | None,
+    extras: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What of a :func:`record` all images of a pipeline share; who makes many asks once."""
     return {
-        **settings.model_dump(),
         "model": model,
         "scheduler": type(pipe.scheduler).__name__,
         "schedule": schedule.to_dict() if schedule else None,

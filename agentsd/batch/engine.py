@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
@@ -22,8 +22,8 @@ from ..generation import (
     ImageSettings,
     Pixels,
     PromptEncoder,
+    made_by,
     make_batch,
-    record,
     to_image,
     warnings_for,
 )
@@ -191,6 +191,10 @@ class _Maker:
         self._pipe, self._folder, self._work, self._bar = pipe, folder, work, bar
         self._writer = writer
         self._encode = PromptEncoder(pipe)
+        self._device = str(pipe._execution_device)
+        self._made_by = lru_cache(maxsize=64)(
+            partial(made_by, pipe, work.model, extras=work.extras)
+        )
         self._notes = lru_cache(maxsize=64)(self._look)
         self._told: set[str] = set()
         self._fits: dict[tuple[Any, ...], int] = {}
@@ -238,13 +242,11 @@ class _Maker:
         for i, (job, pixels) in enumerate(zip(batch, images, strict=True)):
             if self._folder.is_settled(job.number):
                 continue  # a batch is made whole, so that its images are as they would have been
-            recorded = record(
-                self._pipe, job.settings, self._work.model, job.schedule, self._work.extras
-            )
+            recorded = job.settings.model_dump() | self._made_by(job.schedule)
             recorded["batch"] = list(self._work.place or (i, len(batch)))
             more = {
                 "seconds": round(seconds, 4),
-                "device": str(self._pipe._execution_device),
+                "device": self._device,
                 "notes": self._notes(job.settings.prompt),
             }
             self._writer.put(job, pixels, recorded, more)

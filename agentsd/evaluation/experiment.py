@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import EvaluationError
 from ..extras import scheduled
-from ..generation import ImageSettings, Made, make_image, record
-from ..output import prepare_folder, save_image, write_whole
+from ..generation import ImageSettings, Made, made_by, make_image
+from ..output import encode_image, prepare_folder, write_whole
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
 from .scoring import Judges, Progress, measure
@@ -66,7 +66,8 @@ def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") 
 def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
     """Make the images that are not there yet; the variants take turns, so that times compare."""
     wanted, ways = protocol.images(), protocol.ways()
-    there = {way.name: _begun(protocol, out, pipe, way, wanted) for way in ways}
+    by = {way.name: made_by(pipe, protocol.model, way.schedule) for way in ways}
+    there = {way.name: _begun(out, way, wanted, by[way.name]) for way in ways}
     done, total = sum(map(len, there.values())), len(wanted) * len(ways)
     warm: set[str] = set()
     for number, settings in enumerate(wanted):
@@ -80,26 +81,23 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> No
                 warm.add(way.name)
             progress("images", done, total)
             made = make(pipe, settings, way, f"{way.name}, image {number + 1}")
-            _keep(protocol, out, pipe, way, number, settings, made)
+            _keep(out, way, number, settings.model_dump() | by[way.name], made)
             done += 1
     progress("images", done, total)
 
 
-def _entry(
-    protocol: Protocol, pipe: Any, way: Variant, number: int, settings: ImageSettings
-) -> dict[str, Any]:
-    """What the manifest says of an image, besides how it turned out."""
-    return {
-        "id": number,
-        **record(pipe, settings, protocol.model, way.schedule),
-        "variant": way.spec,
-    }
+def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, Any]) -> set[int]:
+    """The numbers of the images that are there; a last line that was cut short is dropped.
 
+    Args:
+        out: Folder of the experiment.
+        way: The variant.
+        wanted: Its images.
+        by: What all their records share.
 
-def _begun(
-    protocol: Protocol, out: Path, pipe: Any, way: Variant, wanted: list[ImageSettings]
-) -> set[int]:
-    """The numbers of the images that are there; a last line that was cut short is dropped."""
+    Raises:
+        EvaluationError: If one was made otherwise.
+    """
     folder = out / "images" / way.name
     prepare_folder(folder / "images")
     file = folder / MANIFEST
@@ -114,9 +112,8 @@ def _begun(
         if not isinstance(number, int) or not 0 <= number < len(wanted):
             continue  # of a longer run of the same experiment
         # Through JSON, as the entry went, so that tuples are lists.
-        expected = json.loads(
-            json.dumps(_entry(protocol, pipe, way, number, wanted[number]), sort_keys=True)
-        )
+        recorded = wanted[number].model_dump() | by
+        expected = json.loads(json.dumps(_entry(way, number, recorded), sort_keys=True))
         for key, value in expected.items():
             if key not in TIMING and entry.get(key) != value:
                 raise EvaluationError(
@@ -129,22 +126,23 @@ def _begun(
     return there
 
 
-def _keep(
-    protocol: Protocol,
-    out: Path,
-    pipe: Any,
-    way: Variant,
-    number: int,
-    settings: ImageSettings,
-    made: Made,
-) -> None:
+def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: Made) -> None:
+    """Write an image, and then what the manifest says of it."""
     folder = out / "images" / way.name
     name = f"images/{number:06}.png"
-    entry = _entry(protocol, pipe, way, number, settings)
-    save_image(made.image, folder / name, record(pipe, settings, protocol.model, way.schedule))
-    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    entry |= {"file": name, "sha256": digest, "seconds": round(made.seconds, 4)}
+    data = encode_image(made.image, recorded)
+    write_whole(folder / name, data)
+    entry = _entry(way, number, recorded) | {
+        "file": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "seconds": round(made.seconds, 4),
+    }
     with (folder / MANIFEST).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _entry(way: Variant, number: int, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of an image, besides how it turned out."""
+    return {"id": number, **recorded, "variant": way.spec}
