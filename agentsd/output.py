@@ -98,7 +98,7 @@ def encode_image(
         exif = Image.Exif()
         if recorded is not None:
             comment = parameters(image, recorded).encode("utf-16-be")
-            exif.get_ifd(_EXIF)[_COMMENT] = b"UNICODE\0" + comment
+            exif[_EXIF] = {_COMMENT: b"UNICODE\0" + comment}
             exif[_DESCRIPTION] = json.dumps(recorded)
         try:
             image.save(data, format={"jpg": "JPEG", "webp": "WEBP"}[form], quality=95, exif=exif)

@@ -30,6 +30,7 @@ from agentsd.batch.run_folder import RunFolder
 from agentsd.evaluation.pictures import digest_of, pictures
 from agentsd.extras import Extras
 from agentsd.generation import ImageSettings
+from agentsd.output import parameters, read_record
 
 BASE = ImageSettings(prompt="-", seed=3, num_inference_steps=1, height=64, width=64).model_dump(
     exclude={"prompt"}
@@ -399,14 +400,14 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 
 @pytest.mark.parametrize("form", ["jpg", "webp"])
 def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str) -> None:
-    from agentsd.output import read_record
-
     start(prompts=["ä 赤"], form=form)
     (line,) = manifest(tmp_path / "run")
     told = read_record(tmp_path / "run" / line["file"])
     assert told.items() <= line.items()
     with Image.open(tmp_path / "run" / line["file"]) as image:
         assert image.format == {"jpg": "JPEG", "webp": "WEBP"}[form]
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        assert comment == b"UNICODE\0" + parameters(image, told).encode("utf-16-be")
 
 
 def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
