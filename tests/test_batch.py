@@ -454,7 +454,8 @@ def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(held) in (20, 49):
             gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
-        return [torch.zeros(64, 64, 3).numpy() for _ in batch]
+        # Small, as a few wait for their writer, and how many differs from one moment to the next.
+        return [torch.zeros(8, 8, 3).numpy() for _ in batch]
 
     monkeypatch.setattr(agentsd.batch.engine, "make_batch", made)
     gc.collect()

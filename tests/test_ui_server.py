@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from gradio_client.utils import Status
 from serving import BAD, BASE, ask, handler, idle, leave, pixels, served
 from tiny_models import patched_layers, tiny_pipeline
 
@@ -184,13 +185,15 @@ def test_readiness(server: Server) -> None:
 def test_a_full_queue_turns_away(tmp_path: Path) -> None:
     with served(tmp_path, Limits(queue_size=1, max_steps=1000)) as server:
         client = Client(server.url, verbose=False)
-        slow = [client.submit(**BASE | {"num_inference_steps": 900}) for _ in range(2)]
+        running = client.submit(**BASE | {"num_inference_steps": 900})
         while server.worker.waiting == 0:
             time.sleep(0.02)
-        time.sleep(0.3)
+        queued = client.submit(**BASE)  # once the first has left the queue, or it is turned away
+        while queued.status().code is not Status.IN_QUEUE:
+            time.sleep(0.02)
         with pytest.raises(Exception, match=r"503|full"):
             client.predict(**BASE)
-        for job in slow:
+        for job in (running, queued):
             job.cancel()
 
 
