@@ -22,8 +22,8 @@ on_cpu() {
     "${agents[@]}" "${core[@]}" --rounds 3
   # Where there is least to gain: no preset may be slower than unpatched.
   measure sd15-small-cpu --model sd15 --size 256 --size 384 "${core[@]}" --no-peers --rounds 5
-  measure pocket-cpu --model pocket --size 64 --size 128 --size 192 --size 256 --device cpu \
-    "${agents[@]}" --rounds 7
+  measure pocket-cpu --model pocket --size 64 --size 128 --size 192 --size 256 \
+    "${agents[@]}" "${core[@]}" --rounds 25
 }
 
 on_cuda() {
