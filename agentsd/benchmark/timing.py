@@ -137,13 +137,15 @@ def build(case: Case) -> UNet2DConditionModel:
 @contextmanager
 def floor(unet: UNet2DConditionModel) -> Iterator[None]:
     """Self-attention at the highest resolution gives zeros at once: no patch can be faster."""
-
-    class Zeros:
-        def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-            return torch.zeros_like(hidden_states)
-
-    with exchanged(top_sites(unet), lambda _: Zeros()):
+    with exchanged(top_sites(unet), lambda _: _Zeros()):
         yield
+
+
+class _Zeros:
+    """Here and not in the function above, as a compiler takes each new class for new code."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.zeros_like(hidden_states)
 
 
 def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
@@ -225,6 +227,7 @@ class Stopwatch:
         """Mean seconds of ``calls`` consecutive calls, and of their parts."""
         self.attention = self.merging = 0.0
         if self.case.compiled:
+            self._run(calls)  # some peers have a compiler begin again whenever they are applied
             total = self._run(calls)
         elif self.device.type == "cpu":
             with self._parts_timed():
