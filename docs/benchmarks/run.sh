@@ -15,6 +15,7 @@ measure() { # NAME OPTION...
 on_cpu() {
   local core=(--device cpu --threads 1)
   measure sd15-512-cpu --model sd15 --size 512 "${agents[@]}" "${core[@]}" --rounds 5
+  measure sd15-512-cpu-compile --model sd15 --size 512 "${core[@]}" --no-peers --compile --rounds 3
   measure sd15-1024-cpu --model sd15 --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 3
   measure sdxl-1024-cpu --model sdxl --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 2
   # How the time of a layer grows, up to 192x192 tokens.
