@@ -95,6 +95,8 @@ OF_THE_RUN = {
     *("resume", "progress", "stale_after", "as_json"),
 }
 """Options that an image does not carry."""
+NOT_COMPARED = {"on_error", "format", "batch_size", "resume", "progress", "stale_after"}
+"""Options that --compare, which is no run, has no use for."""
 
 
 @app.command()
@@ -326,6 +328,11 @@ def generate(
             raise SettingsError("--compare needs a schedule other than 'none'")
         if prompts is not None or prompt is None or len(prompt) != 1:
             raise SettingsError("--compare takes one --prompt")
+        if useless := _given(ctx) & NOT_COMPARED:
+            drop = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
+            raise SettingsError(f"--compare is no run of many images; drop {drop}")
+        if "{}" not in template:
+            raise SettingsError(f"--template must hold {{}} (got {template!r})")
         settings = generation.ImageSettings(prompt=template.replace("{}", prompt[0]), **base)
         with stderr.status(Text(f"loading {model} …")):
             pipe = equip(
@@ -412,12 +419,18 @@ def _note(text: str) -> None:
 
 def _only_of_the_run(ctx: typer.Context) -> None:
     """Refuse options beside --from-image that would be without effect."""
+    given = _given(ctx)
     for param in ctx.command.params:
-        source = ctx.get_parameter_source(param.name or "")
-        if param.name not in OF_THE_RUN and source is not None and source.name == "COMMANDLINE":
+        if param.name in given - OF_THE_RUN:
             raise SettingsError(
                 f"--from-image takes the image's own settings; drop {param.opts[0]}"
             )
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """The options that the command line names."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _place(told: Any) -> tuple[int, int] | None:
@@ -441,9 +454,10 @@ def inspect(
         str, typer.Option(help="faithful, fast or paper; or a YAML file.")
     ] = SCHEDULE,
     height: Annotated[
-        int | None, typer.Option(help="Of the image in pixels.", show_default="the model's own")
+        int | None,
+        typer.Option(max=65_536, help="Of the image in pixels.", show_default="the model's own"),
     ] = None,
-    width: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
+    width: Annotated[int | None, typer.Option(max=65_536, show_default="the model's own")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or mps.", show_default="the best there is")
     ] = None,
@@ -532,7 +546,8 @@ def _batch_size(told: str) -> int | None:
 def _told(summary: dict[str, Any]) -> str:
     """The summary for people."""
     made = f"{summary['made']} image{'s' * (summary['made'] != 1)} made"
-    before = f", {summary['there_before']} were there" if summary["there_before"] else ""
+    there = summary["there_before"]
+    before = f", {there} {'was' if there == 1 else 'were'} there" if there else ""
     missing = summary["images"] - summary["made"] - summary["there_before"] - summary["failed"]
     parts = [
         f"{made}{before}, of {summary['images']}, in {summary['seconds']:.1f} s "
@@ -583,6 +598,17 @@ def main(argv: list[str] | None = None) -> None:
         told = "".join(c if c.isprintable() else " " for c in str(error))
         stderr.print(f"error: {told}", style="red", markup=False)
         sys.exit(error.exit_code)
+    except Exception as error:
+        # Nobody foresaw it, so no words of ours fit; the traceback is for who would mend it.
+        if os.environ.get("AGENTSD_TRACEBACK"):
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        stderr.print(
+            f"error: {told[:500]} (unforeseen; with AGENTSD_TRACEBACK=1 the whole of it is shown)",
+            style="red",
+            markup=False,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,29 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k | {"backend": backend}))
-    *_, rows = run(Case("pocket", 16, 16, compiled=True), BASES, rounds=2)
-    assert len(graphs) == len(BASES)  # applied again, a variant is not compiled again
+    compiled, plain = [], timing.Stopwatch._run
+
+    def counted(watch: Any, calls: int) -> float:
+        before = len(graphs)
+        seconds = plain(watch, calls)
+        compiled.append(len(graphs) - before)
+        return seconds
+
+    monkeypatch.setattr(timing.Stopwatch, "_run", counted)
+
+    def anew(unet: Any) -> Any:
+        """A class of its own at each call, which a compiler must take for new code."""
+
+        class Zeros(timing._Zeros):
+            pass
+
+        return timing.exchanged(timing.top_sites(unet), lambda _: Zeros())
+
+    variants = BASES | {"anew": timing.Variant(anew)}
+    *_, rows = run(Case("pocket", 16, 16, compiled=True), variants, rounds=2)
+    warm, timed = compiled[::2], compiled[1::2]
+    assert any(warm)
+    assert not any(timed)
     assert all(row.compiled and row.attention_seconds == 0 for row in rows)
 
 

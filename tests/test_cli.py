@@ -48,6 +48,32 @@ def test_compare(run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "00000-compare.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--batch-size", "2", "--format", "webp"), "drop --batch-size, --format"),
+        (("--template", "nothing"), "--template must hold {}"),
+    ],
+)
+def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: str) -> None:
+    code, _, err = run("--compare", *more)
+    assert (code, says in err) == (2, True), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("of\nsomething")
+
+    monkeypatch.setattr("agentsd.batch.launch.load_pipeline", load)
+    code, _, err = run()
+    assert (code, err.count("\n")) == (1, 1), err
+    assert err.startswith("error: ZeroDivisionError: of something (unforeseen")
+    monkeypatch.setenv("AGENTSD_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+
 def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     code, out, _ = run("--json", "--num-images", "2", "--schedule", "fast", "--dtype", "bfloat16")
     summary = json.loads(out)

@@ -154,6 +154,8 @@ def test_bad_rows_are_told_by_file_and_line(tmp_path: Path) -> None:
         ("p.csv", "name\na\n", r"p\.csv:1: no column"),
         ("p.csv", "prompt,a\nx\n", r"p\.csv:2: 1 columns, but the first row names 2"),
         ("p.csv", 'prompt\n"' + "x" * 200_000 + '"\n', r"p\.csv:2: broken row"),
+        ("p.csv", 'prompt\n"a\nb\nc\n', r"p\.csv:2: broken row \(unexpected end"),
+        ("p.jsonl", '{"prompt": "a", "id": "CON"}', "id: must be letters"),
         ("p.tsv", "prompt\tseed\nx\ty\n", r"p\.tsv:2: seed: input should be a valid integer"),
         ("p.json", "[]", "prompts are read from"),
         ("nul\0.txt", None, "cannot be read"),

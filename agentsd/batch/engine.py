@@ -132,7 +132,7 @@ def run(
     """
     pipe.set_progress_bar_config(disable=True)
     with ExitStack() as stack:
-        writer = stack.enter_context(_Writer(folder, work, most=max(8, 2 * work.batch_size)))
+        writer = stack.enter_context(_Writer(folder, work, bar.note, max(8, 2 * work.batch_size)))
         maker = stack.enter_context(_Maker(pipe, folder, work, bar, writer))
         while not (folder.is_complete or stop.signal):
             begun, idle = time.monotonic(), True
@@ -273,8 +273,10 @@ class _Maker:
 class _Writer:
     """Encodes, hashes and writes images in the background; ``put`` waits when many are pending."""
 
-    def __init__(self, folder: RunFolder, work: Work, most: int) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: RunFolder, work: Work, note: Callable[[str], None], most: int
+    ) -> None:
+        self._folder, self._note = folder, note
         self._form = "png" if work.form == "webdataset" else work.form
         self._most = most
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
@@ -315,6 +317,7 @@ class _Writer:
             recorded |= {"height": image.height, "width": image.width}
             data = encode_image(image, recorded, self._form)
         except GenerationError as error:
+            self._note(f"note: image {job.id} failed: {error}")
             self._folder.fail(_told(job) | {"error": str(error)})
             return
         self._folder.save(f"images/{job.id}.{self._form}", data, {**_told(job), **recorded, **more})

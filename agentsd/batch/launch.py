@@ -175,7 +175,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
     size = asked.batch_size
     if size is None:
         size = old.get("batch_size")  # what fitted before makes the same batches again
-    if size is None:
+    if type(size) is not int or size < 1:
         (job,) = islice(jobs(folder.prompts, asked.base, asked.schedule), 1)
         size = largest_batch(pipe, job.settings, asked.extras.inputs)
     folder.describe({"config": config, "batch_size": size, "versions": VERSIONS})

@@ -32,7 +32,7 @@ TOLD_ROWS = 5
 LONGEST_LINE = 2**20
 """Characters of a line that are read; a file of one endless line must not fill the memory."""
 
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+ID = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """What an id may look like: it names a file, on any disk, and a key of a WebDataset."""
 
 Told = tuple[str, "dict[str, Any] | str"]
@@ -60,7 +60,7 @@ class Row(ImageSettings):
     def _names_a_file(cls, value: str | int | None) -> str | None:
         if value is not None and not ID.fullmatch(str(value)):
             raise SettingsError(
-                "id: must be letters, digits, - and _, at most 100 and no - or _ first "
+                "id: must be letters, digits, - and _, at most 100, no - or _ first, no con or nul "
                 f"(got {shown(value)})"
             )
         return None if value is None else str(value)
@@ -319,7 +319,8 @@ def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
     """
     lines = (f"{line}\n" if line is not None else "\0\n" for line in _lines(file))
     plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.reader(lines, **plain) if tab else csv.reader(lines)  # type: ignore[arg-type]
+    # Strict, or a quotation mark that is never closed would take in all rows after it.
+    reader = csv.reader(lines, **(plain if tab else {"strict": True}))
     header = [column.strip().lower() for column in next(reader, [])]
     found = next((column for column in PROMPT_COLUMNS if column in header), None)
     if found is None:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, suppress
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,9 +79,6 @@ class RunFolder:
                     f"{self.path} has images or a manifest but no run.json, so what they are is "
                     "not known; give another --out"
                 )
-            prepare_folder(self.images)
-            with writing(self.prompts) as file:
-                shutil.copyfileobj(plan.file, file)
         elif not resume:
             raise SettingsError(
                 f"{self.path} holds a run already; drop --no-resume to go on with it"
@@ -90,6 +89,8 @@ class RunFolder:
                 "give the same options to go on with it, or another --out"
             )
         prepare_folder(self.images)
+        with writing(self.prompts) as file:  # anew: these are checked, those there may be damaged
+            shutil.copyfileobj(plan.file, file)
         with suppress(FileNotFoundError):
             shutil.rmtree(self.claims)
         for failed in self._parts("failed"):
@@ -157,6 +158,7 @@ class RunFolder:
         """
         for torn in (*self.path.glob(f".*{PART}"), *self.images.glob(f".*{PART}")):
             torn.unlink(missing_ok=True)
+        shards = lru_cache(self._packed_in)
         for kind in ("manifest", "failed"):
             parts = self._parts(kind)
             with ExitStack() as stack:
@@ -164,7 +166,9 @@ class RunFolder:
                 for i, part in enumerate(parts):
                     for start, line in _lines(part, 0):
                         number = _number(line)
-                        if number is not None and (kind == "failed" or self._is_there(line)):
+                        if number is not None and (
+                            kind == "failed" or self._is_there(line, shards)
+                        ):
                             found[number] = (i, start)
                 if not parts:
                     continue
@@ -183,14 +187,23 @@ class RunFolder:
         for _, line in _lines(self.path / "manifest.jsonl", 0):
             yield json.loads(line)
 
-    def _is_there(self, line: bytes) -> bool:
+    def _is_there(self, line: bytes, shards: Callable[[str], Set[str]]) -> bool:
         told = json.loads(line)
         try:
-            size = (self.path / told["file"]).stat().st_size
-        except (OSError, KeyError):
+            if "shard_key" in told:
+                return f"{told['shard_key']}.png" in shards(told["file"])
+            file: Path = self.path / told["file"]
+            return file.is_file() and file.stat().st_size == int(told["bytes"])
+        except (OSError, KeyError, TypeError, ValueError):
             return False
-        # A shard holds many images; it came whole to its place.
-        return "shard_key" in told or size == told.get("bytes")
+
+    def _packed_in(self, shard: str) -> Set[str]:
+        """The names in a shard; none if it is not whole, so that all of it is made again."""
+        try:
+            with tarfile.open(self.path / shard) as tar:
+                return frozenset(tar.getnames())
+        except (OSError, tarfile.TarError):
+            return frozenset()
 
     def _parts(self, kind: str) -> list[Path]:
         return sorted({*self.path.glob(f"{kind}.jsonl"), *self.path.glob(f"{kind}.*.jsonl")})

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from ..output import writing
 from .run_folder import RunFolder
 
@@ -34,39 +35,41 @@ def pack(folder: RunFolder) -> None:
     with writing(manifest) as merged:
         for index, lines in groupby(folder.lines(), key=lambda line: line["number"] // SHARD):
             name = f"shards/{index:06d}.tar"
-            told = [line if "shard_key" in line else _packed(line, name) for line in lines]
-            if any((folder.path / line["loose"]).exists() for line in told):
+            told = [line | {"file": name, "shard_key": line["id"]} for line in lines]
+            if any(_loose(folder, line).exists() for line in told):
                 with (
                     writing(folder.path / name) as file,
                     tarfile.open(fileobj=file, mode="w") as tar,
                 ):
                     for line in told:
-                        _add_image(tar, line, _bytes(folder.path, line))
+                        _add_image(tar, line, _bytes(folder, line))
             for line in told:
                 merged.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     for line in folder.lines():
-        (folder.path / line["loose"]).unlink(missing_ok=True)
+        _loose(folder, line).unlink(missing_ok=True)
 
 
-def _packed(line: dict[str, Any], shard: str) -> dict[str, Any]:
-    return {**line, "file": shard, "shard_key": line["id"], "loose": line["file"]}
+def _loose(folder: RunFolder, line: dict[str, Any]) -> Path:
+    """Where an image lies until it is packed; within the folder, whatever a line says."""
+    return folder.images / Path(f"{line['id']}.png").name
 
 
-def _bytes(root: Path, line: dict[str, Any]) -> bytes:
+def _bytes(folder: RunFolder, line: dict[str, Any]) -> bytes:
     """An image, from where it lies loose or from the shard that it went into before."""
-    loose = root / str(line["loose"])
+    loose = _loose(folder, line)
     if loose.exists():
         return loose.read_bytes()
-    with tarfile.open(root / line["file"]) as tar:
+    with tarfile.open(folder.path / line["file"]) as tar:
         member = tar.extractfile(f"{line['shard_key']}.png")
-        return member.read() if member else b""
+        if member is None:
+            raise OutputError(f"{line['file']} in {folder.path} is damaged; delete it, and go on")
+        return member.read()
 
 
 def _add_image(tar: tarfile.TarFile, line: dict[str, Any], image: bytes) -> None:
-    told = {key: value for key, value in line.items() if key != "loose"}
     parts = {
         "png": image,
-        "json": json.dumps(told, ensure_ascii=False).encode(),
+        "json": json.dumps(line, ensure_ascii=False).encode(),
         "txt": line["prompt"].encode(),
     }
     for suffix, data in parts.items():

@@ -53,12 +53,14 @@ def benchmark(
         typer.Option(help="Preset or YAML file; repeat for several.", show_default="all presets"),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also time tomesd, ToDo and tiles.")] = True,
-    batch: Annotated[int, typer.Option(min=1, help="2 is one image with guidance.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="2 is one image with guidance.")] = 2,
     dtype: Annotated[
         str | None, typer.Option(show_default="float16; on a CPU bfloat16, and float32 for pocket")
     ] = None,
     device: Annotated[str | None, typer.Option(show_default="the best there is")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, show_default="PyTorch's choice")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, show_default="PyTorch's choice")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="After the warm-up.")] = 5,
     quick: Annotated[
@@ -134,13 +136,13 @@ def _show(rows: list[Any], out: Path | None, plots: bool) -> None:
 
 def _latents(size: str, model: Model) -> tuple[int, int]:
     """Height and width of the latents of an image of ``size``, which says width first."""
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", size.strip())
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip())
     factor = 4 if model is Model.pocket else 8
     width, height = (int(n) for n in (found[1], found[2] or found[1])) if found else (0, 0)
-    if min(width, height) < 8 * factor or width % 8 or height % 8:
+    if not 8 * factor <= min(width, height) <= max(width, height) <= 8192 or (width | height) % 8:
         raise SettingsError(
             f"--size is WIDTHxHEIGHT or one number, in pixels, multiples of 8, at least "
-            f"{8 * factor} (got {size!r})"
+            f"{8 * factor} and at most 8,192 (got {size[:40]!r})"
         )
     return height // factor, width // factor
 
@@ -152,6 +154,7 @@ def _table(rows: list[Any]) -> Table:
     names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "MiB", "apart")
     for name in names:
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
+    rough = {row.tokens: row.noisy for row in rows if row.variant == "floor"}
     for row in rows:
         table.add_row(
             f"{row.tokens:,}",
@@ -160,7 +163,7 @@ def _table(rows: list[Any]) -> Table:
             f"{'~' if row.noisy else ''}{100 * row.ratio:.1f}",
             f"{100 * row.ratio_low:.1f}-{100 * row.ratio_high:.1f}",
             f"{1 / row.ratio:.2f}x",
-            f"{row.removed:.2f}",
+            f"{'~' if row.noisy or rough[row.tokens] else ''}{row.removed:.2f}",
             f"{row.peak_mib:,.0f}",
             f"{row.distance:.3f}",
         )

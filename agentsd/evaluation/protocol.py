@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,9 @@ from .pictures import Reading
 
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; it is always made."""
+
+MOST_IMAGES = 100_000
+"""Of a variant."""
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -108,6 +112,11 @@ class Protocol(Strict):
         if guidance is None:
             guidance = default_guidance(self.model)
         total = len(self.prompts) * self.images_per_prompt * self.replicates
+        if total > MOST_IMAGES:
+            raise ProtocolError(
+                f"prompts × images_per_prompt × replicates must be at most {MOST_IMAGES:,} "
+                f"(got {total:,})"
+            )
         return [
             ImageSettings(
                 prompt=self.template.replace("{}", self.prompts[i % len(self.prompts)]),
@@ -132,6 +141,8 @@ class Protocol(Strict):
 
     def ways(self) -> list[Variant]:
         """The variants, the unpatched one first."""
+        if len({name.casefold() for name in self.variants}) < len(self.variants):
+            raise ProtocolError("variants: two names differ in upper and lower case alone")
         found = [Variant(UNPATCHED, {})]
         return found + [
             _variant(name, spec) for name, spec in self.variants.items() if name != UNPATCHED
@@ -139,8 +150,11 @@ class Protocol(Strict):
 
 
 def _variant(name: str, spec: Any) -> Variant:
-    if not re.fullmatch(r"[\w.+-]{1,64}", name):
-        raise ProtocolError(f"variants: {shown(name)} must be of letters, digits and .-_+")
+    if not re.fullmatch(r"\w[\w.+-]{0,63}", name):
+        raise ProtocolError(
+            f"variants: {shown(name)} must be of letters, digits and .-_+, and begin with one "
+            "of the first two"
+        )
     if not isinstance(spec, Mapping) or len({"schedule", "peer"} & spec.keys()) != 1:
         raise ProtocolError(f"variants.{name}: needs a schedule or a peer (got {shown(spec)})")
     try:
@@ -152,11 +166,19 @@ def _variant(name: str, spec: Any) -> Variant:
             mapped = isinstance(given, Mapping)
             schedule = Schedule.from_dict(given) if mapped else Schedule.load(given)
             return Variant(name, {"schedule": schedule.to_dict()}, schedule=schedule)
-        if spec["peer"] not in PEERS:
+        if not isinstance(spec["peer"], str) or spec["peer"] not in PEERS:
             raise ProtocolError(f"peer must be {', '.join(PEERS)} (got {shown(spec['peer'])})")
+        settings = {key: value for key, value in spec.items() if key != "peer"}
+        signature = inspect.signature(PEERS[spec["peer"]])
+        try:
+            signature.bind(None, **settings)
+        except TypeError as error:
+            raise ProtocolError(f"{spec['peer']}{signature}: {error}") from None
+        for key, value in settings.items():
+            if not isinstance(value, (bool, int, float)):
+                raise ProtocolError(f"{key} must be a number or a yes or no (got {shown(value)})")
     except AgentSDError as error:
         raise ProtocolError(f"variants.{name}: {error}") from None
-    settings = {key: value for key, value in spec.items() if key != "peer"}
     return Variant(name, {"peer": spec["peer"], "settings": settings}, peer=spec["peer"])
 
 
