@@ -226,7 +226,7 @@ def _told(pipe: DiffusionPipeline) -> Iterator[None]:
         raise
     except (TypeError, ValueError, IndexError) as error:
         raise SettingsError(f"{name} refused the settings: {error}") from error
-    except (RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
+    except (RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         # MPS and the CPU tell of their memory in the words of a RuntimeError alone.
         memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if memory or should_reduce_batch_size(error):
