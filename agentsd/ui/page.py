@@ -146,12 +146,16 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             return gr.update(choices=choices, value=sampler if sampler in choices else OWN)
 
         @in_place(now)
-        def switched(model: str, sampler: str) -> dict[Any, Any]:
-            """Another model takes its own size and guidance, and lists its own schedulers."""
+        def switched(model: str) -> dict[Any, Any]:
+            """Another model takes its own size, guidance and scheduler, and lists those it knows.
+
+            The scheduler is no input: told twice of a choice, as browsers do now and then, gradio
+            would refuse the second time a scheduler that the first took off the list.
+            """
             usual = menu.settings(model, prompt="-")
             names = ("height", "width", "guidance_scale")
             told = {controls[name]: getattr(usual, name) for name in names}
-            return told | {controls["sampler"]: listed(model, sampler)}
+            return told | {controls["sampler"]: listed(model, OWN)}
 
         def bring_back(found: Restored, model: str) -> dict[Any, Any]:
             known = found.model or model
@@ -182,8 +186,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             return bring_back(found, model)
 
         quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
-        choice = [controls["model"], controls["sampler"]]
-        controls["model"].input(switched, choice, [*controls.values(), now], **quick)
+        controls["model"].input(switched, controls["model"], [*controls.values(), now], **quick)
         gallery.select(chosen, [entries, controls["model"]], restorable, **quick)
         drop.upload(dropped, [drop, controls["model"]], restorable, **quick)
         buttons["dice"].click(lambda: secrets.randbelow(2**32), None, controls["seed"], **quick)
