@@ -10,7 +10,7 @@ import warnings
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -269,7 +269,7 @@ def generate(
     # Here, not above: diffusers takes seconds to import, and --help should not.
     from . import generation
     from .batch.launch import Request, launch
-    from .batch.prompts import read_prompts
+    from .batch.prompts import checked_template, read_prompts
     from .comparison import compare as compare_ways
     from .extras import Extras, equip
     from .output import read_record
@@ -331,9 +331,8 @@ def generate(
         if useless := _given(ctx) & NOT_COMPARED:
             drop = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
             raise SettingsError(f"--compare is no run of many images; drop {drop}")
-        if "{}" not in template:
-            raise SettingsError(f"--template must hold {{}} (got {template!r})")
-        settings = generation.ImageSettings(prompt=template.replace("{}", prompt[0]), **base)
+        text = checked_template(template).replace("{}", prompt[0])
+        settings = generation.ImageSettings(prompt=text, **base)
         with stderr.status(Text(f"loading {model} …")):
             pipe = equip(
                 load_pipeline(
@@ -595,20 +594,20 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(argv, obj=sys.argv[1:] if argv is None else argv)
     except AgentSDError as error:
-        told = "".join(c if c.isprintable() else " " for c in str(error))
-        stderr.print(f"error: {told}", style="red", markup=False)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except Exception as error:
         # Nobody foresaw it, so no words of ours fit; the traceback is for who would mend it.
         if os.environ.get("AGENTSD_TRACEBACK"):
             raise
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        stderr.print(
-            f"error: {told[:500]} (unforeseen; with AGENTSD_TRACEBACK=1 the whole of it is shown)",
-            style="red",
-            markup=False,
-        )
-        sys.exit(1)
+        more = "(unforeseen; with AGENTSD_TRACEBACK=1 the whole of it is shown)"
+        _end(f"{type(error).__name__}: {error!s:.500} {more}", 1)
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """Exit, with the reason in one line."""
+    told = "".join(c if c.isprintable() else " " for c in why)
+    stderr.print(f"error: {told}", style="red", markup=False)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

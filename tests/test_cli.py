@@ -52,7 +52,8 @@ def test_compare(run: Any, tmp_path: Path) -> None:
     ("more", "says"),
     [
         (("--batch-size", "2", "--format", "webp"), "drop --batch-size, --format"),
-        (("--template", "nothing"), "--template must hold {}"),
+        (("--template", "nothing"), "template: must hold {} once (got 'nothing')"),
+        (("--template", "{} {}"), "template: must hold {} once (got '{} {}')"),
     ],
 )
 def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: str) -> None:

@@ -96,6 +96,17 @@ class Plan(NamedTuple):
     """Rows left out because something was wrong with them."""
 
 
+def checked_template(template: str) -> str:
+    """A text that holds ``{}``, for a prompt, once.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    if template.count("{}") != 1:
+        raise SettingsError(f"template: must hold {{}} once (got {shown(template)})")
+    return template
+
+
 def read_prompts(
     prompts: Sequence[str],
     source: str | None,
@@ -126,8 +137,7 @@ def read_prompts(
     Raises:
         SettingsError: If the source cannot be read, rows are bad, or there is none.
     """
-    if template.count("{}") != 1:
-        raise SettingsError(f"template: must hold {{}} once (got {shown(template)})")
+    checked_template(template)
     file = tempfile.TemporaryFile()  # noqa: SIM115  # the plan's from here on
     digest, images, bad, ids = sha256(), 0, 0, _Ids()
     told: list[str] = []

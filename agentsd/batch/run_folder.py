@@ -158,7 +158,7 @@ class RunFolder:
         """
         for torn in (*self.path.glob(f".*{PART}"), *self.images.glob(f".*{PART}")):
             torn.unlink(missing_ok=True)
-        shards = lru_cache(self._packed_in)
+        shards = lru_cache(maxsize=4)(self._packed_in)  # the lines come shard by shard
         for kind in ("manifest", "failed"):
             parts = self._parts(kind)
             with ExitStack() as stack:

@@ -27,7 +27,7 @@ UNPATCHED = "unpatched"
 MOST_IMAGES = 100_000
 """Of a variant."""
 
-Count = Annotated[int, Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
 
 
 class Variant(NamedTuple):
