@@ -6,6 +6,7 @@ with the patch. Without a name it is that of its parameters; the verdict holds i
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,25 @@ import pytest
 import torch
 import transformers
 from diffusers import UNet2DConditionModel
+from serving import find_chromium
 from tiny_models import tiny_pipeline, tiny_unet
 
 from agentsd import runtime
 
+BROWSER = "browser"
+"""Mark of the tests that open pages in Chromium."""
+
+BROWSER_SWITCH = "AGENTSD_BROWSER_TESTS"
+"""Environment variable: with ``required``, a missing browser fails the run."""
+
 FIGURE = "parity"
 """Property of a test report under which a figure for the table travels."""
 
+
+NO_BROWSER = (
+    "no Chromium found; `apt-get install chromium` or `.venv/bin/playwright install chromium`, "
+    "then run the tests again"
+)
 
 CELL = "cell"
 """Likewise, for a row of docs/compatibility.md."""
@@ -36,6 +49,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # diffusers' schedulers hand tensors to NumPy in a way that it will drop; tens of thousands.
     config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
     config.addinivalue_line("markers", "cell(group, name, verdict, note): see conftest.py")
+    config.addinivalue_line("markers", f"{BROWSER}: opens pages in Chromium")
+    wanted = os.environ.get(BROWSER_SWITCH)
+    if wanted not in (None, "required"):
+        raise pytest.UsageError(f"{BROWSER_SWITCH} must be 'required' or unset (got {wanted!r})")
+    if wanted and find_chromium() is None:
+        raise pytest.UsageError(f"{BROWSER_SWITCH}={wanted}, but: {NO_BROWSER}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker(BROWSER)]
+    if needing and find_chromium() is None:
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +80,9 @@ def _cell(request: pytest.FixtureRequest, record_property: Callable[[str, object
         record_property(CELL, (marker.args[0], name, *told))
 
 
-@pytest.fixture(autouse=True)
-def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patch layers of any size: the tests' models are far below what gains by it."""
+@pytest.fixture
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch layers of any size, for tests whose models are far smaller than what gains by it."""
     monkeypatch.setattr(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0))
 
 
@@ -92,6 +118,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     ]
     if page := config.getoption("--compatibility"):
         _write_page(page, [(*value, outcome) for name, value, outcome in told if name == CELL])
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if without := sum(NO_BROWSER in reason for reason in skipped):
+        terminalreporter.write_line(f"{without} browser tests skipped: {NO_BROWSER}")
     rows = [value for name, value, _ in told if name == FIGURE]
     if not rows:
         return

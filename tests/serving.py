@@ -23,7 +23,6 @@ from tiny_models import tiny_pipeline, tiny_unet
 from agentsd.ui.limits import Limits
 from agentsd.ui.server import Place, Server, start
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -63,6 +62,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"phases": []}}, "a preset's name or YAML text"),
 ]
 """What else it may say, and of what it then hears."""
+
+
+def find_chromium() -> str | None:
+    """A Chromium on the PATH, or the one that `playwright install chromium` put into its cache."""
+    from playwright.sync_api import sync_playwright
+
+    if found := shutil.which("chromium") or shutil.which("chromium-browser"):
+        return found
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).is_file() else None
 
 
 def free_port() -> int:
@@ -105,9 +115,10 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
         if message.type == "error" and not place.endswith("/favicon.ico"):
             wrong.append(f"console: {message.text} ({place})")
 
-    assert CHROMIUM, "the tests of the page need Chromium (apt-get install chromium)"
+    chromium = find_chromium()
+    assert chromium is not None
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
         page.on("request", seen)
         page.on("console", logged)

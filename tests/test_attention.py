@@ -15,6 +15,8 @@ from agentsd.attention import agent_attention, softmax_attention
 from agentsd.runtime import Position, Runtime
 from agentsd.schedule import Phase, Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 
 def check(found: Tensor, expected: Tensor) -> None:
     """Equal but for the rounding of float64."""

@@ -33,6 +33,8 @@ from agentsd.extras import Extras
 from agentsd.generation import ImageSettings
 from agentsd.output import parameters, read_record
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 BASE = ImageSettings(prompt="-", seed=3, num_inference_steps=1, height=64, width=64).model_dump(
     exclude={"prompt"}
 )

@@ -116,7 +116,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return timing.exchanged(timing.top_sites(unet), lambda _: Zeros())
 
     variants = BASES | {"anew": timing.Variant(anew)}
-    *_, rows = run(Case("pocket", 16, 16, compiled=True), variants, rounds=2)
+    *_, rows = run(Case("sd15-top", 16, 16, compiled=True), variants, rounds=2)
     warm, timed = compiled[::2], compiled[1::2]
     assert any(warm)
     assert not any(timed)

@@ -98,6 +98,7 @@ def pixels(file: Path) -> bytes:
         return image.tobytes()
 
 
+@pytest.mark.usefixtures("small_grids")
 def test_schedule_none_is_the_unpatched_image(run: Any, tmp_path: Path) -> None:
     for schedule in ("none", "fast"):
         out = str(tmp_path / schedule)

@@ -13,6 +13,8 @@ from tiny_models import latents, smallest_unet, tiny_pipeline
 
 from agentsd import Schedule, apply_patch
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 SCHEDULE = Schedule.from_dict(
     {
         "phases": [

@@ -93,6 +93,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     assert (out / "report.html").read_text() == page
 
 
+@pytest.mark.usefixtures("small_grids")
 def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
     found = run()
     a, b = (
@@ -148,6 +149,7 @@ def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> 
     assert images(tmp_path / "parts") == images(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("small_grids")
 def test_more_images_go_on_from_fewer(run: Any, tmp_path: Path) -> None:
     one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 2}
     run("grown", **one)

@@ -109,6 +109,7 @@ def test_noise_does_not_depend_on_the_batch(pipe: Any) -> None:
     assert abs(other - together[0]).max() > 1e-2
 
 
+@pytest.mark.usefixtures("small_grids")
 def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     summary = compare(pipe, settings(seed=5), out, schedule=SCHEDULE, model="tiny", num_images=2)

@@ -17,6 +17,8 @@ from torch import Tensor
 from agentsd import merging, processor
 from agentsd.schedule import METHODS, Phase
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 LIMIT = 1e-5
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from agentsd import apply_patch, patched, remove_patch
 from agentsd.schedule import Phase, Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 LIMIT = 1e-4
 """Relative L2 between batch sizes, in float32 on the CPU: its kernels sum in another order."""
 

@@ -12,6 +12,8 @@ from tiny_models import call, latents, patched_layers, sdxl_unet
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch, processor
 from agentsd.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 TWO = Schedule(
     phases=[
         {"until": 0.5, "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2},

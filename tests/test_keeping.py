@@ -16,6 +16,8 @@ from tiny_models import call, latents, smallest_unet, tiny_pipeline, tiny_unet
 from agentsd import Schedule, ScheduleError, apply_patch, patched, processor, remove_patch
 from agentsd.schedule import Phase
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 MATCHING: dict[str, dict[str, Any]] = {
     "merge": {"method": "merge", "ratio": 0.5},
     "agent": {"method": "agent", "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95},

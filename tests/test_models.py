@@ -28,6 +28,8 @@ from transformers import (
 from agentsd import PatchError, apply_patch, inspect_patch
 from agentsd.sites import find_sites
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 Made = tuple[Any, dict[str, Any]]
 TEXT = {"prompt": "a cat", "height": 32, "width": 32}
 PICTURE = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 30).convert("RGB")

@@ -45,6 +45,8 @@ from agentsd.processor import LAYER, AgentAttnProcessor
 from agentsd.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 AGENTS: dict[str, Any] = {"sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2}
 
 

@@ -19,6 +19,8 @@ from agentsd import ScheduleError, apply_patch
 from agentsd.runtime import Position, Step, locate
 from agentsd.schedule import Phase, Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
     # name: class, configuration, UNet calls of the first 20, the next 10 and the last 20 steps
     "DDIM": ("DDIMScheduler", {"clip_sample": False}, [20, 10, 20]),

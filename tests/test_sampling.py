@@ -12,6 +12,8 @@ from agentsd.runtime import Position, Runtime
 from agentsd.sampling import cells, cycled_places, draw, random_places, tokens_at
 from agentsd.schedule import Phase, Schedule
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 CPU = torch.device("cpu")
 GRIDS = [(8, 8, 2, 2), (8, 8, 4, 4), (6, 9, 2, 3), (6, 4, 2, 1), (12, 6, 3, 2)]
 UNEVEN = [(7, 9, 2, 2), (5, 5, 4, 4), (3, 10, 4, 3), (1, 5, 2, 2), (9, 7, 4, 3)]

@@ -14,6 +14,8 @@ from tiny_models import latents, watch
 from agentsd import Phase, Schedule, apply_patch
 from agentsd.extras import scheduler_for
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 NAMES = sorted(kind.__name__ for kind in DDIMScheduler().compatibles)
 TWO = Schedule(phases=[Phase(method="keys", until=0.5), Phase(method="merge")])
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from agentsd import LoadError, apply_patch, inspect_patch, load_pipeline, runtime
+from agentsd import LoadError, apply_patch, inspect_patch, load_pipeline
 from agentsd.cli import main
-from agentsd.runtime import MIN_TOKENS
 from agentsd.shapes import SHAPES, shape_of
 
 
@@ -29,13 +28,6 @@ def test_well_known_models(name: str) -> None:
     assert found == {(2, 4096, 1024) if name == "sdxl" else (1, 16384, 1024)}
 
 
-@pytest.fixture
-def thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real ones again, which the tests' tiny models do without."""
-    monkeypatch.setattr(runtime, "MIN_TOKENS", MIN_TOKENS)
-
-
-@pytest.mark.usefixtures("thresholds")
 def test_the_device_decides_which_layers_gain() -> None:
     shape = apply_patch(shape_of("sd15"), "faithful")
     by_device = [inspect_patch(shape, 256, 256, device) for device in ("cpu", "cuda")]

@@ -1,4 +1,4 @@
-"""Two hundred requests from eight clients at once, of a server in a process of its own."""
+"""A hundred requests from eight clients at once, of a server in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradio_client.exceptions import AppError
 from serving import BAD, BASE, ask, free_port, leave, pixels
 from tiny_models import smallest_unet, tiny_pipeline
 
-CLIENTS, REQUESTS = 8, 200
+CLIENTS, REQUESTS = 8, 100
 KINDS = ["good"] * 6 + ["cancelled", "cancelled", "bad", "gone"]
 """What clients do, by turns."""
 
@@ -106,8 +106,8 @@ def test_every_image_is_what_it_is_alone(app: tuple[str, psutil.Process]) -> Non
     seconds = time.perf_counter() - begun
     growth = (memory[-1] - memory[REQUESTS // 4]) / 2**20
     print(f"{dict(told)} in {seconds:.0f} s; memory {memory[-1] / 2**20:.0f} MB, {growth:+.1f} MB")
-    assert (told.total(), min(told[kind] for kind in KINDS) >= 20) == (REQUESTS, True)
+    assert (told.total(), min(told[kind] for kind in KINDS) >= 10) == (REQUESTS, True)
     assert wrong == []
-    assert growth < 32
+    assert growth < 16  # MB, over 75 requests
     while '"jobs":0' not in ask(url, "/healthz")[1]:
         time.sleep(0.05)

@@ -27,6 +27,8 @@ from agentsd.patch import remove_patch
 from agentsd.schedule import Schedule
 from agentsd.ui.server import Server
 
+pytestmark = pytest.mark.browser
+
 SLOW = 30_000
 """Milliseconds to wait for an image on a busy machine."""
 
