@@ -57,7 +57,6 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
         shape_of(str(tmp_path))
 
 
-@pytest.mark.usefixtures("thresholds")
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
