@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "agentsd"
 CORE = (
-    *("errors", "validation", "attention", "merging", "sampling", "schedule", "runtime"),
+    *("errors", "text_files", "validation", "attention", "merging", "sampling", "schedule", "runtime"),
     *("internals", "processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
@@ -37,7 +37,7 @@ LENT = {"ui": ("evaluation.features", "evaluation.metrics")}
 GROUPED = tuple(f"{group}.{name}" for group, names in GROUPS.items() for name in names)
 ORDER = (*CORE, *ON_THE_CORE, *GROUPED, "cli")
 MATHS = ("attention", "merging", "sampling")
-LIGHT = (*MATHS, "errors", "validation", "schedule", "runtime")
+LIGHT = (*MATHS, "errors", "text_files", "validation", "schedule", "runtime")
 """Modules that work without diffusers."""
 
 

@@ -18,8 +18,9 @@ from ..patch import patched
 from ..peers import PEERS
 from ..pipelines import default_guidance
 from ..schedule import PRESETS, Schedule
-from ..validation import Strict, parse_yaml, read_text, shown
-from .pictures import Reading
+from ..text_files import read_text
+from ..validation import Strict, parse_yaml, shown
+from .pictures import Reading, prompt_lines
 
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; it is always made."""
@@ -211,7 +212,7 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
         data |= cut if quick else {}
         data |= {key: value for key, value in changes.items() if value is not None}
         if isinstance(data.get("prompts"), str):
-            lines = read_text(file.parent / data["prompts"], ProtocolError).splitlines()
+            lines = prompt_lines(file.parent / data["prompts"], ProtocolError)
             data["prompts"] = [line.strip() for line in lines if line.strip()]
         protocol = Protocol(**data)
         protocol.ways()
