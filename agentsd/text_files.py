@@ -1,7 +1,7 @@
 """Text files as users have them: UTF-8 or UTF-16, with the line ends of any system.
 
-Lines end at ``\\n``, ``\\r\\n`` and ``\\r`` alone. ``str.splitlines`` also splits at characters that
-prompts may hold, such as U+2028.
+Lines end at ``\\n``, ``\\r\\n`` and ``\\r`` alone. ``str.splitlines`` also splits at characters
+that prompts may hold, such as U+2028.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from ..pipelines import default_guidance
 from ..schedule import PRESETS, Schedule
 from ..text_files import read_text
 from ..validation import Strict, parse_yaml, shown
-from .pictures import Reading, prompt_lines
+from .pictures import prompt_lines
+from .reading import Reading
 
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; it is always made."""
@@ -69,7 +70,7 @@ class Protocol(Strict):
         features: Extractor for FID and KID.
         clip: Extractor for the CLIP score and the cosine to the unpatched image.
         reference: What FID and KID compare with: ``unpatched``, or a set of real images.
-        size, convert: How the reference is read; see :class:`agentsd.evaluation.pictures.Reading`.
+        size, convert: How the reference is read; see :class:`agentsd.evaluation.reading.Reading`.
 
     Raises:
         ProtocolError: Names the key, its value and what is allowed.
