@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 
 from .errors import ScheduleError
 from .sampling import cells, strides_for
-from .validation import Strict, dump_yaml, parse_yaml, read_text, shown
+from .text_files import read_text
+from .validation import Strict, dump_yaml, parse_yaml, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)

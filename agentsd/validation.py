@@ -1,6 +1,6 @@
 """Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told.
 
-And where they come from: text files, and the YAML in them, which is written here too.
+And the YAML that they are read from and written as.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import reprlib
 from io import StringIO
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,19 +39,6 @@ class Strict(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise self.error(_tell(error, list(type(self).model_fields))) from None
-
-
-def read_text(path: str | Path, error: type[AgentSDError]) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        error: Names the file and why it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "not a path of UTF-8 text"
-        raise error(f"{path}: cannot be read ({reason})") from None
 
 
 def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:

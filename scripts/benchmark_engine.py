@@ -19,11 +19,11 @@ from rich.console import Console
 
 from agentsd.batch.claims import Claims
 from agentsd.batch.engine import Stop, Work, run
-from agentsd.batch.progress import Bar
 from agentsd.batch.prompts import Job, jobs, read_prompts
 from agentsd.batch.run_folder import RunFolder
 from agentsd.generation import ImageSettings
 from agentsd.pipelines import load_pipeline
+from agentsd.progress import Bar
 
 
 def main(

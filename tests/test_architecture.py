@@ -13,17 +13,44 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "agentsd"
 CORE = (
-    *("errors", "validation", "attention", "merging", "sampling", "schedule", "runtime"),
+    *(
+        "errors",
+        "text_files",
+        "validation",
+        "attention",
+        "merging",
+        "sampling",
+        "schedule",
+        "runtime",
+    ),
     *("internals", "processor", "sites", "inspection", "patch"),
 )
 """The core, in the order in which each module may import those before it."""
-ON_THE_CORE = ("output", "pipelines", "shapes", "generation", "comparison", "extras", "peers")
+ON_THE_CORE = (
+    "progress",
+    "output",
+    "pipelines",
+    "shapes",
+    "generation",
+    "comparison",
+    "extras",
+    "peers",
+)
 """What stands right on the core, in the same way."""
 GROUPS = {
-    "batch": ("prompts", "run_folder", "shards", "claims", "progress", "engine", "launch"),
+    "batch": ("prompts", "run_folder", "shards", "claims", "engine", "launch"),
     "benchmark": ("timing", "command"),
     "evaluation": (
-        *("intervals", "metrics", "inception", "pictures", "features", "lpips", "likeness"),
+        *(
+            "intervals",
+            "metrics",
+            "inception",
+            "pictures",
+            "reading",
+            "features",
+            "lpips",
+            "likeness",
+        ),
         *("protocol", "scoring", "experiment", "report", "command"),
     ),
     "ui": (
@@ -37,7 +64,7 @@ LENT = {"ui": ("evaluation.features", "evaluation.metrics")}
 GROUPED = tuple(f"{group}.{name}" for group, names in GROUPS.items() for name in names)
 ORDER = (*CORE, *ON_THE_CORE, *GROUPED, "cli")
 MATHS = ("attention", "merging", "sampling")
-LIGHT = (*MATHS, "errors", "validation", "schedule", "runtime")
+LIGHT = (*MATHS, "errors", "text_files", "validation", "schedule", "runtime")
 """Modules that work without diffusers."""
 
 

@@ -19,7 +19,8 @@ from agentsd.errors import EvaluationError
 from agentsd.evaluation import features
 from agentsd.evaluation.features import Cache, Clip, Extractor, extract
 from agentsd.evaluation.metrics import clip_score
-from agentsd.evaluation.pictures import Reading, given_prompts, pictures
+from agentsd.evaluation.pictures import given_prompts, pictures
+from agentsd.evaluation.reading import Reading
 from agentsd.pipelines import POCKET
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
+import time
 import tracemalloc
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -188,3 +192,54 @@ def test_batches_hold_what_can_run_together(tmp_path: Path) -> None:
     assert sorted(job.number for group in groups for job in group) == list(range(11))
     assert max(map(len, groups)) == 3
     assert all(len({job.settings.height for job in group}) == 1 for group in groups)
+
+
+ENCODINGS = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
+"""Those that are read, with the byte order mark that Python does not write itself."""
+
+SEPARATORS = "\u2028 \u2029"
+"""Lines end at these for ``str.splitlines``, and for no file; a prompt may hold them."""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.tsv", "-"])
+def test_encodings_and_line_ends(
+    tmp_path: Path, encoding: str, end: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [f"café{SEPARATORS}Ω", "b"]
+    rows = [json.dumps({"prompt": p}, ensure_ascii=False) for p in wanted]
+    lines = rows if name == "p.jsonl" else wanted if name in ("p.txt", "-") else ["prompt", *wanted]
+    data = ENCODINGS[encoding] + "".join(line + end for line in lines).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    source = "-" if name == "-" else written(tmp_path, name, data)
+    assert prompts_of(planned(tmp_path, (), source)[0]) == wanted
+    assert not sys.stdin.closed
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-32"])
+def test_other_encodings_are_told_by_file(tmp_path: Path, name: str, encoding: str) -> None:
+    row = {"p.txt": "café", "p.csv": "prompt\ncafé", "p.jsonl": '{"prompt": "café"}'}[name]
+    file = written(tmp_path, name, f"{row}\n".encode(encoding))
+    with pytest.raises(SettingsError, match=rf"{name}\S*: .*(UTF-8|no column)"):
+        planned(tmp_path, (), file)
+
+
+def test_a_pipe_may_bring_its_first_bytes_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.pipe()
+
+    def bring() -> None:
+        with open(write, "wb", buffering=0) as pipe:
+            for byte in b"\xff\xfe" + "a\nb\n".encode("utf-16-le"):
+                pipe.write(bytes([byte]))
+                time.sleep(0.01)
+
+    thread = Thread(target=bring)
+    thread.start()
+    with open(read, encoding="ascii") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert prompts_of(planned(tmp_path, (), "-")[0]) == ["a", "b"]
+    thread.join()

@@ -142,7 +142,7 @@ def test_a_bad_file_says_what_is_wrong(page: Page, tmp_path: Path) -> None:
     for name, data, says in (
         ("bad.yaml", b"phases:\n- method: kees\n", "method: input should be 'agent', 'merge'"),
         ("broken.yaml", b"phases: [", "line 1: not valid YAML"),
-        ("binary.yaml", b"\xff\xfe\x00", "no text in UTF-8"),
+        ("binary.yaml", b"\xff\xfe\x00", "must be UTF-8"),
         ("large.yaml", b"#" * 20_000, "at most 16,384 bytes"),
         ("script.yaml", b"<img src=x onerror=alert(1)>: 1", "unknown key"),
     ):

@@ -29,9 +29,9 @@ from ..generation import (
 )
 from ..output import encode_image
 from ..patch import patched
+from ..progress import Bar
 from ..schedule import Schedule
 from .claims import Claims
-from .progress import Bar
 from .prompts import Job, batches
 from .run_folder import RunFolder
 from .shards import pack

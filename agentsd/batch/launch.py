@@ -26,10 +26,10 @@ from ..extras import Extras, Offload, equip
 from ..generation import VERSIONS
 from ..output import prepare_folder
 from ..pipelines import load_pipeline, revision_of, target_device
+from ..progress import Bar
 from ..schedule import Schedule
 from .claims import Claims
 from .engine import Stop, Work, largest_batch, run, stopping
-from .progress import Bar
 from .prompts import Plan, jobs
 from .run_folder import RunFolder
 

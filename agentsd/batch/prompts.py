@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
-from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
@@ -21,6 +18,7 @@ from pydantic import Field, field_validator
 from ..errors import AgentSDError, SettingsError
 from ..generation import ImageSettings, image_seed
 from ..schedule import Schedule
+from ..text_files import NOT_TEXT, text_stream
 from ..validation import shown
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -32,8 +30,15 @@ TOLD_ROWS = 5
 LONGEST_LINE = 2**20
 """Characters of a line that are read; a file of one endless line must not fill the memory."""
 
+TOO_LONG = f"longer than {LONGEST_LINE:,} characters"
+
 ID = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 """What an id may look like: it names a file, on any disk, and a key of a WebDataset."""
+
+UNDECODED = re.compile(r"[\0\ud800-\udfff]")
+"""What bytes become that are not of the encoding that a file is read in."""
+
+BROKEN = f"broken Unicode; the file {NOT_TEXT}"
 
 Told = tuple[str, "dict[str, Any] | str"]
 """A row's place, as ``file:line``, with what it holds or what is wrong with it."""
@@ -259,7 +264,7 @@ def _rows(prompts: Sequence[str], source: str | None) -> Iterator[Told]:
 
 
 def _file(source: str) -> Iterator[Told]:
-    """The rows of a file. What is not UTF-8 becomes lone surrogates, which a row refuses."""
+    """The rows of a file."""
     name = "standard input" if source == "-" else source
     suffix = Path(source).suffix.lower()
     if source != "-" and suffix not in (".txt", ".jsonl", ".csv", ".tsv"):
@@ -267,7 +272,7 @@ def _file(source: str) -> Iterator[Told]:
             f"{source}: prompts are read from .txt, .jsonl, .csv, .tsv or - (a pipe)"
         )
     try:
-        with _opened(source) as file:
+        with text_stream(None if source == "-" else source) as file:
             if suffix in (".csv", ".tsv"):
                 yield from _table(file, name, tab=suffix == ".tsv")
                 return
@@ -278,28 +283,18 @@ def _file(source: str) -> Iterator[Told]:
                 yield f"{name}:{number}", _line(line, as_json)
     except AgentSDError:
         raise
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}: {NOT_TEXT}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"{name}: cannot be read ({reason})") from None
-
-
-@contextmanager
-def _opened(source: str) -> Iterator[IO[str]]:
-    how: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": "\n"}
-    if source == "-":
-        if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(**how)
-        yield sys.stdin
-        return
-    with open(source, **how) as file:
-        yield file
 
 
 def _lines(file: IO[str]) -> Iterator[str | None]:
     """Lines without their ends; None for one that is too long."""
     while line := file.readline(LONGEST_LINE):
         if line.endswith("\n") or len(line) < LONGEST_LINE:
-            yield line.rstrip("\r\n")
+            yield line.removesuffix("\n")
             continue
         while (line := file.readline(LONGEST_LINE)) and not line.endswith("\n"):
             pass
@@ -308,9 +303,11 @@ def _lines(file: IO[str]) -> Iterator[str | None]:
 
 def _line(line: str | None, as_json: bool) -> dict[str, Any] | str:
     if line is None:
-        return f"longer than {LONGEST_LINE:,} characters"
+        return TOO_LONG
     if not line.strip():
         return "empty"
+    if UNDECODED.search(line):
+        return BROKEN
     if not as_json:
         return {"prompt": line}
     try:
@@ -348,11 +345,14 @@ def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
             continue
         if cells is None:
             return
-        if not cells:
-            yield place, "empty"
+        if not cells or cells == ["\0"]:
+            yield place, TOO_LONG if cells else "empty"
             continue
         if len(cells) != len(header):
             yield place, f"{len(cells)} columns, but the first row names {len(header)}"
+            continue
+        if any(map(UNDECODED.search, cells)):
+            yield place, BROKEN
             continue
         row = dict(zip(header, map(_unquoted, cells) if tab else cells, strict=True))
         own = {key: _value(key, row[key]) for key in Row.model_fields if row.get(key)}

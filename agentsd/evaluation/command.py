@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from ..errors import EvaluationError
+from ..progress import Bar
 
 if TYPE_CHECKING:
     from .features import Features
     from .intervals import Interval
-    from .pictures import Picture, Reading
+    from .pictures import Picture
+    from .reading import Reading
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +59,10 @@ Convert = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, and report them.")
 ]
+Unfinished = Annotated[
+    bool,
+    typer.Option("--unfinished", help="Measure the images that are there of an unfinished run."),
+]
 CacheFolder = Annotated[
     Path | None, typer.Option("--cache", help="Of features.", show_default="~/.cache/agentsd")
 ]
@@ -77,6 +81,7 @@ def fid_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -84,7 +89,7 @@ def fid_command(
     """Fréchet inception distance, with its standard error."""
     from .metrics import caution, fid, fid_infinity, load_statistics
 
-    sets = _Sets(features, size, convert, skip_bad, cache, device)
+    sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     ours = sets.of(images)
     theirs = load_statistics(reference) if reference.endswith(".npz") else sets.of(reference).values
     found = fid(ours.values, theirs)
@@ -108,6 +113,7 @@ def kid_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -116,7 +122,7 @@ def kid_command(
     from .intervals import ENOUGH
     from .metrics import kid
 
-    sets = _Sets(features, size, convert, skip_bad, cache, device)
+    sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     both = sets.of(images).values, sets.of(_no_statistics(reference)).values
     if (least := min(map(len, both))) < ENOUGH:
         _note(f"{least} images are too few for KID; {ENOUGH} are the least")
@@ -133,6 +139,7 @@ def precision_recall_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -141,7 +148,7 @@ def precision_recall_command(
     from .intervals import bootstrap
     from .metrics import precision_recall
 
-    sets = _Sets(features, size, convert, skip_bad, cache, device)
+    sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     parts = precision_recall(sets.of(images).values, sets.of(_no_statistics(reference)).values)
     [precision], [recall] = map(bootstrap, parts)
     result = {
@@ -161,6 +168,7 @@ def statistics_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -170,7 +178,7 @@ def statistics_command(
 
     if out.suffix != ".npz":
         raise EvaluationError(f"{out}: statistics are written as .npz")
-    sets = _Sets(features, size, convert, skip_bad, cache, device)
+    sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     save_statistics(out, statistics(sets.of(images).values))
     sets.show({"file": str(out)}, str(out), as_json)
 
@@ -188,6 +196,7 @@ def clip_score_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -199,7 +208,7 @@ def clip_score_command(
     from .metrics import clip_score
     from .pictures import given_prompts, pictures
 
-    found = pictures(images)
+    found = pictures(images, unfinished=unfinished)
     found = given_prompts(found, prompts) if prompts else found
     without = [picture.name for picture in found if picture.prompt is None]
     if without:
@@ -208,7 +217,7 @@ def clip_score_command(
             "--prompts FILE, one a line, or NAME.txt beside each image"
         )
     name = clip or ("pocket" if _is_pocket(found) else DEFAULT_CLIP)
-    sets = _Sets(name, size, convert, skip_bad, cache, device)
+    sets = _Sets(name, size, convert, skip_bad, unfinished, cache, device)
     model = load_clip(name, sets.device)
     ours = sets.extracted(found, model)
     texts = [str(picture.prompt) for picture in ours.pictures]
@@ -239,6 +248,7 @@ def paired_command(
     size: Size = None,
     convert: Convert = False,
     skip_bad: SkipBad = False,
+    unfinished: Unfinished = False,
     cache: CacheFolder = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -253,15 +263,18 @@ def paired_command(
     from .likeness import likeness, pairs, worst
     from .pictures import pictures
 
-    found = pairs(pictures(images), pictures(_no_statistics(reference)))
+    found = pairs(
+        pictures(images, unfinished=unfinished),
+        pictures(_no_statistics(reference), unfinished=unfinished),
+    )
     name = clip or ("pocket" if _is_pocket([p.image for p in found]) else DEFAULT_CLIP)
-    sets = _Sets(name, size, convert, skip_bad, cache, device)
+    sets = _Sets(name, size, convert, skip_bad, unfinished, cache, device)
     judges: dict[str, Any] = {"clip": load_clip(name, sets.device), "lpips": lpips.at_hand()}
     if judges["lpips"] is None:
         _note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
-    with _progress("pairs", len(found)) as done:
+    with _bar("pairs", len(found)) as bar:
         rows, sets.bad = likeness(
-            found, reading=sets.reading, folder=cache, progress=done, **judges
+            found, reading=sets.reading, folder=cache, progress=bar.show, **judges
         )
     labels = [row["prompt"] or row["image"] for row in rows]
     _note_few(labels)
@@ -311,13 +324,14 @@ def run_command(
     prepare_folder(out)
     hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
+    with ExitStack() as phase:
+        bars: dict[str, Bar] = {}
 
         def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
+            if what not in bars:
+                phase.close()  # one after another
+                bars[what] = phase.enter_context(_bar(what, total, done))
+            bars[what].show(done)
 
         found = experiment.run(plan, out, pipe, cache=cache, progress=progress)
     _show_report(found, report.write(found, out), as_json)
@@ -358,16 +372,18 @@ class _Sets:
         size: int | None,
         convert: bool,
         skip_bad: bool,
+        unfinished: bool,
         cache: Path | None,
         device: str | None,
     ):
         from ..pipelines import hide_loading_bars, target_device
-        from .pictures import Reading
+        from .reading import Reading
 
         hide_loading_bars()
         self.features = features
         self.device = target_device(device)
         self.reading: Reading = Reading(size, convert, skip_bad)
+        self.unfinished = unfinished
         self.cache = cache
         self.extractor: Any = None
         self.bad: list[str] = []
@@ -378,7 +394,7 @@ class _Sets:
         from .features import extractor
         from .pictures import pictures
 
-        found = pictures(source)
+        found = pictures(source, unfinished=self.unfinished)
         if self.extractor is None:
             self.features = self.features or ("pocket" if _is_pocket(found) else "inception")
             self.extractor = extractor(self.features, self.device)
@@ -387,8 +403,8 @@ class _Sets:
     def extracted(self, found: list[Picture], model: Any) -> Features:
         from .features import extract
 
-        with _progress("images", len(found)) as done:
-            got = extract(found, model, self.reading, folder=self.cache, progress=done)
+        with _bar("images", len(found)) as bar:
+            got = extract(found, model, self.reading, folder=self.cache, progress=bar.show)
         self.bad += got.bad
         self.used.setdefault("images", len(got.pictures))
         return got
@@ -434,8 +450,6 @@ def _note(text: str) -> None:
     stderr.print(f"note: {text}", style="yellow", markup=False)
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+def _bar(what: str, total: int, done: int = 0) -> Bar:
+    how = "rich" if stderr.is_terminal else "plain"
+    return Bar(how, total, done, stderr, what)

@@ -21,7 +21,8 @@ from ..output import write_whole
 from ..pipelines import POCKET
 from ..validation import shown
 from . import inception
-from .pictures import Picture, Reading, decoded, digest_of, opened
+from .pictures import Picture, digest_of
+from .reading import Reading, decoded, opened
 
 Floats = NDArray[np.floating[Any]]
 

@@ -18,7 +18,8 @@ from ..output import side_by_side
 from .features import Cache, Clip, cache_folder, extract
 from .lpips import Lpips
 from .metrics import cosine
-from .pictures import Picture, Reading, decoded, digest_of, opened
+from .pictures import Picture, digest_of
+from .reading import Reading, decoded, opened
 
 
 def psnr(a: ArrayLike, b: ArrayLike) -> float:

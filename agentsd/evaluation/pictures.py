@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps
-
-from ..errors import EvaluationError
+from ..errors import AgentSDError, EvaluationError
+from ..text_files import decode_text, read_text, split_lines
 from ..validation import shown
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Those that pytorch-fid reads."""
+SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),
+    ".webp",
+)
+"""Those that pytorch-fid reads, other names of JPEG, and GIF."""
 
 MANIFEST = "manifest.jsonl"
+RUN = "run.json"
+"""What ``agentsd generate`` says of a run; it may be unfinished."""
 
 
 class Picture(NamedTuple):
@@ -36,43 +41,27 @@ class Picture(NamedTuple):
     model: str | None = None
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How images are read. As it comes, nothing of an image is changed silently.
-
-    Args:
-        size: Crop to a centred square and resize it (Lanczos, smoothed) to this many pixels;
-            ``None`` takes images as they are, which must then be of one size.
-        convert: Turn grey, palette, CMYK and transparent images to RGB, as pytorch-fid does:
-            transparency is dropped. Without it, they are errors.
-        skip_bad: Leave out images that cannot be used, and report them, rather than stop.
-    """
-
-    size: int | None = None
-    convert: bool = False
-    skip_bad: bool = False
-
-    @property
-    def manner(self) -> str:
-        """What it makes of an image, for the keys of caches."""
-        return f"-{self.size}-{'rgb' if self.convert else ''}"
-
-
-def pictures(source: str | Path) -> list[Picture]:
+def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
     """List the images of a source, in order of their names, or of the manifest.
 
+    Files that are neither images nor what belongs to them are counted in a warning.
+
     Args:
-        source: A folder, read with its subfolders; a folder with ``manifest.jsonl``, of which the
-            manifest's images are taken, with prompts and seeds; or a ``.tar`` as webdataset
-            writes it, with prompts from ``KEY.txt`` or from ``prompt`` or ``caption`` in
-            ``KEY.json``.
+        source: A folder, read with its subfolders, linked ones too, but without hidden ones; a
+            folder with ``manifest.jsonl``, of which the manifest's images are taken, with prompts
+            and seeds; or a ``.tar`` as webdataset writes it, with prompts from ``KEY.txt`` or from
+            ``prompt`` or ``caption`` in ``KEY.json``.
+        unfinished: Take what there is of an unfinished run, and warn of the rest; else it is an
+            error.
 
     Raises:
-        EvaluationError: If there is no such source, no image in it, or its manifest is broken.
+        EvaluationError: If there is no such source, no image in it, its manifest is broken, or it
+            is an unfinished run.
     """
     path = Path(source)
     if path.is_dir():
-        found = _of_manifest(path) if (path / MANIFEST).is_file() else _of_folder(path)
+        is_listed = bool(_parts(path, "manifest")) or (path / RUN).is_file()
+        found = _of_manifest(path, unfinished) if is_listed else _of_folder(path)
     elif path.is_file() and path.suffix == ".tar":
         found = _of_tar(path)
     elif path.exists():
@@ -85,17 +74,40 @@ def pictures(source: str | Path) -> list[Picture]:
 
 
 def _of_folder(folder: Path) -> list[Picture]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    found = []
-    for file in files:
-        beside = file.with_suffix(".txt")
-        prompt = beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
-        found.append(Picture(str(file), partial(_read, file), prompt))
-    return found
+    files = sorted(_files(folder))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    others = {file for file in files if file.suffix.lower() != ".txt"} - {*images}
+    _warn_of_others(folder, [file.suffix.lower() or file.name for file in others])
+    return [Picture(str(file), partial(_read, file), _caption(file)) for file in images]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its subfolders, each of these once, whatever links to it."""
+
+    def refuse(error: OSError) -> None:
+        raise EvaluationError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    seen = {*folder.resolve().parents}  # a link to these is a loop
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = Path(root).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def _caption(image: Path) -> str | None:
+    beside = image.with_suffix(".txt")
+    return read_text(beside, EvaluationError).strip() or None if beside.is_file() else None
+
+
+def _warn_of_others(place: Path, kinds: list[str]) -> None:
+    """Say what of a source is not read."""
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(sorted(kinds)).items())
+        warnings.warn(f"{place}: {len(kinds)} files are left out ({counts})", stacklevel=2)
 
 
 def _read(file: Path) -> bytes:
@@ -105,10 +117,15 @@ def _read(file: Path) -> bytes:
         raise EvaluationError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def _of_manifest(folder: Path) -> list[Picture]:
+def _of_manifest(folder: Path, unfinished: bool) -> list[Picture]:
+    is_run = (folder / RUN).is_file()
+    parts = _parts(folder, "manifest")
+    entries = [entry for part in parts for entry in read_manifest(part, growing=is_run)]
+    if is_run:
+        entries = _of_run(folder, entries, unfinished)
     found = []
     shards: dict[Path, dict[str, Picture]] = {}
-    for entry in read_manifest(folder / MANIFEST):
+    for entry in entries:
         file = folder / entry["file"]
         picture = Picture(str(file), partial(_read, file))
         if "shard_key" in entry:
@@ -123,41 +140,98 @@ def _of_manifest(folder: Path) -> list[Picture]:
     return found
 
 
-def read_manifest(path: Path) -> list[dict[str, Any]]:
+def _parts(folder: Path, kind: str) -> list[Path]:
+    """Files of a run: one, or until it is finished one of each process."""
+    return sorted({*folder.glob(f"{kind}.jsonl"), *folder.glob(f"{kind}.*.jsonl")})
+
+
+def _of_run(folder: Path, entries: list[dict[str, Any]], unfinished: bool) -> list[dict[str, Any]]:
+    """The entries of a run of ``agentsd generate``, in order, each image once.
+
+    Raises:
+        EvaluationError: If images are still to be made, and an unfinished run will not do.
+    """
+    failures = [line for part in _parts(folder, "failed") for line in _json_lines(part, True)]
+    try:
+        total = int(json.loads(_read(folder / RUN))["config"]["images"])
+        made = {int(entry["number"]): entry for entry in entries}
+        failed = {int(failure["number"]) for _, failure in failures} - made.keys()
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{folder}: not a run of agentsd generate ({error!r})") from None
+    if failed:
+        warnings.warn(
+            f"{folder}: {len(failed)} of {total} images could not be made and are left out; "
+            "failed.jsonl says why",
+            stacklevel=2,
+        )
+    if missing := total - len(made) - len(failed):
+        lack = f"{folder}: the run is unfinished, {missing} of {total} images are missing"
+        if not unfinished:
+            raise EvaluationError(
+                f"{lack}; start agentsd generate again with the same options to make them, "
+                "or measure those that are there with --unfinished"
+            )
+        warnings.warn(lack, stacklevel=2)
+    return [made[number] for number in sorted(made)]
+
+
+def read_manifest(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
     """The entries of a manifest: JSON objects, one a line, each with at least a ``file``.
+
+    Args:
+        path: Of the manifest.
+        growing: Whether a last line without its end, which a kill may leave, is ignored.
 
     Raises:
         EvaluationError: Names the file and the line.
     """
     entries = []
-    for number, line in enumerate(_read(path).decode("utf-8", "replace").splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-                raise ValueError("an object with a file was expected")
-        except ValueError as error:
-            raise EvaluationError(f"{path}, line {number}: {error} (got {shown(line)})") from None
+    for number, entry in _json_lines(path, growing):
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise EvaluationError(
+                f"{path}, line {number}: an object with a file was expected (got {shown(entry)})"
+            )
         entries.append(entry)
     return entries
 
 
+def _json_lines(path: Path, growing: bool) -> Iterator[tuple[int, Any]]:
+    """The lines of a file with their numbers."""
+    data = _read(path)
+    if growing:
+        data = data[: data.rfind(b"\n") + 1]
+    lines = split_lines(decode_text(data, str(path), EvaluationError))
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise EvaluationError(f"{path}, line {number}: {error} (got {shown(line)})") from None
+
+
 def _of_tar(path: Path) -> list[Picture]:
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
+    others: list[str] = []
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # images are read in place, so not a compressed one
             for member in tar:
                 place = PurePosixPath(member.name)
                 key, _, suffix = place.name.partition(".")  # webdataset's rule: the first dot
                 if member.isfile() and key:
                     members.setdefault(str(place.with_name(key)), {})[f".{suffix.lower()}"] = member
+                elif key and not member.isdir():
+                    others.append("link")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise EvaluationError(f"{path} is not a whole tar ({error})") from None
     found = []
     for _, parts in sorted(members.items()):
-        image = next((part for suffix, part in parts.items() if suffix in SUFFIXES), None)
+        image, *more = [suffix for suffix in parts if suffix in SUFFIXES] or [None]
+        others += more
+        others += [suffix for suffix in parts if suffix not in (*SUFFIXES, ".txt", ".json")]
         if image is not None:
-            name = f"{path}:{image.name}"
-            found.append(Picture(name, partial(_extract, path, image), **_told(path, parts)))
+            member = parts[image]
+            read = partial(_extract, path, member)
+            found.append(Picture(f"{path}:{member.name}", read, **_told(path, parts)))
+    _warn_of_others(path, others)
     return found
 
 
@@ -175,24 +249,40 @@ def _told(path: Path, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
             known = json.loads(_extract(path, parts[".json"]))
         except ValueError as error:
             raise EvaluationError(f"{path}:{parts['.json'].name}: no JSON ({error})") from None
-    texts = {k: v for k, v in known.items() if isinstance(v, str)} if known else {}
+    texts = {k: v for k, v in known.items() if isinstance(v, str)} if type(known) is dict else {}
     prompt = texts.get("prompt", texts.get("caption"))
     if ".txt" in parts:
-        prompt = _extract(path, parts[".txt"]).decode("utf-8", "replace").strip()
+        place = f"{path}:{parts['.txt'].name}"
+        text = decode_text(_extract(path, parts[".txt"]), place, EvaluationError)
+        prompt = text.strip() or None
     return {"prompt": prompt, "model": texts.get("model")}
+
+
+def prompt_lines(file: Path, error: type[AgentSDError]) -> list[str]:
+    """The prompts of a text file, one a line.
+
+    Raises:
+        error: If the file cannot be read, or its name is that of a table or of JSON.
+    """
+    if file.suffix.lower() in (".csv", ".json", ".jsonl", ".tsv", ".yaml", ".yml"):
+        raise error(f"{file}: prompts are read from plain text, one a line, not {file.suffix}")
+    return split_lines(read_text(file, error))
 
 
 def given_prompts(found: list[Picture], file: Path) -> list[Picture]:
     """The pictures with prompts from a text file, one a line, in the pictures' order.
 
     Raises:
-        EvaluationError: If there are not as many lines as pictures.
+        EvaluationError: If there are not as many lines as pictures, or one is empty.
     """
-    lines = _read(file).decode("utf-8", "replace").splitlines()
+    lines = prompt_lines(file, EvaluationError)
     if len(lines) != len(found):
         raise EvaluationError(
             f"{file} has {len(lines)} prompts for {len(found)} images; one a line is needed"
         )
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise EvaluationError(f"{file}:{number}: empty")
     return [p._replace(prompt=line) for p, line in zip(found, lines, strict=True)]
 
 
@@ -206,45 +296,3 @@ def digest_of(picture: Picture, data: bytes) -> str:
     if picture.digest not in (None, digest):
         raise EvaluationError(f"{picture.name} has changed since its manifest was written")
     return digest
-
-
-def opened(name: str, data: bytes, reading: Reading) -> Image.Image:
-    """Open an image without decoding it, and check what its header tells.
-
-    Raises:
-        EvaluationError: If it is none, has 16 bits a channel, or is not RGB and may not be
-            converted.
-    """
-    try:
-        image = Image.open(BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"{name}: no image that can be read ({_first(error)})") from None
-    # Pillow quietly halves the bits of 16-bit colour; what it reads from tells.
-    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    if deep or image.mode.startswith(("I", "F")):
-        raise EvaluationError(f"{name}: has more than 8 bits a channel; save it with 8")
-    if image.mode != "RGB" and not reading.convert:
-        raise EvaluationError(
-            f"{name}: is {image.mode}, not RGB; --convert takes it as pytorch-fid does"
-        )
-    return image
-
-
-def decoded(name: str, image: Image.Image, reading: Reading) -> Image.Image:
-    """Decode what :func:`opened` opened, to RGB, at the size that is asked for.
-
-    Raises:
-        EvaluationError: If the file is cut short or damaged.
-    """
-    try:
-        rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise EvaluationError(f"{name}: is damaged or cut short ({_first(error)})") from None
-    if reading.size is None:
-        return rgb
-    return ImageOps.fit(rgb, (reading.size,) * 2, Image.Resampling.LANCZOS)
-
-
-def _first(error: BaseException) -> str:
-    text = str(error).replace("<_io.BytesIO object at ", "").split("\n")[0]
-    return "unknown format" if text.startswith("cannot identify") else text

@@ -18,8 +18,10 @@ from ..patch import patched
 from ..peers import PEERS
 from ..pipelines import default_guidance
 from ..schedule import PRESETS, Schedule
-from ..validation import Strict, parse_yaml, read_text, shown
-from .pictures import Reading
+from ..text_files import read_text
+from ..validation import Strict, parse_yaml, shown
+from .pictures import prompt_lines
+from .reading import Reading
 
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; it is always made."""
@@ -68,7 +70,7 @@ class Protocol(Strict):
         features: Extractor for FID and KID.
         clip: Extractor for the CLIP score and the cosine to the unpatched image.
         reference: What FID and KID compare with: ``unpatched``, or a set of real images.
-        size, convert: How the reference is read; see :class:`agentsd.evaluation.pictures.Reading`.
+        size, convert: How the reference is read; see :class:`agentsd.evaluation.reading.Reading`.
 
     Raises:
         ProtocolError: Names the key, its value and what is allowed.
@@ -211,7 +213,7 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
         data |= cut if quick else {}
         data |= {key: value for key, value in changes.items() if value is not None}
         if isinstance(data.get("prompts"), str):
-            lines = read_text(file.parent / data["prompts"], ProtocolError).splitlines()
+            lines = prompt_lines(file.parent / data["prompts"], ProtocolError)
             data["prompts"] = [line.strip() for line in lines if line.strip()]
         protocol = Protocol(**data)
         protocol.ways()

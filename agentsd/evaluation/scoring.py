@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,18 +71,22 @@ def measure(
     images = {name: [picture for picture, _ in found] for name, found in sets.items()}
     values: dict[str, dict[str, list[float]]] = {}
     features: dict[str, Any] = {}
-    for done, way in enumerate(ways):
-        progress("variants measured", done, len(ways))
+    total = len(ways) * len(wanted)
+
+    def measured(before: int, done: int) -> None:
+        progress("images measured", before + done, total)
+
+    for before, way in zip(range(0, total, len(wanted)), ways, strict=True):
         name = way.name
         seen = extract(images[name], judge, folder=cache).values
         features[name] = extract(images[name], judges.features, folder=cache).values
-        rows = likeness(pairs(images[name], images[UNPATCHED]), judge, folder=cache).rows
+        both = pairs(images[name], images[UNPATCHED])
+        rows = likeness(both, judge, folder=cache, progress=partial(measured, before)).rows
         values[name] = {figure: [row[figure] for row in rows] for figure in FIGURES[:3]}
         values[name]["clip_score"] = clip_score(seen, texts).tolist()
         values[name]["seconds"] = [entry["seconds"] for entry in entries[name]]
         plain = values[UNPATCHED]["seconds"]
         values[name]["time"] = [a / b for a, b in zip(values[name]["seconds"], plain, strict=True)]
-    progress("variants measured", len(ways), len(ways))
     names = [way.name for way in ways]
     table: dict[str, dict[str, Any]] = {
         way.name: {"spec": way.spec, "seconds": float(np.median(values[way.name]["seconds"]))}

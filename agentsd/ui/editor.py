@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..errors import AgentSDError, ScheduleError
 from ..schedule import METHODS, Phase, Schedule
+from ..text_files import decode_text
 from ..validation import dump_yaml
 from . import markup
 from .faults import in_place
@@ -353,9 +354,7 @@ def _read(path: str) -> str:
     try:
         if file.stat().st_size > MAX_YAML:
             raise ScheduleError(f"the YAML may have at most {MAX_YAML:,} bytes")
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ScheduleError("that file is no text in UTF-8") from None
+        return decode_text(file.read_bytes(), "that file", ScheduleError)
     finally:
         file.unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LoadError, SettingsError
-from ..validation import read_text
+from ..text_files import read_text
 from .limits import MAX_PNG, Limits
 from .worker import Worker
 
@@ -142,7 +142,7 @@ def read_auth(file: Path | None, variable: str | None) -> list[tuple[str, str]] 
         return None
     place = str(file) if file is not None else "AGENTSD_AUTH"
     pairs = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         user, colon, password = line.strip().partition(":")
         if line.strip() and not (user and colon and password):
             raise SettingsError(f"{place}: line {number} is not user:password")

@@ -1,4 +1,4 @@
-"""How far a run is: one bar for all its processes, or plain lines, on stderr."""
+"""How far a run is: a bar, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ PLAIN_EVERY = 10.0
 
 
 class Bar:
-    """Shows how many images are made, how many a second, and the time left.
+    """Shows how much is done, how much a second, and the time left.
 
     Args:
         how: ``"rich"``, ``"plain"`` or ``"none"``.
-        total: Images of the whole run.
-        done: Of these, made before.
+        total: All that is to do, in all processes.
+        done: Of this, done before.
         console: Where to.
+        what: What is counted.
     """
 
-    def __init__(self, how: str, total: int, done: int, console: Console) -> None:
+    def __init__(
+        self, how: str, total: int, done: int, console: Console, what: str = "images"
+    ) -> None:
         self._how, self._total, self._first, self._console = how, total, done, console
+        self._what = what
         self._begun = self._told_at = time.monotonic()
         self._told = done
         self._rich = Progress(
-            TextColumn("images"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -44,17 +48,21 @@ class Bar:
         self._rich.stop()
 
     def show(self, done: int) -> None:
-        """Tell that so many images are made."""
+        """Show that so much is done."""
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._begun, 1e-9)
         self._rich.update(self._task, completed=done, rate=f"{rate:.2f}/s")
         due = done == self._total or now - self._told_at >= PLAIN_EVERY
         if self._how == "plain" and done != self._told and due:
             self._told, self._told_at = done, now
-            left = f"{(self._total - done) / rate:.0f} s left" if rate else "time left unknown"
-            line = f"{done}/{self._total} images, {rate:.2f} images/s, {left}"
+            left = _duration((self._total - done) / rate) if rate else "unknown time"
+            line = f"{done}/{self._total} {self._what}, {rate:.2f}/s, {left} left"
             self._console.print(line, markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, style="yellow", markup=False)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
