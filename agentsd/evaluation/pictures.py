@@ -224,8 +224,9 @@ def _of_tar(path: Path) -> list[Picture]:
         raise EvaluationError(f"{path} is not a whole tar ({error})") from None
     found = []
     for _, parts in sorted(members.items()):
-        image, *more = [suffix for suffix in parts if suffix in SUFFIXES] or [None]
-        others += more
+        images = [suffix for suffix in parts if suffix in SUFFIXES]
+        image = images[0] if images else None
+        others += images[1:]
         others += [suffix for suffix in parts if suffix not in (*SUFFIXES, ".txt", ".json")]
         if image is not None:
             member = parts[image]
