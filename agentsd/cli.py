@@ -322,6 +322,7 @@ def generate(
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
+    share = 1.0 if extras.init_image is None else extras.strength
     hide_loading_bars()
     if compare:
         if plan is None:
@@ -333,6 +334,7 @@ def generate(
             raise SettingsError(f"--compare is no run of many images; drop {drop}")
         text = checked_template(template).replace("{}", prompt[0])
         settings = generation.ImageSettings(prompt=text, **base)
+        generation.check_steps(settings.num_inference_steps, share)
         with stderr.status(Text(f"loading {model} …")):
             pipe = equip(
                 load_pipeline(
@@ -346,7 +348,7 @@ def generate(
                 offload=cpu_offload.value if cpu_offload else None,
                 allow_pickle=allow_pickle,
             )
-        for note in generation.warnings_for(pipe, settings.prompt):
+        for note in generation.warnings_for(pipe, settings):
             _note(note)
         both = compare_ways(
             pipe,
@@ -359,6 +361,8 @@ def generate(
             inputs=extras.inputs(height, width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)
+        if both["nsfw_content_detected"]:
+            raise typer.Exit(1)
         return
     asked = Request(
         out=out,
@@ -394,6 +398,7 @@ def generate(
             base,
             template=template,
             count=num_images,
+            strength=share,
             on_error=on_error.value,
             report=report,
         ),
@@ -556,6 +561,8 @@ def _told(summary: dict[str, Any]) -> str:
         parts.append(f"{missing} are still to make: give the same command again")
     if summary["failed"]:
         parts.append(f"{summary['failed']} failed: {summary['folder']}/failed.jsonl says why")
+    if hidden := summary["nsfw_content_detected"]:
+        parts.append(f"{hidden} of these: the model's safety checker returned a black image")
     if summary["bad_rows"]:
         parts.append(f"{summary['bad_rows']} bad rows were left out")
     return "\n".join(parts)
@@ -567,11 +574,23 @@ def _compared(summary: dict[str, Any], out: Path) -> str:
         f"{out / image['comparison_file']}  (seed {image['seed']}, {image['seconds']:.1f} s)"
         for image in summary["images"]
     ]
-    alike = f"PSNR {summary['psnr']:.1f} dB" if summary["psnr"] else "the same image"
+    hidden = [
+        image["nsfw_content_detected"] or image["unpatched_nsfw_content_detected"]
+        for image in summary["images"]
+    ]
+    if summary["psnr"] is not None:
+        alike = f"PSNR {summary['psnr']:.1f} dB"
+    else:
+        alike = "not measured" if all(hidden) else "the same image"
     lines.append(
         f"unpatched {summary['unpatched_seconds']:.1f} s, agentsd {summary['seconds']:.1f} s: "
         f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
     )
+    if any(hidden):
+        lines.append(
+            f"{sum(map(bool, hidden))} of {len(hidden)} are not compared: the model's safety "
+            "checker returned a black image"
+        )
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from .generation import ImageSettings, Made, make_image, record
+from .generation import ImageSettings, Made, make_image, record, warm_up_settings
 from .output import next_number, prepare_folder, save_image, side_by_side, write_whole
 from .patch import patched
 from .schedule import Schedule
@@ -48,7 +48,8 @@ def compare(
     Returns:
         The summary, which is also in ``out/summary.json``: per image its files, seed and
         seconds; the median seconds of both ways, the speed-up, and the likeness of the two
-        images as PSNR in dB.
+        images as PSNR in dB (``None`` for equal ones). An image that a safety checker replaced
+        by a black one has no PSNR; ``nsfw_content_detected`` counts these images.
 
     Raises:
         SettingsError: If the pipeline refuses the settings.
@@ -58,8 +59,7 @@ def compare(
     ImageSettings(**settings.model_dump() | {"seed": settings.seed + num_images - 1})
     prepare_folder(out)
     ways = {"agentsd": schedule, "unpatched": None}
-    steps = min(1 + len(schedule.phases), settings.num_inference_steps)
-    short = settings.model_copy(update={"num_inference_steps": steps})
+    short = warm_up_settings(settings, 1 + len(schedule.phases), inputs)
     for way, plan in ways.items():
         _make(pipe, short, plan, f"warm-up, {way}", inputs)
     images: list[dict[str, Any]] = []
@@ -76,13 +76,17 @@ def compare(
             name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"
             save_image(made[way].image, out / name, record(pipe, one, model, ways[way], extras))
             prefix = "" if way == "agentsd" else f"{way}_"
-            entry |= {f"{prefix}file": name, f"{prefix}seconds": round(made[way].seconds, 3)}
+            entry |= {
+                f"{prefix}file": name,
+                f"{prefix}seconds": round(made[way].seconds, 3),
+                f"{prefix}nsfw_content_detected": made[way].nsfw_content_detected,
+            }
         entry["comparison_file"] = f"{stem}-compare.png"
-        entry["psnr"] = psnr(made["agentsd"].image, made["unpatched"].image)
+        entry["psnr"] = likeness(made["agentsd"], made["unpatched"])
         sheet = _comparison(made["unpatched"], made["agentsd"])
         save_image(sheet, out / entry["comparison_file"])
         images.append(entry)
-        summary |= _medians(images) | record(pipe, settings, model, schedule, extras)
+        summary |= _over_all(images) | record(pipe, settings, model, schedule, extras)
         write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 
@@ -110,6 +114,13 @@ def _comparison(unpatched: Made, ours: Made) -> Image.Image:
     )
 
 
+def likeness(ours: Made, unpatched: Made) -> float | None:
+    """:func:`psnr` of two images; None, too, where a safety checker hid one of them."""
+    if ours.nsfw_content_detected or unpatched.nsfw_content_detected:
+        return None
+    return psnr(ours.image, unpatched.image)
+
+
 def psnr(a: Image.Image, b: Image.Image) -> float | None:
     """Peak signal-to-noise ratio of two images of one size, in dB; None if they are equal.
 
@@ -122,14 +133,19 @@ def psnr(a: Image.Image, b: Image.Image) -> float | None:
     return 10 * math.log10(255**2 / error) if error else None
 
 
-def _medians(images: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The times over all images, speed-up and likeness."""
+def _over_all(images: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The times over all images, speed-up and likeness, and how many images were hidden."""
     seconds = median(image["seconds"] for image in images)
     unpatched = median(image["unpatched_seconds"] for image in images)
-    likeness = [image["psnr"] for image in images if image["psnr"] is not None]
+    measured = [image["psnr"] for image in images if image["psnr"] is not None]
     return {
         "seconds": seconds,
         "unpatched_seconds": unpatched,
         "speedup": round(unpatched / seconds, 3),
-        "psnr": median(likeness) if likeness else None,
+        "psnr": median(measured) if measured else None,
+        "nsfw_content_detected": sum(
+            bool(image[f"{prefix}nsfw_content_detected"])
+            for image in images
+            for prefix in ("", "unpatched_")
+        ),
     }

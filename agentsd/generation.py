@@ -7,8 +7,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, wraps
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -36,9 +36,15 @@ LONGEST_PROMPT = 10_000
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but tab and line feed, and halves of characters that are not UTF-8."""
 
+MOST_STEPS = 1000
+"""Denoising steps; models are trained with as many."""
+
 Side = Annotated[int, Field(ge=64, le=8192)]
 Pixels = NDArray[np.floating[Any]]
 """An image as a pipeline's ``output_type="np"`` gives it: ``[H, W, 3]`` in [0, 1]."""
+
+HIDDEN = "the model's safety checker replaced it with a black image"
+"""What is said of an image with ``nsfw_content_detected``."""
 
 
 class ImageSettings(Strict):
@@ -63,7 +69,7 @@ class ImageSettings(Strict):
     prompt: str
     negative_prompt: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    num_inference_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 25
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
     height: Side | None = None
     width: Side | None = None
@@ -92,6 +98,50 @@ class ImageSettings(Strict):
         if side is not None and side % 8:
             raise SettingsError(f"height and width must be multiples of 8 (got {side})")
         return side
+
+
+def check_steps(num_inference_steps: int, strength: float) -> None:
+    """Refuse an image-to-image run that leaves no denoising step.
+
+    Args:
+        num_inference_steps: Steps asked for.
+        strength: The share of them that is run, in (0, 1]; 1 for text to image.
+
+    Raises:
+        SettingsError: Says how many steps there must be at least.
+    """
+    if _steps_left(num_inference_steps, strength) < 1:
+        least = _steps_for(1, strength)
+        more = f"ask for at least {least} steps or " if least <= MOST_STEPS else ""
+        raise SettingsError(
+            f"num_inference_steps: {num_inference_steps} at strength {strength:g} leaves no "
+            f"denoising step; {more}raise strength"
+        )
+
+
+def warm_up_settings(
+    settings: ImageSettings, steps: int, inputs: Mapping[str, Any] | None = None
+) -> ImageSettings:
+    """The settings of a short run: ``steps`` denoising steps, or all where there are fewer.
+
+    Args:
+        settings: Of the whole run.
+        steps: At least 1.
+        inputs: As for :func:`make_image`; image to image runs only a part of the steps asked for.
+    """
+    asked = _steps_for(steps, (inputs or {}).get("strength", 1.0))
+    fewer = min(asked, settings.num_inference_steps)
+    return settings.model_copy(update={"num_inference_steps": fewer})
+
+
+def _steps_left(num_inference_steps: int, strength: float) -> int:
+    return int(num_inference_steps * strength)  # as diffusers rounds
+
+
+def _steps_for(steps: int, strength: float) -> int:
+    """The fewest steps to ask for of which so many are run; at most one above ``MOST_STEPS``."""
+    asked = range(steps, MOST_STEPS + 1)
+    return next((n for n in asked if _steps_left(n, strength) >= steps), MOST_STEPS + 1)
 
 
 def image_seed(base: int, prompt_index: int, image_index: int) -> int:
@@ -137,9 +187,10 @@ class PromptEncoder:
         """What to call the pipeline with for the prompts of a batch."""
         if not self._embeds:
             return {name: [getattr(s, name) for s in batch] for name in _TEXTS}
-        conditional = self._pipe.unet.config.time_cond_proj_dim is None
         parts = [
-            self._encoded(s.prompt, s.negative_prompt, s.guidance_scale > 1 and conditional)
+            self._encoded(
+                s.prompt, s.negative_prompt, s.guidance_scale > 1 and _is_guided(self._pipe)
+            )
             for s in batch
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -164,13 +215,22 @@ _EMBEDS = (
 )
 
 
+class Drawn(NamedTuple):
+    """An image as a pipeline gives it."""
+
+    pixels: Pixels
+    """With NaN where the model's numbers overflowed."""
+    nsfw_content_detected: bool | None
+    """Whether a safety checker put a black image in its place; ``None`` without a checker."""
+
+
 def make_batch(
     pipe: DiffusionPipeline,
     batch: Sequence[ImageSettings],
     encode: Callable[[Sequence[ImageSettings]], dict[str, Any]],
     inputs: Mapping[str, Any] | None = None,
-) -> list[Pixels]:
-    """Make images in one call, each from a generator of its own.
+) -> list[Drawn]:
+    """Make images in one call, each from its own seed.
 
     The generators are on the CPU, so that all devices agree on the noise.
 
@@ -181,25 +241,82 @@ def make_batch(
         inputs: More to call it with: an image to start from, say.
 
     Returns:
-        Per image ``[H, W, 3]`` in [0, 1], or with NaN where the model's numbers overflowed.
+        The images, in order.
 
     Raises:
-        SettingsError: If the pipeline refuses the settings.
+        SettingsError: If the pipeline refuses the settings, they leave no denoising step, or the
+            scheduler draws noise that does not depend on the images' seeds.
         OutOfMemoryError: If the batch does not fit.
         GenerationError: If it fails otherwise.
     """
+    inputs, seeds = inputs or {}, [s.seed for s in batch]
+    check_steps(batch[0].num_inference_steps, inputs.get("strength", 1.0))
     call = batch[0].model_dump(exclude={"seed", *_TEXTS})
     if "height" not in inspect.signature(pipe.__call__).parameters:
         call = {k: v for k, v in call.items() if k not in ("height", "width")}
-    with _told(pipe):
-        images = pipe(
+    with _told(pipe), _own_noise(pipe, seeds):
+        made = pipe(
             **encode(batch),
             **call,
-            **(inputs or {}),
-            generator=[torch.Generator("cpu").manual_seed(s.seed) for s in batch],
+            **inputs,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
-        ).images
-    return list(images)
+        )
+    flags = getattr(made, "nsfw_content_detected", None) or [None] * len(batch)
+    return [
+        Drawn(pixels, None if flag is None else bool(flag))
+        for pixels, flag in zip(made.images, flags, strict=True)
+    ]
+
+
+@contextmanager
+def _own_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
+    """Have the scheduler's noise come from the images' seeds, and refuse one whose does not.
+
+    Raises:
+        SettingsError: At the first step that draws from PyTorch's global random state, which is
+            then put back.
+    """
+    scheduler = pipe.scheduler
+    step, name = scheduler.step, type(scheduler).__name__
+    devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
+
+    @wraps(step)  # pipelines look at its parameters
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(devices):
+            before = _global_states(devices)
+            found = step(*args, **kwargs)
+            drawn = not all(map(torch.equal, before, _global_states(devices)))
+        if drawn:
+            raise SettingsError(
+                f"{name} draws noise from PyTorch's global random state, so that seeds do not "
+                "determine its images; choose another scheduler"
+            )
+        return found
+
+    # DPMSolverSDEScheduler takes no generator, but one seed per image.
+    takes_seeds = hasattr(scheduler, "noise_sampler_seed")
+    with (
+        _replaced(scheduler, "step", watched),
+        _replaced(scheduler, "noise_sampler_seed", list(seeds)) if takes_seeds else nullcontext(),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object another attribute until the end of the block."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        vars(owner).update(own)
+
+
+def _global_states(devices: Sequence[torch.device]) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
 def to_image(pixels: Pixels) -> Image.Image:
@@ -241,6 +358,8 @@ class Made(NamedTuple):
 
     image: Image.Image
     seconds: float
+    nsfw_content_detected: bool | None = None
+    """As for :class:`Drawn`."""
 
 
 def make_image(
@@ -261,36 +380,57 @@ def make_image(
         The image and the seconds from prompt to image.
 
     Raises:
-        SettingsError: If the pipeline refuses the settings.
+        SettingsError: As :func:`make_batch`.
         GenerationError: If it runs out of memory, fails, or its numbers do.
     """
     pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
     begun = time.perf_counter()
-    (pixels,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
-    return Made(to_image(pixels), time.perf_counter() - begun)
+    (drawn,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
+    image = to_image(drawn.pixels)
+    return Made(image, time.perf_counter() - begun, drawn.nsfw_content_detected)
 
 
-def warnings_for(pipe: DiffusionPipeline, prompt: str) -> list[str]:
-    """What a model will miss of a prompt: its end, or words that it never saw."""
-    tokenizer = getattr(pipe, "tokenizer", None)
+def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
+    """What a model will miss of its prompts: their ends, words that it never saw, or all."""
+    found = _missed(pipe, "prompt", settings.prompt)
+    if not settings.negative_prompt:
+        return found
+    if settings.guidance_scale <= 1:
+        scale = f"{settings.guidance_scale:g}"
+        return [*found, f"the negative prompt is not used: guidance_scale {scale} is not above 1"]
+    if not _is_guided(pipe):
+        return [*found, "the negative prompt is not used: the model has its guidance built in"]
+    return found + _missed(pipe, "negative prompt", settings.negative_prompt)
+
+
+def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
+    # SDXL's refiner has the second tokenizer alone.
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return []
     found = []
     limit = tokenizer.model_max_length
-    ids = tokenizer(prompt, truncation=False).input_ids
+    ids = tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
         found.append(
-            f"the prompt is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
+            f"the {name} is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
         )
     if len(tokenizer) < WHOLE_WORDS:
         vocabulary = tokenizer.get_vocab()
-        words = re.findall(r"\w+", prompt.lower())
+        words = re.findall(r"\w+", text.lower())
         unknown = list(dict.fromkeys(w for w in words if f"{w}</w>" not in vocabulary))
         if unknown:
+            of = "" if name == "prompt" else f" of the {name}"
             more = ", …" if len(unknown) > 10 else ""
-            found.append(f"the model does not know the words: {', '.join(unknown[:10])}{more}")
+            found.append(f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}")
     return found
+
+
+def _is_guided(pipe: DiffusionPipeline) -> bool:
+    """Whether guidance runs the UNet on the negative prompt, rather than tell it the scale."""
+    unet = getattr(pipe, "unet", None)
+    return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is None
 
 
 def record(

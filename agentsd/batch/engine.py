@@ -19,12 +19,14 @@ from diffusers import DiffusionPipeline
 
 from ..errors import AgentSDError, GenerationError, OutOfMemoryError
 from ..generation import (
+    HIDDEN,
+    Drawn,
     ImageSettings,
-    Pixels,
     PromptEncoder,
     made_by,
     make_batch,
     to_image,
+    warm_up_settings,
     warnings_for,
 )
 from ..output import encode_image
@@ -169,11 +171,11 @@ def largest_batch(pipe: DiffusionPipeline, settings: ImageSettings, inputs: Inpu
     if pipe._execution_device.type == "cpu":
         return 1
     pipe.set_progress_bar_config(disable=True)
-    short = settings.model_copy(update={"num_inference_steps": 2})
+    more = inputs(settings.height, settings.width)
+    short = warm_up_settings(settings, 2, more)
     encode, size = PromptEncoder(pipe), 1
     while size < LARGEST_BATCH:
         try:
-            more = inputs(settings.height, settings.width)
             make_batch(pipe, [short] * (2 * size), encode, more)
         except OutOfMemoryError:
             break
@@ -239,7 +241,7 @@ class _Maker:
                 raise  # the model or an option is wrong, not this row
             return type(error)(str(error))
         seconds = (time.perf_counter() - begun) / len(batch)
-        for i, (job, pixels) in enumerate(zip(batch, images, strict=True)):
+        for i, (job, drawn) in enumerate(zip(batch, images, strict=True)):
             if self._folder.is_settled(job.number):
                 continue  # a batch is made whole, so that its images are as they would have been
             recorded = job.settings.model_dump() | self._made_by(job.schedule)
@@ -247,14 +249,15 @@ class _Maker:
             more = {
                 "seconds": round(seconds, 4),
                 "device": self._device,
-                "notes": self._notes(job.settings.prompt),
+                # Seeds do not matter, and would fill the cache.
+                "notes": self._notes(job.settings.model_copy(update={"seed": 0})),
             }
-            self._writer.put(job, pixels, recorded, more)
+            self._writer.put(job, drawn, recorded, more)
         return None
 
-    def _look(self, prompt: str) -> list[str]:
-        """What the model will miss of a prompt; told of the first few, recorded of all."""
-        found = warnings_for(self._pipe, prompt)
+    def _look(self, settings: ImageSettings) -> list[str]:
+        """What the model will miss of the prompts; told of the first few, recorded of all."""
+        found = warnings_for(self._pipe, settings)
         for note in found:
             if note not in self._told and len(self._told) < TOLD_NOTES:
                 self._told.add(note)
@@ -289,7 +292,7 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True)  # what is made is written, even if the run ends in an error
 
-    def put(self, job: Job, pixels: Pixels, recorded: dict[str, Any], more: dict[str, Any]) -> None:
+    def put(self, job: Job, drawn: Drawn, recorded: dict[str, Any], more: dict[str, Any]) -> None:
         """Have an image written.
 
         Raises:
@@ -298,7 +301,7 @@ class _Writer:
         self.used = True
         while self._pending and (self._pending[0].done() or len(self._pending) >= self._most):
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write, job, pixels, recorded, more))
+        self._pending.append(self._pool.submit(self._write, job, drawn, recorded, more))
 
     def drain(self) -> None:
         """Wait until all images are written.
@@ -310,17 +313,21 @@ class _Writer:
             self._pending.popleft().result()
 
     def _write(
-        self, job: Job, pixels: Pixels, recorded: dict[str, Any], more: dict[str, Any]
+        self, job: Job, drawn: Drawn, recorded: dict[str, Any], more: dict[str, Any]
     ) -> None:
         try:
-            image = to_image(pixels)
+            image = to_image(drawn.pixels)
             recorded |= {"height": image.height, "width": image.width}
             data = encode_image(image, recorded, self._form)
         except GenerationError as error:
             self._note(f"note: image {job.id} failed: {error}")
             self._folder.fail(_told(job) | {"error": str(error)})
             return
-        self._folder.save(f"images/{job.id}.{self._form}", data, {**_told(job), **recorded, **more})
+        flag = drawn.nsfw_content_detected
+        line = {**_told(job), **recorded, **more, "nsfw_content_detected": flag}
+        self._folder.save(f"images/{job.id}.{self._form}", data, line)
+        if flag:
+            self._note(f"note: image {job.id}: {HIDDEN}")
 
 
 def _told(job: Job) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def launch(
         "made": folder.made - there,
         "there_before": there,
         "failed": folder.failed,
+        "nsfw_content_detected": folder.hidden,
         "bad_rows": plan.bad,
         "seconds": round(seconds, 3),
         "images_per_second": round((folder.made - there) / seconds, 3),

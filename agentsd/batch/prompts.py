@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from ..errors import AgentSDError, SettingsError
-from ..generation import ImageSettings, image_seed
+from ..generation import ImageSettings, check_steps, image_seed
 from ..schedule import Schedule
 from ..text_files import NOT_TEXT, text_stream
 from ..validation import shown
@@ -119,6 +119,7 @@ def read_prompts(
     *,
     template: str = "{}",
     count: int = 1,
+    strength: float = 1.0,
     on_error: Literal["stop", "skip"] = "stop",
     report: Callable[[str], None] = lambda _: None,
 ) -> Plan:
@@ -133,6 +134,7 @@ def read_prompts(
         base: Settings that a row may override: fields of :class:`ImageSettings`.
         template: What each prompt is put into, in the place of ``{}``.
         count: Images of each prompt, unless its row says.
+        strength: The share of a row's steps that is run; below 1 with an image to begin from.
         on_error: Whether bad rows stop the run, or are left out.
         report: Called with what is wrong with each bad row, by file and line.
 
@@ -154,6 +156,7 @@ def read_prompts(
                 row = row | {"prompt": template.replace("{}", row["prompt"])}
             row = {"count": count, **row}
             checked = Row(**{**base, **row})
+            check_steps(checked.num_inference_steps, strength)
             if checked.schedule is not None:
                 plan = _schedule(json.dumps(checked.schedule))
                 row["schedule"] = plan.to_dict() if plan else "none"

@@ -4,7 +4,7 @@
     prompts.jsonl     the checked prompts
     images/           the images
     manifest.jsonl    a line per image, appended once the image is in its place
-    failed.jsonl      a line per image that could not be made
+    failed.jsonl      a line per image that could not be made, or that a safety checker hid
 
 Where several processes work, each appends to files of its own (``manifest.<name>.jsonl``), and
 the last to finish, or the next run, merges them into one.
@@ -25,9 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, SettingsError
+from ..generation import HIDDEN
 from ..output import PART, prepare_folder, write_whole, writing
 from ..validation import shown
 from .prompts import Plan
+
+
+_NOTED = (
+    *("id", "number", "prompt_index", "image_index", "prompt", "seed"),
+    "nsfw_content_detected",
+)
+"""What ``failed.jsonl`` says of an image that a safety checker hid."""
 
 
 class RunFolder:
@@ -56,7 +64,9 @@ class RunFolder:
         self.made = 0
         """Images that are there, as far as :meth:`poll` has seen."""
         self.failed = 0
-        """Images that could not be made, likewise."""
+        """Images that could not be made or were hidden by a safety checker, likewise."""
+        self.hidden = 0
+        """Those of them that were hidden; they are black, and not made again."""
 
     def prepare(self, config: Mapping[str, Any], plan: Plan, *, resume: bool) -> dict[str, Any]:
         """Begin a run here, or take up one of the same configuration; by one process alone.
@@ -96,6 +106,8 @@ class RunFolder:
         for failed in self._parts("failed"):
             failed.unlink(missing_ok=True)
         self.merge()
+        for line in self.lines():
+            self._note_hidden(line)
         return old or {}
 
     def read_run(self) -> dict[str, Any]:
@@ -123,6 +135,11 @@ class RunFolder:
         write_whole(self.path / file, data)
         digest = sha256(data).hexdigest()
         self._append(self._manifest, {**line, "file": file, "sha256": digest, "bytes": len(data)})
+        self._note_hidden(line)
+
+    def _note_hidden(self, line: Mapping[str, Any]) -> None:
+        if line.get("nsfw_content_detected"):
+            self.fail({name: line.get(name) for name in _NOTED} | {"error": HIDDEN})
 
     def fail(self, line: Mapping[str, Any]) -> None:
         """Note an image that could not be made."""
@@ -137,8 +154,11 @@ class RunFolder:
                 number = _number(line)
                 if number is not None and number < len(self._settled):
                     fresh = not self._settled[number]
-                    self.made += fresh and made
-                    self.failed += fresh and not made
+                    hidden = bool(json.loads(line).get("nsfw_content_detected"))
+                    good = made and not hidden
+                    self.hidden += fresh and hidden
+                    self.made += fresh and good
+                    self.failed += fresh and not good
                     self._settled[number] = 1
 
     def is_settled(self, number: int) -> bool:

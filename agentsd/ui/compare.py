@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..comparison import psnr
+from ..comparison import likeness
 from ..evaluation.features import Clip, clip
 from ..evaluation.metrics import clip_score
 from ..extras import scheduled
@@ -26,8 +26,8 @@ class Compared(NamedTuple):
     unpatched: Made
     ours: Made
     figures: dict[str, Any]
-    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images) and, where there
-    is a judge, the CLIP scores."""
+    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, and where a safety
+    checker hid one), whether it hid them and, where there is a judge, the CLIP scores."""
     records: tuple[dict[str, Any], dict[str, Any]]
     """What each image's file is to carry."""
 
@@ -67,7 +67,9 @@ def compare(
         "unpatched_seconds": round(unpatched.seconds, 3),
         "seconds": round(ours.seconds, 3),
         "speedup": round(unpatched.seconds / ours.seconds, 3),
-        "psnr": psnr(ours.image, unpatched.image),
+        "psnr": likeness(ours, unpatched),
+        "unpatched_nsfw_content_detected": unpatched.nsfw_content_detected,
+        "nsfw_content_detected": ours.nsfw_content_detected,
     }
     if judge is not None:
         scores = [judge(made.image, settings.prompt) for made in (unpatched, ours)]

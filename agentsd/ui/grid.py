@@ -163,7 +163,10 @@ def make(job: Job, pipe: DiffusionPipeline, plot: Plot, prompt: str) -> Image.Im
         job.make(pipe, *cell, label=f"image {number} of {len(plot.cells)}")
         for number, cell in enumerate(plot.cells, start=1)
     ]
-    told = [f"{one.seconds:.1f} s" for one in made]
+    told = [
+        "hidden by the safety checker" if one.nsfw_content_detected else f"{one.seconds:.1f} s"
+        for one in made
+    ]
     return draw(plot, [one.image for one in made], told, prompt)
 
 

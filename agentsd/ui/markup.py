@@ -44,7 +44,11 @@ def wrong(text: str) -> str:
 def figures(found: dict[str, Any]) -> str:
     """What a comparison found, the speed-up first."""
     psnr = found["psnr"]
-    alike = "the same image" if psnr is None else f"{psnr:.1f} dB"
+    hidden = found["unpatched_nsfw_content_detected"] or found["nsfw_content_detected"]
+    if psnr is None:
+        alike = "not measured" if hidden else "the same image"
+    else:
+        alike = f"{psnr:.1f} dB"
     cells = {
         f"{found['speedup']:.2f}×": "as fast as unpatched",
         f"{found['unpatched_seconds']:.1f} s": "unpatched",

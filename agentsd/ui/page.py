@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..generation import warnings_for
+from ..generation import HIDDEN, warnings_for
 from ..patch import DEFAULT_SCHEDULE
 from ..pipelines import default_guidance
 from ..schedule import Schedule
@@ -117,9 +117,9 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                     elif isinstance(event, Finished):
                         made = _kept(demo, event.result)
                         kept = [*reversed(made), *kept][:KEPT]
-                        missed = warnings_for(pipe, wanted.settings.prompt)
+                        notes = _notes(pipe, wanted, event.result)
                         yield {
-                            now: markup.note("; ".join(["Done.", *missed])),
+                            now: markup.note("; ".join(["Done.", *notes])),
                             pair: tuple(one.file for one in made),
                             figures: markup.figures(event.result.figures),
                             entries: kept,
@@ -275,6 +275,13 @@ def _kept(demo: gr.Blocks, made: Compared) -> list[Entry]:
     ]
 
 
+def _notes(pipe: Any, wanted: Request, found: Compared) -> list[str]:
+    """What a visitor should know of the images: whether they are hidden, what of them is missed."""
+    ways = {"unpatched": found.unpatched, "patched": found.ours}
+    hidden = [f"{way} image: {HIDDEN}" for way, one in ways.items() if one.nsfw_content_detected]
+    return hidden + warnings_for(pipe, wanted.settings)
+
+
 def _pictures(kept: list[Entry]) -> Any:
     return gr.update(value=[(one.file, one.caption) for one in kept], visible=True)
 
@@ -319,7 +326,8 @@ def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, 
                             one.caption: gr.FileData(path=one.file).model_dump()
                             for one in _kept(demo, event.result)
                         }
-                        yield files | event.result.figures
+                        notes = _notes(pipe, wanted, event.result)
+                        yield files | event.result.figures | {"notes": notes}
                     elif event is not None:
                         yield {"image": event.label, "step": event.step, "steps": event.steps}
                     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..generation import warnings_for
 from . import grid, markup, sight
 from .faults import in_place
 from .history import keep_plain
@@ -213,7 +214,9 @@ def plot(
                     yield {now: markup.progress(event)}
                 elif isinstance(event, Finished):
                     file = keep_plain(folder, event.result, "agentsd-plot.png")
-                    yield {now: markup.note("Done."), picture: file}
+                    missed = [w for cell in planned.cells for w in warnings_for(pipe, cell.settings)]
+                    told = "; ".join(["Done.", *dict.fromkeys(missed)])
+                    yield {now: markup.note(told), picture: file}
                 else:
                     yield {now: gr.skip()}
 

@@ -141,7 +141,7 @@ class Job:
         with scheduled(pipe, sampler), way:
             made = make_image(pipe, settings, inputs={"callback_on_step_end": step})
         self._made += 1
-        return Made(made.image, made.seconds - (self._previews - before))
+        return made._replace(seconds=made.seconds - (self._previews - before))
 
     def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
         """The latents decoded, if the previews so far took little enough of the time."""
