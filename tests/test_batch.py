@@ -30,7 +30,7 @@ from agentsd.batch.prompts import read_prompts
 from agentsd.batch.run_folder import RunFolder
 from agentsd.evaluation.pictures import digest_of, pictures
 from agentsd.extras import Extras
-from agentsd.generation import ImageSettings
+from agentsd.generation import Drawn, ImageSettings
 from agentsd.output import parameters, read_record
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -513,7 +513,7 @@ def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
         # Small, as a few wait for their writer, and how many differs from one moment to the next.
-        return [torch.zeros(8, 8, 3).numpy() for _ in batch]
+        return [Drawn(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
 
     monkeypatch.setattr(agentsd.batch.engine, "make_batch", made)
     gc.collect()

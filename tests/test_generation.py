@@ -104,9 +104,9 @@ def test_noise_does_not_depend_on_the_batch(pipe: Any) -> None:
     encode, many = PromptEncoder(pipe), [settings(seed=s, prompt=p) for s, p in enumerate("abc")]
     together = make_batch(pipe, many, encode)
     for alone, image in zip(many, together, strict=True):
-        assert abs(make_batch(pipe, [alone], encode)[0] - image).max() < 1e-5
+        assert abs(make_batch(pipe, [alone], encode)[0].pixels - image.pixels).max() < 1e-5
     other = make_batch(pipe, [settings(seed=9, prompt="a")], encode)[0]
-    assert abs(other - together[0]).max() > 1e-2
+    assert abs(other.pixels - together[0].pixels).max() > 1e-2
 
 
 @pytest.mark.usefixtures("small_grids")
@@ -203,7 +203,27 @@ def test_what_the_pipeline_refuses_is_a_settings_error(pipe: Any) -> None:
 
 def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
     """The tiny tokenizer's words are the letters; 14 tokens fit between start and end."""
-    assert warnings_for(pipe, "a B c") == []
-    (long,) = warnings_for(pipe, "a b c d e f g h i j k l m n x y z")
-    assert "longer than the model's 14 tokens; lost: 'x y z'" in long
-    assert warnings_for(pipe, "a red ñ") == ["the model does not know the words: red, ñ"]
+    long = "a b c d e f g h i j k l m n x y z"
+
+    def told(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
+        return warnings_for(
+            pipe, settings(prompt=prompt, negative_prompt=negative, guidance_scale=guidance)
+        )
+
+    assert told("a B c", "d") == []
+    says = "the {} is longer than the model's 14 tokens; lost: 'x y z'"
+    assert told(long) == [says.format("prompt")]
+    assert told("a", long) == [says.format("negative prompt")]
+    assert told(long, long) == [says.format("prompt"), says.format("negative prompt")]
+    assert told("a red ñ") == ["the model does not know the words: red, ñ"]
+    assert told("a", "red") == ["the model does not know the words of the negative prompt: red"]
+    # What is not used loses nothing by its length.
+    (unused,) = told("a", long, 1)
+    assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
+    assert told("a", "", 1) == []
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
+    assert told("a", "b") == [
+        "the negative prompt is not used: the model has its guidance built in"
+    ]
+    pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
+    assert told(long) == [says.format("prompt")]

@@ -39,6 +39,8 @@ class Picture(NamedTuple):
     digest: str | None = None
     """SHA-256 that its manifest gives."""
     model: str | None = None
+    hidden: bool = False
+    """Whether a safety checker put a black image in its place."""
 
 
 def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
@@ -136,7 +138,8 @@ def _of_manifest(folder: Path, unfinished: bool) -> list[Picture]:
                 raise EvaluationError(f"{name}: the shard does not hold what the manifest says")
             picture = shards[file][name]
         known: Any = {name: entry.get(name) for name in ("prompt", "seed", "model")}
-        found.append(picture._replace(digest=entry.get("sha256"), **known))
+        hidden = bool(entry.get("nsfw_content_detected"))
+        found.append(picture._replace(digest=entry.get("sha256"), hidden=hidden, **known))
     return found
 
 
@@ -173,6 +176,21 @@ def _of_run(folder: Path, entries: list[dict[str, Any]], unfinished: bool) -> li
             )
         warnings.warn(lack, stacklevel=2)
     return [made[number] for number in sorted(made)]
+
+
+def visible(found: list[Picture]) -> list[Picture]:
+    """The images without those that a safety checker put black ones in the place of.
+
+    Raises:
+        EvaluationError: If none is left.
+    """
+    left = [picture for picture in found if not picture.hidden]
+    if not left:
+        raise EvaluationError(f"{HIDDEN}: all {len(found)} images, such as {found[0].name}")
+    return left
+
+
+HIDDEN = "replaced with a black image by a safety checker"
 
 
 def read_manifest(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
@@ -256,7 +274,8 @@ def _told(path: Path, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
         place = f"{path}:{parts['.txt'].name}"
         text = decode_text(_extract(path, parts[".txt"]), place, EvaluationError)
         prompt = text.strip() or None
-    return {"prompt": prompt, "model": texts.get("model")}
+    hidden = isinstance(known, dict) and bool(known.get("nsfw_content_detected"))
+    return {"prompt": prompt, "model": texts.get("model"), "hidden": hidden}
 
 
 def prompt_lines(file: Path, error: type[AgentSDError]) -> list[str]:

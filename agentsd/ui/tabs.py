@@ -214,7 +214,9 @@ def plot(
                     yield {now: markup.progress(event)}
                 elif isinstance(event, Finished):
                     file = keep_plain(folder, event.result, "agentsd-plot.png")
-                    missed = [w for cell in planned.cells for w in warnings_for(pipe, cell.settings)]
+                    missed = [
+                        w for cell in planned.cells for w in warnings_for(pipe, cell.settings)
+                    ]
                     told = "; ".join(["Done.", *dict.fromkeys(missed)])
                     yield {now: markup.note(told), picture: file}
                 else:
