@@ -106,7 +106,7 @@ def measure(
                 ]
                 for figure in (*FIGURES, "time")
             }
-    notes = _distances(protocol, features, table, prompts, judges, cache)
+    notes = _distances(protocol, features, table, prompts, judges, cache, progress)
     if cut:
         notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
     if note := few(prompts):
@@ -146,6 +146,7 @@ def _distances(
     prompts: list[str],
     judges: Judges,
     cache: Path | None,
+    progress: Progress,
 ) -> list[str]:
     """FID and KID of each variant into the table; returns what to say of them."""
     count, dimensions = features[UNPATCHED].shape
@@ -155,7 +156,14 @@ def _distances(
     if judges.reference is None:
         reference = features[UNPATCHED]
     else:
-        found = extract(judges.reference, judges.features, protocol.reading, folder=cache)
+        real = judges.reference
+        found = extract(
+            real,
+            judges.features,
+            protocol.reading,
+            folder=cache,
+            progress=lambda done: progress("images of the reference", done, len(real)),
+        )
         reference = found.values
     for name, metric in (("fid", fid), ("kid", kid)):
         every = {way: metric(found, reference) for way, found in features.items()}
