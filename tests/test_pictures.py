@@ -30,7 +30,7 @@ def names(source: Path, **how: Any) -> list[str]:
 
 def saved(form: str, image: Image.Image, **how: Any) -> bytes:
     data = BytesIO()
-    image.save(data, form, **how)
+    image.copy().save(data, form, **how)  # Pillow notes on an image how it was saved last
     return data.getvalue()
 
 
