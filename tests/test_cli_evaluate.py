@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,6 +187,46 @@ def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
     picture_sets.folder(tmp_path / "there", 30, first=100)
     code, out, _ = run("paired", "real", "there", "--clip", "pocket", "--skip-bad", "--json")
     assert (code, json.loads(out)["pairs"]) == (0, 28)
+
+
+@pytest.mark.usefixtures("sets")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fid", "run", "real"],
+        ["kid", "real", "run"],
+        ["precision-recall", "run", "real"],
+        ["statistics", "run", "s.npz"],
+        ["clip-score", "run"],
+        ["paired", "run", "run"],
+    ],
+)
+def test_unfinished_runs_are_refused_unless_asked_for(
+    run: Run, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "made").rename(tmp_path / "run")
+    lines = (tmp_path / "run" / "manifest.jsonl").read_text().split("\n")[:-1]
+    (tmp_path / "run" / "manifest.jsonl").unlink()
+    for name, some in {"0-ab": lines[1::2], "1-cd": lines[:20:2]}.items():
+        text = "".join(json.dumps({"number": (e := json.loads(x))["id"], **e}) + "\n" for x in some)
+        (tmp_path / "run" / f"manifest.{name}.jsonl").write_text(text)
+    (tmp_path / "run" / "run.json").write_text('{"config": {"images": 24}}')
+    pocket = ["--clip" if arguments[0] in ("clip-score", "paired") else "--features", "pocket"]
+    code, out, err = run(*arguments, *pocket)
+    assert (code, out) == (1, "")
+    assert "run: the run is unfinished, 2 of 24 images are missing" in err
+    code, out, err = run(*arguments, *pocket, "--unfinished", "--json")
+    assert code == 0, err
+    assert "note: run: the run is unfinished, 2 of 24 images are missing" in err
+
+
+@pytest.mark.usefixtures("sets")
+def test_progress_is_plain_lines_where_there_is_no_terminal(run: Run) -> None:
+    _, out, err = run("fid", "made", "real")
+    assert re.search(r"^24/24 images, [\d.]+/s, 0 s left$", err, re.MULTILINE)
+    assert re.search(r"^30/30 images, ", err, re.MULTILINE)
+    assert len(out.splitlines()) == 1
+    assert re.search(r"^24/24 pairs, ", run("paired", "made", "made")[2], re.MULTILINE)
 
 
 def test_help_names_the_commands(run: Run) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_models import smallest_unet, tiny_pipeline
 
-from agentsd import ProtocolError
+from agentsd import ProtocolError, progress
 from agentsd.cli import main
 from agentsd.errors import EvaluationError
 from agentsd.evaluation import experiment, likeness, report
@@ -74,9 +74,19 @@ def test_quick_pocket_protocol_on_a_tiny_model(
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *arguments])
         assert stop.value.code == 0
-        return capsys.readouterr().out
+        out, err = capsys.readouterr()
+        log.append(err)
+        return out
 
+    log: list[str] = []
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     first = json.loads(call(*command))
+    total = len(first["variants"]) * first["images_per_variant"]
+    for what in ("images", "images measured"):  # a line each, to a log that is no terminal
+        told = re.findall(
+            rf"^(\d+)/{total} {what}, [\d.]+/s, (?:\d+ (?:s|min)|unknown time) left$", log[0], re.M
+        )
+        assert [int(done) for done in told][-3:] == [total - 2, total - 1, total]
     assert {UNPATCHED, "paper", "faithful", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
     page = (out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)

@@ -239,14 +239,13 @@ def _of_tar(path: Path) -> list[Picture]:
                 elif key and not member.isdir():
                     others.append("link")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise EvaluationError(f"{path} is not a whole tar ({error})") from None
+        raise EvaluationError(f"{path} is not a whole tar without compression ({error})") from None
     found = []
     for _, parts in sorted(members.items()):
-        images = [suffix for suffix in parts if suffix in SUFFIXES]
-        image = images[0] if images else None
-        others += images[1:]
+        image, *more = [suffix for suffix in parts if suffix in SUFFIXES] or [""]
+        others += more
         others += [suffix for suffix in parts if suffix not in (*SUFFIXES, ".txt", ".json")]
-        if image is not None:
+        if image:
             member = parts[image]
             read = partial(_extract, path, member)
             found.append(Picture(f"{path}:{member.name}", read, **_told(path, parts)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def _decoding(name: str) -> Iterator[None]:
     """Tell what Pillow raises as an error of ours."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise EvaluationError(f"{name}: is damaged or cut short ({_first(error)})") from None
 
 

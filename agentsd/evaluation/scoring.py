@@ -109,7 +109,7 @@ def measure(
                 ]
                 for figure in (*FIGURES, "time")
             }
-    notes = _distances(protocol, features, table, prompts, judges, cache)
+    notes = _distances(protocol, features, table, prompts, judges, cache, progress)
     if hidden := len(every) - len(kept):
         notes.append(f"{hidden} of {len(every)} images are left out: in a variant {HIDDEN}")
     if cut:
@@ -160,6 +160,7 @@ def _distances(
     prompts: list[str],
     judges: Judges,
     cache: Path | None,
+    progress: Progress,
 ) -> list[str]:
     """FID and KID of each variant into the table; returns what to say of them."""
     count, dimensions = features[UNPATCHED].shape
@@ -169,7 +170,14 @@ def _distances(
     if judges.reference is None:
         reference = features[UNPATCHED]
     else:
-        found = extract(judges.reference, judges.features, protocol.reading, folder=cache)
+        real = judges.reference
+        found = extract(
+            real,
+            judges.features,
+            protocol.reading,
+            folder=cache,
+            progress=lambda done: progress("images of the reference", done, len(real)),
+        )
         reference = found.values
     for name, metric in (("fid", fid), ("kid", kid)):
         every = {way: metric(found, reference) for way, found in features.items()}
