@@ -251,14 +251,18 @@ def paired_command(
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .likeness import likeness, pairs, worst
-    from .pictures import pictures
+    from .pictures import HIDDEN, pictures
 
-    found = pairs(pictures(images), pictures(_no_statistics(reference)))
+    both = pairs(pictures(images), pictures(_no_statistics(reference)))
+    found = [pair for pair in both if not (pair.image.hidden or pair.reference.hidden)]
+    if not found:
+        raise EvaluationError(f"{HIDDEN}: an image of each of {len(both)} pairs")
     name = clip or ("pocket" if _is_pocket([p.image for p in found]) else DEFAULT_CLIP)
     sets = _Sets(name, size, convert, skip_bad, cache, device)
     judges: dict[str, Any] = {"clip": load_clip(name, sets.device), "lpips": lpips.at_hand()}
     if judges["lpips"] is None:
         _note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
+    sets.hidden = len(both) - len(found)
     with _progress("pairs", len(found)) as done:
         rows, sets.bad = likeness(
             found, reading=sets.reading, folder=cache, progress=done, **judges
@@ -371,6 +375,7 @@ class _Sets:
         self.cache = cache
         self.extractor: Any = None
         self.bad: list[str] = []
+        self.hidden = 0
         self.used: dict[str, Any] = {}
 
     def of(self, source: str) -> Features:
@@ -386,19 +391,26 @@ class _Sets:
 
     def extracted(self, found: list[Picture], model: Any) -> Features:
         from .features import extract
+        from .pictures import visible
 
-        with _progress("images", len(found)) as done:
-            got = extract(found, model, self.reading, folder=self.cache, progress=done)
+        shown = visible(found)
+        self.hidden += len(found) - len(shown)
+        with _progress("images", len(shown)) as done:
+            got = extract(shown, model, self.reading, folder=self.cache, progress=done)
         self.bad += got.bad
         self.used.setdefault("images", len(got.pictures))
         return got
 
     def show(self, result: dict[str, Any], told: str, as_json: bool) -> None:
         """The result on stdout; what was left out on stderr, too."""
+        from .pictures import HIDDEN
+
         for problem in self.bad:
             _note(f"left out: {problem}")
+        if self.hidden:
+            _note(f"left out: {self.hidden} {HIDDEN}")
         settings = {"features": self.features, "reading": asdict(self.reading), "bad": self.bad}
-        whole = {**result, **self.used, **settings}
+        whole = {**result, **self.used, **settings, "hidden": self.hidden}
         stdout.print(json.dumps(whole) if as_json else told, markup=False)
 
 

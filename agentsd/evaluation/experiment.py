@@ -136,6 +136,7 @@ def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: 
         "file": name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "seconds": round(made.seconds, 4),
+        "nsfw_content_detected": made.nsfw_content_detected,
     }
     with (folder / MANIFEST).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

@@ -34,6 +34,8 @@ class Picture(NamedTuple):
     digest: str | None = None
     """SHA-256 that its manifest gives."""
     model: str | None = None
+    hidden: bool = False
+    """Whether a safety checker put a black image in its place."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,24 @@ def _of_manifest(folder: Path) -> list[Picture]:
                 raise EvaluationError(f"{name}: the shard does not hold what the manifest says")
             picture = shards[file][name]
         known: Any = {name: entry.get(name) for name in ("prompt", "seed", "model")}
-        found.append(picture._replace(digest=entry.get("sha256"), **known))
+        hidden = bool(entry.get("nsfw_content_detected"))
+        found.append(picture._replace(digest=entry.get("sha256"), hidden=hidden, **known))
     return found
+
+
+def visible(found: list[Picture]) -> list[Picture]:
+    """The images without those that a safety checker put black ones in the place of.
+
+    Raises:
+        EvaluationError: If none is left.
+    """
+    left = [picture for picture in found if not picture.hidden]
+    if not left:
+        raise EvaluationError(f"{HIDDEN}: all {len(found)} images, such as {found[0].name}")
+    return left
+
+
+HIDDEN = "replaced with a black image by a safety checker"
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
@@ -179,7 +197,8 @@ def _told(path: Path, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
     prompt = texts.get("prompt", texts.get("caption"))
     if ".txt" in parts:
         prompt = _extract(path, parts[".txt"]).decode("utf-8", "replace").strip()
-    return {"prompt": prompt, "model": texts.get("model")}
+    hidden = isinstance(known, dict) and bool(known.get("nsfw_content_detected"))
+    return {"prompt": prompt, "model": texts.get("model"), "hidden": hidden}
 
 
 def given_prompts(found: list[Picture], file: Path) -> list[Picture]:

@@ -18,7 +18,7 @@ from .features import Clip, Extractor, clip, extract, extractor
 from .intervals import ENOUGH, Interval, bootstrap, few
 from .likeness import likeness, pairs
 from .metrics import caution, clip_score, difference, fid, kid
-from .pictures import MANIFEST, Picture, pictures, read_manifest
+from .pictures import HIDDEN, MANIFEST, Picture, pictures, read_manifest, visible
 from .protocol import UNPATCHED, Protocol, Variant
 
 FIGURES = ("psnr", "ssim", "cosine", "clip_score")
@@ -42,7 +42,8 @@ class Judges(NamedTuple):
         Raises:
             EvaluationError: If one is not there.
         """
-        reference = None if protocol.reference == UNPATCHED else pictures(protocol.reference)
+        named = protocol.reference != UNPATCHED
+        reference = visible(pictures(protocol.reference)) if named else None
         judge = clip(protocol.clip, device)
         same = protocol.features == protocol.clip
         return cls(judge, judge if same else extractor(protocol.features, device), reference)
@@ -62,12 +63,14 @@ def measure(
         EvaluationError: If an image is missing or cannot be used.
     """
     judge = judges.clip
-    ways, wanted = protocol.ways(), protocol.images()
+    ways, every = protocol.ways(), protocol.images()
+    sets = {way.name: _made(out, way, len(every)) for way in ways}
+    kept = _visible([[picture for picture, _ in found] for found in sets.values()])
+    wanted = [every[number] for number in kept]
     prompts = [settings.prompt for settings in wanted]
     texts, cut = judge.texts(prompts)
-    sets = {way.name: _made(out, way, len(wanted)) for way in ways}
-    entries = {name: [entry for _, entry in found] for name, found in sets.items()}
-    images = {name: [picture for picture, _ in found] for name, found in sets.items()}
+    entries = {name: [found[number][1] for number in kept] for name, found in sets.items()}
+    images = {name: [found[number][0] for number in kept] for name, found in sets.items()}
     values: dict[str, dict[str, list[float]]] = {}
     features: dict[str, Any] = {}
     for done, way in enumerate(ways):
@@ -92,7 +95,7 @@ def measure(
         for name, found in zip(names, bootstrap(columns, prompts), strict=True):
             table[name][figure] = _plain(found)
     if protocol.replicates > 1:
-        which = np.array([protocol.replicate(i) for i in range(len(wanted))])
+        which = np.array([protocol.replicate(i) for i in kept])
         for name in names:
             table[name]["replicates"] = {
                 figure: [
@@ -102,6 +105,8 @@ def measure(
                 for figure in (*FIGURES, "time")
             }
     notes = _distances(protocol, features, table, prompts, judges, cache)
+    if hidden := len(every) - len(kept):
+        notes.append(f"{hidden} of {len(every)} images are left out: in a variant {HIDDEN}")
     if cut:
         notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
     if note := few(prompts):
@@ -132,6 +137,15 @@ def _made(out: Path, way: Variant, count: int) -> list[tuple[Picture, dict[str, 
             f"{folder} lacks {len(missing)} of {count} images; run it again to make them"
         )
     return [found[number] for number in range(count)]
+
+
+def _visible(variants: list[list[Picture]]) -> list[int]:
+    """The numbers of the images that are hidden in no variant, since variants are paired."""
+    numbers = range(len(variants[0]))
+    kept = [i for i in numbers if not any(found[i].hidden for found in variants)]
+    if not kept:
+        raise EvaluationError(f"{HIDDEN}: each of {len(numbers)} images in one variant or another")
+    return kept
 
 
 def _distances(
