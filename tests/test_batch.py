@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 from rich.console import Console
+from tiny_models import with_safety_checker
 
 import agentsd.batch.engine
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
@@ -333,6 +335,39 @@ def test_an_image_that_overflows_fails_alone(start: Any, pipe: Any, tmp_path: Pa
     assert [line["id"] for line in manifest(tmp_path / "run")] == ["000000", "000002"]
 
 
+def test_a_hidden_image_is_told_of_and_not_made_again(
+    start: Any, pipe: Any, tmp_path: Path
+) -> None:
+    with_safety_checker(pipe, lambda number: number == 1)
+    for made in (2, 0):  # the run, and one that finds all of it there
+        summary, _ = start(prompts=["a", "b", "c"])
+        assert (summary["made"], summary["there_before"]) == (made, 2 - made)
+        assert (summary["failed"], summary["nsfw_content_detected"]) == (1, 1)
+        lines = manifest(tmp_path / "run")
+        assert [line["nsfw_content_detected"] for line in lines] == [False, True, False]
+        (failed,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
+        told = json.loads(failed)
+        assert (told["id"], told["prompt"]) == ("000001", "b")
+        assert "safety checker replaced it with a black image" in told["error"]
+    assert pipe.safety_checker.seen == 3
+
+
+def test_a_model_without_a_checker_has_nothing_to_tell(start: Any, tmp_path: Path) -> None:
+    summary, _ = start(prompts=["a"])
+    assert (summary["failed"], summary["nsfw_content_detected"]) == (0, 0)
+    assert manifest(tmp_path / "run")[0]["nsfw_content_detected"] is None
+
+
+def test_negative_prompts_are_told_of_in_the_manifest(start: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "negative_prompt": "b " * 20, "guidance_scale": g} for g in (1, 5)]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    start(prompts=(), source=file)
+    unused, cut = (line["notes"] for line in manifest(tmp_path / "run"))
+    assert "negative prompt is not used" in unused[0]
+    assert "negative prompt is longer" in cut[0]
+
+
 def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> None:
     pipe.unet.conv_in = torch.nn.Conv2d(9, 16, 3, padding=1)
     with pytest.raises(GenerationError, match="failed"):
@@ -347,6 +382,18 @@ def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
         assert largest_batch(pipe, settings, Extras().inputs) == 4
     assert sorted(set(tried)) == [2, 4, 8]
+
+
+def test_the_largest_batch_from_an_image(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
+    extras = Extras(init_image=str(tmp_path / "init.png"), strength=0.1)
+    pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    short_of_memory(pipe, monkeypatch, 3)
+    monkeypatch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
+    settings = ImageSettings(prompt="a", height=64, width=64)
+    assert largest_batch(pipe, settings, extras.inputs) == 2
 
 
 class Elsewhere(str):

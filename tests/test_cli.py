@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler
 from PIL import Image
+from tiny_models import with_safety_checker
 
 from agentsd import __version__
 from agentsd.cli import main
@@ -60,6 +61,56 @@ def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: st
     code, _, err = run("--compare", *more)
     assert (code, says in err) == (2, True), err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"), [(("--compare",), "not measured"), ((), "0 images made, of 1")]
+)
+def test_hidden_images_are_not_good_ones(
+    run: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch, more: Any, says: str
+) -> None:
+    """All are black: neither two images made nor twice the same image."""
+    with_safety_checker(pipe)
+    for module in ("pipelines", "batch.launch"):
+        monkeypatch.setattr(f"agentsd.{module}.load_pipeline", lambda *_, **__: pipe)
+    code, out, _ = run(*more)
+    assert code == 1
+    assert "safety checker returned a black image" in out
+    assert says in out
+    assert "the same image" not in out
+
+
+@pytest.mark.parametrize("more", [("--compare",), (), ("--batch-size", "auto")])
+def test_a_run_that_leaves_no_step_is_refused_before_loading(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any
+) -> None:
+    for module in ("pipelines", "batch.launch"):
+        monkeypatch.setattr(f"agentsd.{module}.load_pipeline", None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "init.png")
+    code, _, err = run("--init-image", str(tmp_path / "init.png"), "--strength", "0.01", *more)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "num_inference_steps: 2 at strength 0.01 leaves no denoising step" in err
+    assert "at least 100 steps" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_leaves_no_step_is_a_bad_one(run: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
+    rows = [{"prompt": "a", "num_inference_steps": 1}, {"prompt": "b", "num_inference_steps": 5}]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    begin = ("--init-image", str(tmp_path / "init.png"), "--strength", "0.5")
+    code, _, err = run("--prompts", str(file), *begin)
+    assert (code, f"{file}:1: num_inference_steps: 1 at strength 0.5 leaves no" in err) == (2, True)
+    code, out, _ = run("--prompts", str(file), *begin, "--on-error", "skip", "--json")
+    assert (code, json.loads(out)["made"], json.loads(out)["bad_rows"]) == (0, 2, 1)
+
+
+def test_compare_from_an_image(run: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
+    begin = ("--init-image", str(tmp_path / "init.png"), "--strength", "0.4")
+    code, out, err = run("--compare", *begin, "--num-inference-steps", "5")
+    assert (code, "× as fast" in out) == (0, True), err
 
 
 def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoPipelineForImage2Image
 from PIL import Image
+from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
 from agentsd.comparison import compare, psnr
@@ -19,6 +21,7 @@ from agentsd.generation import (
     image_seed,
     make_batch,
     make_image,
+    warm_up_settings,
     warnings_for,
 )
 
@@ -109,7 +112,6 @@ def test_noise_does_not_depend_on_the_batch(pipe: Any) -> None:
     assert abs(other.pixels - together[0].pixels).max() > 1e-2
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     summary = compare(pipe, settings(seed=5), out, schedule=SCHEDULE, model="tiny", num_images=2)
@@ -136,6 +138,52 @@ def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:
     run = {"schedule": full, "model": "tiny"}
     assert compare(pipe, settings(), tmp_path, **run)["psnr"] is None
     assert "NaN" not in (tmp_path / "summary.json").read_text()
+
+
+def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
+    """Black equals black; an image that a checker hid is not the same image for that."""
+    with_safety_checker(pipe, lambda number: number in (2, 3, 4))  # 0 and 1 are the warm-ups
+    run = {"schedule": SCHEDULE, "model": "tiny", "num_images": 3}
+    summary = compare(pipe, settings(), tmp_path, **run)
+    flags = ("nsfw_content_detected", "unpatched_nsfw_content_detected")
+    told = [[image[flag] for flag in flags] for image in summary["images"]]
+    assert (sorted(map(sum, told)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
+    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in told]
+    assert summary["psnr"] == summary["images"][2]["psnr"]
+    names = ("file", "unpatched_file")
+    for image, two in zip(summary["images"], told, strict=True):
+        black = [not Image.open(tmp_path / image[name]).getbbox() for name in names]
+        assert black == two
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.9, 1e-3])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_warm_up_runs_its_steps_at_any_strength(strength: float, steps: int) -> None:
+    inputs = {"strength": strength}
+    short = warm_up_settings(settings(num_inference_steps=1000), steps, inputs)
+    left = int(short.num_inference_steps * strength)  # as diffusers has it
+    assert left == min(steps, int(1000 * strength))
+    assert warm_up_settings(settings(num_inference_steps=3), steps, inputs).num_inference_steps <= 3
+
+
+def test_compare_from_an_image(pipe: Any, tmp_path: Path) -> None:
+    """The warm-up runs steps, too, where the image to begin from leaves out most of them."""
+    pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    inputs = {"image": Image.new("RGB", (32, 32), "red"), "strength": 0.4}
+    run = {"schedule": SCHEDULE, "model": "tiny", "inputs": inputs}
+    summary = compare(pipe, settings(num_inference_steps=5), tmp_path, **run)
+    assert summary["images"][0]["psnr"] > 0
+
+
+def test_a_run_that_leaves_no_step_is_refused(pipe: Any) -> None:
+    pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    inputs = {"image": Image.new("RGB", (32, 32)), "strength": 0.4}
+    says = "num_inference_steps: 2 at strength 0.4 leaves no denoising step; ask for at least 3"
+    with pytest.raises(SettingsError, match=says):
+        make_image(pipe, settings(), inputs=inputs)
+    assert make_image(pipe, settings(num_inference_steps=3), inputs=inputs).image
+    with pytest.raises(SettingsError, match="denoising step; raise strength"):
+        make_image(pipe, settings(), inputs=inputs | {"strength": 1e-9})
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -222,8 +270,6 @@ def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
     assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
     assert told("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
-    assert told("a", "b") == [
-        "the negative prompt is not used: the model has its guidance built in"
-    ]
+    assert told("a", "b") == ["the negative prompt is not used: the model has its guidance built in"]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
     assert told(long) == [says.format("prompt")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from agentsd.processor import LAYER, AgentAttnProcessor, Layer
 from agentsd.runtime import Position, Runtime, Step
@@ -124,6 +125,32 @@ def tiny_pipeline(folder: Path, unet: UNet2DConditionModel | None = None) -> Any
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class SafetyChecker(nn.Module):
+    """Hides some images as Stable Diffusion's checker does: flags, and black in their place.
+
+    Args:
+        hides: Given how many images there were before, whether the next one is hidden.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, hides: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.hides, self.seen = hides, 0
+
+    def forward(self, images: Tensor, clip_input: Tensor) -> tuple[Tensor, list[bool]]:
+        flags = [self.hides(self.seen + i) for i in range(len(images))]
+        self.seen += len(images)
+        return images * ~torch.tensor(flags)[:, None, None, None], flags
+
+
+def with_safety_checker(pipe: Any, hides: Callable[[int], bool] = lambda _: True) -> Any:
+    """Give a pipeline a :class:`SafetyChecker`."""
+    pipe.feature_extractor = CLIPImageProcessor(size=8, crop_size=8)
+    pipe.safety_checker = SafetyChecker(hides)
     return pipe
 
 
