@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from .errors import AgentSDError, LoadError, SettingsError
+from .internals import DTYPE
 from .output import SAMPLERS
 from .validation import Strict, shown
 
@@ -147,7 +148,9 @@ def equip(
     if extras.controlnet is not None:
         with _loading(f"the ControlNet {shown(extras.controlnet)}"):
             net = ControlNetModel.from_pretrained(
-                extras.controlnet, torch_dtype=pipe.dtype, use_safetensors=not allow_pickle or None
+                extras.controlnet,
+                use_safetensors=not allow_pickle or None,
+                **{DTYPE: pipe.dtype},
             )
             pipe = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(device))
     if extras.init_image is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import UNet2DConditionModel
-from rich.console import Console
-from rich.table import Table
 
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import Runtime
 from .sites import Site, find_sites
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Inspection(dict[str, Any]):
@@ -47,6 +48,8 @@ class Inspection(dict[str, Any]):
 
     def table(self) -> Table:
         """For a terminal."""
+        from rich.table import Table  # patching needs none of it
+
         header, rows = self._rows()
         table = Table(title=self._title)
         for name in header:
@@ -56,6 +59,8 @@ class Inspection(dict[str, Any]):
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         out = StringIO()
         Console(file=out, width=240).print(self.table())
         return out.getvalue()
@@ -132,6 +137,8 @@ def _describe_layer(
         reason = None if works else "the schedule changes nothing at this size"
     elif LAYER in vars(site.module):
         reason = f"its processor was replaced since ({type(site.module.processor).__name__})"
+    elif (site.downsample, site.module.heads) in runtime.layers:
+        reason = "its processor was another's as the patch was applied; apply it again"
     else:
         reason = "below max_downsample"
     return {

@@ -6,6 +6,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import PatchError
 from .inspection import Inspection, describe
-from .internals import AttnProcessor2_0
+from .internals import Attention, AttnProcessor2_0
 from .processor import LAYER, AgentAttnProcessor, Layer, MergedPart
 from .runtime import Runtime
 from .schedule import Phase, Schedule
-from .sites import find_sites, find_unet
+from .sites import REPLACEABLE, find_sites, find_unet
 
 T = TypeVar("T")
 
@@ -42,6 +44,11 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
     Only the processors of the self-attention modules change (cross-attention, LoRA and
     IP-Adapter are left alone), in this one UNet. Applying twice equals applying once with the
     newer settings, and :func:`remove_patch` restores the model bit for bit.
+
+    diffusers sees and sets the processors underneath: with ``set_default_attn_processor`` or any
+    of diffusers' softmax processors the patch goes on over the new ones; to processors that
+    compute something else (an attention slice, xFormers) it gives way with a warning, until
+    they are replaced in their turn.
 
     Args:
         x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
@@ -111,12 +118,37 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
             layer = Layer(runtime, number, site.downsample, site.module.processor)
             setattr(site.module, LAYER, layer)
             site.module.set_processor(AgentAttnProcessor())
+            site.module.get_processor = partial(_get_processor, site.module)
+            site.module.set_processor = partial(_set_processor, site.module)
             block = modules[site.name.rpartition(".")[0]]
             for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
                 if part is not None and runtime.schedule.asks(option):
                     merged = MergedPart(layer, option)
                     hooks.append(part.register_forward_pre_hook(merged.enter))
                     hooks.append(part.register_forward_hook(merged.leave))
+
+
+def _get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
+    """A patched module's ``get_processor``: the one that stands under the patch.
+
+    diffusers decides by the kinds of processors that it finds; the patch's own is none of them.
+    """
+    found = type(attn).get_processor(attn, *args, **kwargs)
+    return vars(attn)[LAYER].original if isinstance(found, AgentAttnProcessor) else found
+
+
+def _set_processor(attn: Attention, processor: Any) -> None:
+    """A patched module's ``set_processor``: under the patch where it can stand in for it."""
+    if type(processor) not in REPLACEABLE:
+        warnings.warn(
+            f"agentsd gives way to {type(processor).__name__}, for which it cannot stand in; "
+            "unet.set_default_attn_processor() brings the patch back",
+            stacklevel=3,
+        )
+    elif not isinstance(processor, AgentAttnProcessor):
+        setattr(attn, LAYER, replace(vars(attn)[LAYER], original=processor))
+        processor = AgentAttnProcessor()
+    type(attn).set_processor(attn, processor)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
@@ -131,7 +163,8 @@ def _tell_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
     if AgentAttnProcessor.__name__ not in kinds:
         warnings.warn(
             f"agentsd does nothing: {', '.join(sorted(kinds))} took the place of its processors "
-            "since (fused projections and sliced attention do); call apply_patch again",
+            "since (sliced attention and xFormers do); call unet.set_default_attn_processor() to "
+            "bring the patch back, or apply_patch again",
             stacklevel=2,
         )
 
@@ -169,6 +202,9 @@ def remove_patch(x: T) -> T:
     unet = find_unet(x)
     for module in unet.modules():
         layer: Layer | None = vars(module).get(LAYER)
+        for name in ("get_processor", "set_processor"):
+            if layer is not None:
+                vars(module).pop(name, None)
         if isinstance(getattr(module, "processor", None), AgentAttnProcessor):
             module.set_processor(layer.original if layer else AttnProcessor2_0())
         if layer is not None:

@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from .errors import LoadError
+from .internals import DTYPE
 from .validation import shown
 
 POCKET = Path(__file__).resolve().parent / "pocket"
@@ -78,7 +79,7 @@ def load_pipeline(
         'StableDiffusionPipeline'
     """
     target = target_device(device)
-    kwargs["dtype"] = target_dtype(dtype, target)
+    kwargs[DTYPE] = target_dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""

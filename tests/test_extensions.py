@@ -98,6 +98,7 @@ EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "LoRA, fused and unloaded": _unloaded_lora,
     "LoRA, exchanged for another": _second_lora,
     "LoRA, hot-swapped": _hot_swapped_lora,
+    "fused projections": lambda pipe: pipe.fuse_qkv_projections(vae=False),
     "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
     "textual inversion": _textual_inversion,
     "attention backend": lambda pipe: pipe.unet.set_attention_backend("_native_math"),
@@ -134,27 +135,6 @@ def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
         assert patched_layers(pipe.unet)
         remove_patch(pipe)
         torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.cell(
-    EITHER,
-    name="fused projections",
-    verdict="before",
-    note="after the patch they replace its processors; a warning says to apply it again",
-)
-def test_fused_projections_need_the_patch_again(pipe: Any) -> None:
-    """diffusers sets processors of its own in every layer: what ran patched no longer does."""
-    base = plain(pipe)
-    apply_patch(pipe, **AGENTS)
-    one = plain(pipe)
-    pipe.fuse_qkv_projections(vae=False)
-    with pytest.warns(UserWarning, match=r"FusedAttnProcessor2_0.*apply_patch again"):
-        torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
-    apply_patch(pipe, **AGENTS)
-    torch.testing.assert_close(plain(pipe), one, rtol=1e-4, atol=1e-4)
-    pipe.unfuse_qkv_projections(vae=False)
-    remove_patch(pipe)
-    torch.testing.assert_close(plain(pipe), base, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cell(

@@ -211,7 +211,19 @@ class TestShown:
 def test_a_processor_replaced_since_is_named(unet: Any) -> None:
     apply_patch(unet, "faithful")
     patched = {name for name, _ in patched_layers(unet)}
-    unet.set_attn_processor(AttnProcessor2_0())
+    for name in patched:  # past set_processor, which puts it under the patch
+        unet.get_submodule(name).processor = AttnProcessor2_0()
     told = by_name(inspect_patch(unet))
     reasons = {told[name]["reason"] for name in patched}
     assert reasons == {"its processor was replaced since (AttnProcessor2_0)"}
+
+
+def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:
+    apply_patch(unet, "faithful")
+    name, attn = patched_layers(unet)[0]
+    attn.processor = type("Theirs", (AttnProcessor2_0,), {})()
+    apply_patch(unet, "faithful")  # leaves that layer alone
+    attn.set_processor(AttnProcessor2_0())
+    assert "apply it again" in by_name(inspect_patch(unet))[name]["reason"]
+    apply_patch(unet, "faithful")
+    assert by_name(inspect_patch(unet))[name]["patched"]

@@ -181,7 +181,7 @@ class TestReversal:
         expected = tiny_pipeline(tmp_path)
         load_ip_adapter(expected)
         base = with_image(expected)
-        attn1 = {n: p for n, p in pipe.unet.attn_processors.items() if "attn1" in n}
+        kinds = [type(p) for p in expected.unet.attn_processors.values()]
         apply_patch(pipe, **AGENTS)
         load_ip_adapter(pipe)
         moved = with_image(pipe)
@@ -191,10 +191,7 @@ class TestReversal:
         remove_patch(pipe)
         assert torch.equal(with_image(pipe), base)
         assert not patched_layers(pipe.unet)
-        now = pipe.unet.attn_processors
-        assert not any(isinstance(p, AgentAttnProcessor) for p in now.values())
-        restored = {n for n, p in attn1.items() if now[n] is p}
-        assert restored, "the processors that were there before are back"
+        assert [type(p) for p in pipe.unet.attn_processors.values()] == kinds
 
     def test_ip_adapter_unloaded_while_patched(self, pipe: Any) -> None:
         base = latents(pipe, steps=2)
@@ -271,9 +268,11 @@ class TestReversal:
     def test_a_processor_put_back_after_removal_does_no_harm(self, unet: Any) -> None:
         plain = call(unet)
         apply_patch(unet, "faithful")
-        kept = unet.attn_processors
+        kept = {name: module.processor for name, module in patched_layers(unet)}
         remove_patch(unet)
-        unet.set_attn_processor(dict(kept))
+        for name, theirs in kept.items():
+            assert isinstance(theirs, AgentAttnProcessor)
+            unet.get_submodule(name).set_processor(theirs)
         assert torch.equal(call(unet), plain)
         keys = call(apply_patch(unet, "faithful"))
         assert not torch.equal(keys, plain)
@@ -481,6 +480,115 @@ class TestFallsBack:
         layer = patched_layers(unet)[0][1]
         x = torch.ones(1, 256, 16)
         assert torch.equal(layer(x), getattr(layer, LAYER).original(layer, x))
+
+
+def _patched(unet: Any) -> Any:
+    return apply_patch(unet, **AGENTS)
+
+
+def _set_default(unet: Any) -> None:
+    unet.set_default_attn_processor()
+
+
+def _set_one(unet: Any) -> None:
+    unet.set_attn_processor(AttnProcessor2_0())
+
+
+def _set_each(unet: Any) -> None:
+    unet.set_attn_processor({name: AttnProcessor() for name in unet.attn_processors})
+
+
+def _set_as_read(unet: Any) -> None:
+    unet.set_attn_processor(unet.attn_processors)
+
+
+def _fuse(unet: Any) -> None:
+    unet.fuse_qkv_projections()
+
+
+def _slice_and_back(unet: Any) -> None:
+    with pytest.warns(UserWarning, match="gives way to SlicedAttnProcessor"):
+        unet.set_attention_slice(1)
+    unet.set_attention_slice(None)
+
+
+class Doubled(AttnProcessor2_0):
+    """Computes something that agentsd cannot know of."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * super().__call__(*args, **kwargs)
+
+
+class TestOthersSetProcessors:
+    """The order of the patch and of processors set by others makes no difference."""
+
+    @pytest.mark.parametrize(
+        "change", [_set_default, _set_one, _set_each, _set_as_read, _fuse, _slice_and_back]
+    )
+    def test_the_patch_goes_on_over_those_it_can_stand_in_for(self, change: Any) -> None:
+        before, after, plain = tiny_unet(), tiny_unet(), tiny_unet()
+        change(plain)
+        base = call(plain)
+        change(before)
+        expected = call(_patched(before))
+        assert not torch.allclose(expected, base, atol=1e-4)
+        change(_patched(after))
+        kinds = [type(p) for p in plain.attn_processors.values()]
+        assert [type(p) for p in after.attn_processors.values()] == kinds
+        assert torch.equal(call(after), expected)
+        assert inspect_patch(after) == inspect_patch(before)
+        remove_patch(after)
+        assert torch.equal(call(after), base)
+        assert [type(p) for p in after.attn_processors.values()] == kinds
+
+    def test_it_gives_way_to_others_and_says_so(self, unet: Any) -> None:
+        plain = tiny_unet()
+        plain.set_attn_processor(Doubled())
+        doubled = Doubled()
+        keys = call(apply_patch(unet, "faithful"))
+        with pytest.warns(UserWarning, match=r"gives way to Doubled.*set_default_attn_processor"):
+            unet.set_attn_processor(doubled)
+        with pytest.warns(UserWarning, match="agentsd does nothing: Doubled"):
+            assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
+        told = inspect_patch(unet)["layers"]
+        assert not any(layer["patched"] for layer in told)
+        unet.set_attn_processor(AttnProcessor2_0())
+        assert torch.equal(call(unet), keys)
+        with pytest.warns(UserWarning, match="gives way to Doubled"):
+            unet.set_attn_processor(doubled)
+        remove_patch(unet)
+        assert {id(p) for p in unet.attn_processors.values()} == {id(doubled)}
+        assert torch.equal(call(unet), call(plain))
+
+    def test_removal_leaves_what_was_set_and_nothing_else(self, unet: Any) -> None:
+        """As if the patch had never been there, attribute for attribute."""
+        _patched(unet)
+        newer = AttnProcessor()
+        unet.set_attn_processor(newer)
+        remove_patch(unet)
+        assert {id(p) for p in unet.attn_processors.values()} == {id(newer)}
+        before = snapshot(unet)
+        unet.set_attn_processor(newer)
+        check_unchanged(unet, before)
+        assert not any("set_processor" in vars(module) for module in unet.modules())
+
+    def test_a_copy_has_its_processors_set_in_the_copy_alone(self, unet: Any) -> None:
+        keys = call(apply_patch(unet, "faithful"))
+        for other in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
+            with pytest.warns(UserWarning, match="gives way"):
+                other.set_attn_processor(Doubled())
+            assert not torch.equal(call(other), keys)
+            assert torch.equal(call(unet), keys)
+
+    def test_guidance_that_borrows_layers_gives_them_back(self, unet: Any) -> None:
+        """PAG puts its processors past set_processor and restores those it read."""
+        keys = call(apply_patch(unet, "faithful"))
+        kept = unet.attn_processors
+        for _, attn in patched_layers(unet):
+            attn.processor = Doubled()
+        assert not torch.equal(call(unet), keys)
+        unet.set_attn_processor(kept)
+        assert torch.equal(call(unet), keys)
 
 
 class _Holder:

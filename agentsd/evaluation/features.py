@@ -73,7 +73,7 @@ class Clip(Extractor):
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            network = CLIPModel.from_pretrained(model, dtype=torch.float32).eval()
+            network = CLIPModel.from_pretrained(model).float().eval()
             self.processor = CLIPProcessor.from_pretrained(model)
         except Exception as error:  # transformers and the hub raise kinds of their own
             said = next(iter(str(error).strip().splitlines()), type(error).__name__)
