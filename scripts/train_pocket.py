@@ -1,12 +1,13 @@
 """Train the pocket model from nothing into a folder that diffusers loads.
 
-    python scripts/train_pocket.py --hours 3                  # everything, into agentsd/pocket
-    python scripts/train_pocket.py --stage unet --hours 8     # go on with one stage
+    python scripts/train_pocket.py                            # everything, into agentsd/pocket
+    python scripts/train_pocket.py --stage unet               # the denoiser alone, or on with it
     python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
 
-Stages leave checkpoints in the work folder and take them up again, also after a kill. A stage that
-has used up its hours is done; give it more to train it on. Figures go to stdout as JSON, progress
-to stderr.
+Stages leave checkpoints in the work folder and take them up again, also after a kill. Autoencoder
+and CLIP are trained by the hour, the denoiser by the samples that it sees; give a stage more to
+train it on. Autoencoder and CLIP come from the exported model where the work folder has none.
+Figures go to stdout as JSON, progress to stderr.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from pocket.checkpoints import load
 from pocket.clip import build_clip, train_clip
 from pocket.export import assemble, export
 from pocket.preview import Preview
@@ -34,7 +38,7 @@ from pocket.vae import build_vae, train_vae
 from agentsd.pipelines import hide_loading_bars
 
 STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
-SHARES = {"vae": 0.12, "clip": 0.18, "unet": 0.70}  # of the hours, among the stages chosen
+SHARES = {"vae": 0.4, "clip": 0.6}  # of the hours, among the stages chosen
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +48,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--stage", nargs="+", choices=("all", *STAGES), default=["all"])
     parser.add_argument(
-        "--hours", type=float, default=3.0, help="training time of the chosen stages"
+        "--hours", type=float, default=1.0, help="training time of autoencoder and CLIP"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=600_000, help="pictures that the denoiser sees in all"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -94,26 +101,26 @@ def main() -> None:
         s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
     }
 
-    if trained:  # so that whoever shares the machine can find and pause the training
+    if trained or "unet" in stages:  # so that whoever shares the machine can pause the training
         (settings.work / "pid").write_text(f"{os.getpid()}\n")
 
-    # A stage that was not chosen still hands on what its checkpoint holds.
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     if "vae" in stages:
         train_vae(settings, seconds["vae"])
     if "clip" in stages:
         train_clip(settings, seconds["clip"])
     if "unet" in stages or "export" in stages:
-        vae, clip = build_vae(), build_clip(tokenizer)
-        vae.load_state_dict(_weights(settings, "vae")["model"])
-        clip.load_state_dict(_weights(settings, "clip")["model"])
+        vae, clip = _vae(settings), _clip(settings)
     if "unet" in stages:
-        train_unet(settings, seconds["unet"], clip, tokenizer, Preview(settings, clip, vae))
+        train_unet(settings, given.samples, clip, tokenizer, Preview(settings, clip, vae))
     if "export" in stages:
-        trainer = Trainer(settings, clip, tokenizer)
-        trainer.restore(_weights(settings, "unet"))
+        trainer = Trainer(settings, clip, tokenizer, given.samples)
+        saved = load(settings.work / "unet.pt", settings.device)
+        if saved is None:
+            raise SystemExit(f"error: {settings.work} has no denoiser; run --stage unet first")
+        trainer.restore(saved)
         trainer.average.swap()
-        pipe = assemble(trainer.levels[0], trainer.text, vae, tokenizer)
+        pipe = assemble(trainer.unet, trainer.text, vae, tokenizer)
         say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")
     if "score" in stages:
         print(json.dumps(score(settings, generated=given.images), indent=2))
@@ -123,11 +130,34 @@ def main() -> None:
         show(settings)
 
 
-def _weights(settings: Settings, stage: str) -> dict:
-    path = settings.work / f"{stage}.pt"
-    if not path.exists():
-        raise SystemExit(f"error: {path} is missing; run --stage {stage} first")
-    return torch.load(path, map_location=settings.device, weights_only=True)
+def _vae(settings: Settings) -> AutoencoderKL:
+    """The autoencoder of the work folder, or else of the exported model."""
+    saved = load(settings.work / "vae.pt", settings.device)
+    if saved is None:
+        return AutoencoderKL.from_pretrained(_exported(settings, "vae"), dtype=torch.float32)
+    vae = build_vae()
+    vae.load_state_dict(saved["model"])
+    return vae
+
+
+def _clip(settings: Settings) -> CLIPModel:
+    """The CLIP of the work folder, or else of the exported model."""
+    saved = load(settings.work / "clip.pt", settings.device)
+    if saved is None:
+        return CLIPModel.from_pretrained(_exported(settings, "clip"))
+    clip = build_clip(build_tokenizer(settings.work / "tokenizer"))
+    clip.load_state_dict(saved["model"])
+    return clip
+
+
+def _exported(settings: Settings, part: str) -> Path:
+    folder = settings.out / part
+    if not folder.is_dir():
+        raise SystemExit(
+            f"error: neither {settings.work} nor {settings.out} has a {part}; "
+            f"run --stage {part} first"
+        )
+    return folder
 
 
 if __name__ == "__main__":

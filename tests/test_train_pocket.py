@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,15 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from pocket.attention import attend  # noqa: E402
-from pocket.batches import HardGroups, ScenePictures, stream  # noqa: E402
+from pocket.batches import KINDS, CloseUps, HardGroups, ScenePictures, stream  # noqa: E402
 from pocket.checkpoints import LONGEST_STEP, Clock, save_atomically  # noqa: E402
 from pocket.damage import LADDERS  # noqa: E402
-from pocket.inner import inner_levels, pass_inwards, pool  # noqa: E402
-from pocket.scenes import caption, render, sample_scene  # noqa: E402
+from pocket.optimisers import Muon  # noqa: E402
+from pocket.scenes import caption, close_up, draw, place, render, sample_scene  # noqa: E402
 from pocket.scores import SHOWN, Judge, ladders, unseen  # noqa: E402
 from pocket.settings import Settings  # noqa: E402
-from pocket.tokenizer import build_tokenizer, words  # noqa: E402
-from pocket.unet import build_unet, shares  # noqa: E402
+from pocket.tokenizer import CLOSE_UP, build_tokenizer, words  # noqa: E402
+from pocket.unet import LAST_STRETCH, batch_of, rate_at, times_at  # noqa: E402
 from pocket.vae import build_vae, encode, latents_of  # noqa: E402
 from pocket.variants import ATTRIBUTES, variants_of  # noqa: E402
 
@@ -66,6 +67,35 @@ class TestScenes:
             small, large = render(scene, 64).astype(float), render(scene, 256).astype(float)
             shrunk = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
             assert np.abs(small - shrunk).mean() < 2.0
+
+    def test_a_close_up_is_a_part_of_the_whole(self):
+        for scene in scenes(40):
+            background, shapes = place(scene)
+            part = draw(background, close_up(shapes, 0.25, 0.375, 0.5), 128)
+            whole = draw(background, shapes, 256)
+            assert np.abs(part.astype(int) - whole[96:224, 64:192]).max() <= 1
+
+    def test_repeated_shapes_share_all_but_their_place(self):
+        lines = [s for s in scenes(400) if s.layout in ("row", "column", "ring", "grid")]
+        looks = []
+        for scene in lines:
+            first, *rest = (replace(shape, x=0.0, y=0.0) for shape in place(scene)[1])
+            assert all(shape == first for shape in rest)
+            looks.append(first)
+        assert 0.2 < np.mean([shape.stripes is not None for shape in looks]) < 0.6
+        assert len(set(looks)) == len(looks)
+
+    def test_stripes_are_seen(self):
+        striped = next(s for s in scenes(100) if place(s)[1][0].stripes)
+        background, shapes = place(striped)
+        plain = draw(background, [replace(s, stripes=None) for s in shapes], 64)
+        assert np.abs(plain.astype(int) - render(striped, 64)).max() > 30
+
+    def test_most_close_ups_show_a_shape_and_all_say_what_they_are(self):
+        dataset = CloseUps(0, 32)
+        pictures, captions = zip(*(dataset[i] for i in range(100)), strict=True)
+        assert all(text.split()[0] == CLOSE_UP for text in captions)
+        assert np.mean([picture.flatten(1).float().std(1).max() > 5 for picture in pictures]) > 0.9
 
     def test_the_background_colour_fills_the_corners(self):
         for scene in scenes(200):
@@ -108,6 +138,14 @@ class TestTokenizer:
             ids = tokenizer(text).input_ids
             assert len(ids) == len(text.split()) + 2 <= tokenizer.model_max_length
             assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+
+    def test_close_up_is_one_token_more_and_the_last(self, tmp_path):
+        tokenizer = build_tokenizer(tmp_path)
+        last = len(tokenizer) - 1
+        start, *rest = tokenizer(SHOWN[0]).input_ids
+        assert tokenizer(f"{CLOSE_UP} {SHOWN[0]}").input_ids == [start, last, *rest]
+        assert tokenizer(CLOSE_UP).input_ids == [start, last, rest[-1]]
+        assert last not in rest
 
     def test_no_two_words_share_a_token(self, tmp_path):
         tokenizer = build_tokenizer(tmp_path)
@@ -165,33 +203,25 @@ class TestEncoder:
     def test_a_colour_means_the_same_at_every_size(self):
         pictures = self.pictures()
         smaller = F.avg_pool2d(pictures, 2)
-        torch.testing.assert_close(latents_of(smaller), pool(latents_of(pictures), 1))
+        pooled = F.avg_pool2d(latents_of(pictures), 2)
+        torch.testing.assert_close(latents_of(smaller), pooled)
 
 
-class TestInnerLevels:
-    @pytest.mark.parametrize("level", [1, 2])
-    def test_see_at_first_what_the_whole_hands_them(self, level):
+class TestMuon:
+    @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3, 3)])
+    def test_moves_the_weight_itself_by_an_orthogonal_step(self, shape):
         torch.manual_seed(0)
-        unet = build_unet(smoke=True)
-        pass_inwards(unet)
-        inner = inner_levels(unet, level)
-        seen = []
-        unet.down_blocks[level].resnets[0].register_forward_pre_hook(
-            lambda _, args: seen.append(args[0])
-        )
-        latents, text, times = torch.randn(2, 4, 32, 32), torch.randn(2, 7, 128), torch.tensor(500)
-        with torch.no_grad():
-            unet(latents, times, text)
-            inner(pool(latents, level), times, text)
-            inner(pool(latents.flip(0), level), times, text)
-        torch.testing.assert_close(seen[0], seen[1])
-        assert not torch.allclose(seen[0], seen[2], atol=0.1)
-
-    def test_share_their_weights_with_the_whole(self):
-        unet = build_unet(smoke=True)
-        whole = {id(p) for p in unet.parameters()}
-        own = [name for name, p in inner_levels(unet, 2).named_parameters() if id(p) not in whole]
-        assert {name.partition(".")[0] for name in own} == {"conv_norm_out", "conv_out"}
+        weight = torch.nn.Parameter(torch.randn(shape))
+        before = weight.detach().clone()
+        optimiser = Muon([weight], 0.1)
+        weight.grad = torch.randn(shape)
+        weight.grad[4:] *= 0.1
+        optimiser.step()
+        moved = (weight.detach() - before * (1 - 0.1 * 0.01)).flatten(1)
+        stretches = torch.linalg.svdvals(moved)
+        assert stretches.min() > 0.5 * stretches.max()  # those of the gradient are further apart
+        plain = torch.linalg.svdvals(weight.grad.flatten(1))
+        assert plain.min() < 0.5 * plain.max()
 
 
 class TestScorer:
@@ -222,11 +252,26 @@ class TestScorer:
 
 
 class TestSchedule:
-    def test_inner_levels_come_first_and_the_whole_has_the_last_third(self):
-        path = [shares(i / 100) for i in range(101)]
-        assert all(sum(odds.values()) == pytest.approx(1) for odds in path)
-        assert all(odds[2] > 0.9 for odds in path[:40])
-        assert all(odds[0] > 0.8 for odds in path[66:])
+    def test_whole_pictures_have_the_last_stretch_to_themselves(self):
+        early, late = (batch_of(p, SETTINGS) for p in (LAST_STRETCH - 0.01, LAST_STRETCH))
+        assert early["close-up"] > early["whole"] > 0
+        assert late["close-up"] == 0 < late["whole"]
+
+    def test_the_rate_rises_stays_and_falls_to_nothing(self):
+        assert rate_at(0.0, 0) < rate_at(0.0, 50) < rate_at(0.0, 100) == 1
+        assert rate_at(LAST_STRETCH, 1000) == 1 > rate_at(0.9, 1000) > rate_at(1.0, 1000) == 0
+
+    def test_whole_pictures_see_more_noise_until_the_last_stretch(self):
+        share = torch.linspace(0, 0.999, 500)
+        near, whole, last = (
+            times_at(share, *of).float() for of in (("close-up", 0), ("whole", 0), ("whole", 0.9))
+        )
+        assert torch.equal(near, last)
+        assert (whole >= near).all()
+        assert whole.mean() > near.mean() + 100
+        for times in (near, whole):
+            assert times.min() == 0
+            assert times.max() > 990
 
     def test_the_clock_keeps_what_was_spent_and_forgives_a_pause(self, monkeypatch):
         now = [100.0]
@@ -283,8 +328,8 @@ class TestCommand:
     def test_it_shows_how_far_it_came(self, smoke):
         lines = (smoke / "work" / "scores.csv").read_text().splitlines()
         names = {line.split(",")[2] for line in lines}
-        assert {f"level {level} cosine" for level in (0, 1, 2)} <= names
-        for file in ("unet.png", "level-0.jpg", "level-1.jpg", "level-2.jpg"):
+        assert {"cosine", "shape"} <= names
+        for file in ("unet.png", *(f"{kind}.jpg" for kind in KINDS)):
             with Image.open(smoke / "work" / file) as picture:
                 assert picture.getextrema() != ((0, 0),) * 3
 
@@ -297,7 +342,7 @@ class TestCommand:
         kept = tmp_path / "work" / "unet.pt"
         start = torch.load(kept, weights_only=True)["step"]
         unet = ("--stage", "unet", "--save-every", "0")
-        endless = command(tmp_path, *unet, "--steps", "1000000", "--hours", "1")
+        endless = command(tmp_path, *unet, "--steps", "1000000")
         run = subprocess.Popen(endless, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while torch.load(kept, weights_only=True)["step"] < start + 3:
@@ -309,12 +354,13 @@ class TestCommand:
 
         killed = torch.load(kept, weights_only=True)
         last = killed["step"] + 2
-        again = command(tmp_path, *unet, "--steps", str(last), "--hours", "1")
+        again = command(tmp_path, *unet, "--steps", str(last))
         done = subprocess.run(again, capture_output=True, text=True, timeout=100, check=False)
-        assert f"unet: resumed at step {killed['step']}" in done.stderr
+        assert f"unet: resumed at step {killed['step']}," in done.stderr
         final = torch.load(kept, weights_only=True)
         assert final["step"] == last
         assert final["spent"] > killed["spent"] > 0
         assert final["average"]["steps"] == killed["average"]["steps"] + 2
-        adam = next(iter(final["optimiser"]["state"].values()))
+        assert final["seen"] > killed["seen"]
+        adam = next(iter(final["optimisers"][1]["state"].values()))
         assert int(adam["step"]) == last

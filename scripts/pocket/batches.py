@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .scenes import caption, labels, render, sample_scene, shape_map
+from .scenes import caption, close_up, draw, labels, place, render, sample_scene, shape_map
+from .settings import Settings
+from .tokenizer import CLOSE_UP
 from .variants import draw_variants
+
+KINDS = ("close-up", "whole")
 
 
 class ScenePictures(Dataset):
@@ -33,6 +37,21 @@ class ScenePictures(Dataset):
         return torch.from_numpy(render(scene, self.size)).permute(2, 0, 1), caption(scene)
 
 
+class CloseUps(ScenePictures):
+    """Windows of half a picture's side, most of them with a shape in them, at its scale."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        """Return a uint8 picture [3, size, size], half of a whole one's side, and its caption."""
+        rng = np.random.default_rng((self.seed, self.first + index))
+        scene = sample_scene(rng)
+        background, shapes = place(scene)
+        near = shapes[int(rng.integers(len(shapes)))]
+        edges = np.array([near.x, near.y]) - 0.25 + rng.uniform(-0.2, 0.2, 2)
+        left, top = np.clip(edges, 0, 0.5).tolist()
+        picture = draw(background, close_up(shapes, left, top, 0.5), self.size)
+        return torch.from_numpy(picture).permute(2, 0, 1), f"{CLOSE_UP} {caption(scene)}"
+
+
 class HardGroups(ScenePictures):
     """Groups of four scenes: one and three that differ from it in one attribute each."""
 
@@ -49,6 +68,36 @@ class HardGroups(ScenePictures):
             torch.tensor([labels(s) for s in scenes]),
             torch.from_numpy(np.stack([shape_map(s, 8) for s in scenes])),
         )
+
+
+class Batches(Dataset):
+    """What each shard of each step sees, by numbers alone: nothing of it is in a checkpoint.
+
+    Args:
+        settings: of the run.
+        counts: samples of each kind.
+        first: number of the first sample, counted over kinds.
+    """
+
+    def __init__(self, settings: Settings, counts: dict[str, int], first: int):
+        seed = settings.seed
+        sides = (32, 64) if settings.smoke else (128, 256)
+        streams = (CloseUps(seed, sides[0]), ScenePictures(seed, sides[1]))
+        self.streams = dict(zip(KINDS, streams, strict=True))
+        self.counts, self.first = counts, first
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> list[tuple[str, torch.Tensor, list[str]]]:
+        """Return for each kind its name, pictures uint8 [B, 3, H, W] and captions."""
+        first, found = self.first + index * sum(self.counts.values()), []
+        for kind, count in self.counts.items():
+            if count:
+                some = [self.streams[kind][first + i] for i in range(count)]
+                found.append((kind, torch.stack([p for p, _ in some]), [text for _, text in some]))
+            first += count
+        return found
 
 
 def stream(dataset: Dataset, batch: int, workers: int = 0) -> Iterator[list]:

@@ -16,16 +16,15 @@ from .progress import append, plot_logs, save_grid
 from .scenes import caption
 from .scores import Judge, unseen
 from .settings import Settings
-from .tokenizer import build_tokenizer
+from .tokenizer import CLOSE_UP, build_tokenizer
 from .unet import Trainer
 from .vae import decode
 
-STEPS = 12
-COUNTS = {2: 64, 1: 16, 0: 4}  # level → samples on a CPU; the same few seconds each
+STEPS = 15
 
 
 class Preview:
-    """Writes to the work folder: ``level-<n>.jpg`` a level, ``scores.csv``, and a plot of it.
+    """Writes to the work folder grids `whole.jpg` and `close-up.jpg`, `scores.csv`, and a plot.
 
     Args:
         settings: of the run.
@@ -37,27 +36,30 @@ class Preview:
         self.settings, self.vae = settings, vae.to(settings.device)
         tokenizer = build_tokenizer(settings.work / "tokenizer")
         self.judge = Judge(clip, judging_processor(tokenizer))
-        self.counts = {0: 64} if settings.gpu else COUNTS
-        if settings.smoke:
-            self.counts = dict.fromkeys(COUNTS, 2)
+        self.count = 2 if settings.smoke else 64 if settings.gpu else 16
         self.log = settings.work / "scores.csv"
         if not (settings.resume and (settings.work / "unet.pt").exists()):
             self.log.unlink(missing_ok=True)
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer, clock: Clock) -> None:
-        """Sample every level that is trained; captions are those of the evaluation's first."""
-        work = self.settings.work
-        for level, count in self.counts.items():
-            scenes = unseen(self.settings, count)
-            steps = 2 if self.settings.smoke else STEPS
-            latents = trainer.sample(level, [caption(s) for s in scenes], steps, POCKET_GUIDANCE)
-            decoded = decode(self.vae, latents).clamp(-1, 1).cpu().add(1).mul(127.5)
-            pictures = decoded.permute(0, 2, 3, 1).round().byte().numpy()
-            save_grid(np.ascontiguousarray(pictures), 8, work / f"level-{level}.jpg")
-            found = self.judge.judge(scenes, [Image.fromarray(picture) for picture in pictures])
-            figures = {"cosine": found["cosine"]}
-            figures |= {name: told["right"] for name, told in found["attributes"].items()}
-            figures = {f"level {level} {name}": value for name, value in figures.items()}
-            append(self.log, trainer.step, clock.spent, figures)
+        """Sample the evaluation's first captions, whole and, unjudged, in part."""
+        work, scenes = self.settings.work, unseen(self.settings, self.count)
+        captions = [caption(scene) for scene in scenes]
+        side = 16 if self.settings.smoke else 64
+        self.paint(trainer, [f"{CLOSE_UP} {text}" for text in captions], side // 2, "close-up")
+        pictures = self.paint(trainer, captions, side, "whole")
+        found = self.judge.judge(scenes, [Image.fromarray(picture) for picture in pictures])
+        figures = {"cosine": found["cosine"]}
+        figures |= {name: told["right"] for name, told in found["attributes"].items()}
+        append(self.log, trainer.step, clock.spent, figures)
         plot_logs(work / "unet.csv", work / "unet.png", self.log)
+
+    def paint(self, trainer: Trainer, captions: list[str], side: int, name: str) -> np.ndarray:
+        """Samples as a grid in the work folder and as uint8 pictures [B, H, W, 3]."""
+        steps = 2 if self.settings.smoke else STEPS
+        latents = trainer.sample(captions, side, steps, POCKET_GUIDANCE)
+        decoded = decode(self.vae, latents).clamp(-1, 1).cpu().add(1).mul(127.5)
+        pictures = np.ascontiguousarray(decoded.permute(0, 2, 3, 1).round().byte().numpy())
+        save_grid(pictures, 8, self.settings.work / f"{name}.jpg")
+        return pictures

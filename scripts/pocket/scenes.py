@@ -1,14 +1,15 @@
 """The pocket world: scenes of flat shapes, their captions and their pictures.
 
 A scene is what the caption says plus a seed for what it leaves unsaid (exact tints, rotation, size,
-place). Repeated shapes share all that is unsaid: structure over long distances that a model can
-only keep through self-attention.
+place, stripes). Repeated shapes share all of it but the place: structure over long distances that a
+model can only keep through self-attention. Stripes are four to six latent cells wide, so that only
+attention over the fine grid can copy their phase.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,16 +33,18 @@ SHAPES = {
     "triangle": (3, math.cos(math.pi / 3), 1.32, 0.0),
     "star": (5, 0.45, 1.32, 0.0),
 }
-TURN = math.radians(10)  # largest rotation, either way
+TURN = math.radians(12)  # largest rotation, either way
+STRIPED = 0.4  # share of repeated shapes that have stripes
+PERIOD = (1 / 16, 1 / 11)  # of stripes, in canvas sides: 4 to 6 latent cells
 
 PAIRS = {"above": "above", "below": "below", "left": "to the left of", "right": "to the right of"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 LAYOUTS = {  # share of the training scenes
-    "single": 0.14,
-    "pair": 0.24,
-    "line": 0.30,
-    "ring": 0.11,
-    "grid": 0.10,
+    "single": 0.20,
+    "pair": 0.26,
+    "line": 0.28,
+    "ring": 0.08,
+    "grid": 0.07,
     "mirrored": 0.11,
 }
 
@@ -63,7 +66,7 @@ class Scene:
         items: two for pairs and mirrored scenes, else one.
         count: shapes of the first item: 2 to 4 in rows and columns, fixed by the layout elsewhere.
         background: a colour that no item has.
-        seed: decides tints, rotation, size and place.
+        seed: decides tints, rotation, size, place and stripes.
     """
 
     layout: str
@@ -71,6 +74,15 @@ class Scene:
     count: int
     background: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Bands of another shade, fixed to a shape: period in canvas sides, phase, angle in radians."""
+
+    period: float
+    phase: float
+    angle: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,7 @@ class Placed:
     y: float
     size: float
     angle: float
+    stripes: Stripes | None = None
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
@@ -100,7 +113,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     if kind == "mirrored":
         return Scene("mirrored", items, 2, background, seed)
     if kind == "line":
-        layout, count = str(rng.choice(["row", "column"])), int(rng.choice([2, 2, 3, 3, 4]))
+        layout, count = str(rng.choice(["row", "column"])), int(rng.choice([2, 2, 2, 3, 3, 3, 4]))
         return Scene(layout, items[:1], count, background, seed)
     return Scene(kind, items[:1], {"single": 1, "ring": 6, "grid": 9}[kind], background, seed)
 
@@ -138,17 +151,21 @@ def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
     background = tint(scene.background)
     looks = [(item.shape, tint(item.colour)) for item in scene.items]
     turns = rng.uniform(-TURN, TURN, 2)
+    u = rng.uniform
+    bands = [Stripes(u(*PERIOD), u(0, math.tau), u(0, math.pi)) for _ in looks]
+    striped = rng.random(2) < STRIPED * (scene.layout != "single" and scene.layout not in PAIRS)
 
     def put(which: int, x: float, y: float, size: float, flip: bool = False) -> Placed:
-        shape, rgb = looks[which]
-        return Placed(shape, rgb, x, y, size, -turns[which] if flip else turns[which])
+        (shape, rgb), turn, stripes = looks[which], turns[which], bands[which]
+        if flip:
+            turn, stripes = -turn, replace(stripes, angle=math.pi - stripes.angle)
+        return Placed(shape, rgb, x, y, size, turn, stripes if striped[which] else None)
 
-    u = rng.uniform
     if scene.layout == "single":
-        size = u(0.24, 0.27)
-        return background, [put(0, u(0.47, 0.53), u(0.47, 0.53), size)]
+        size = u(0.22, 0.28)
+        return background, [put(0, u(0.4, 0.6), u(0.4, 0.6), size)]
     if scene.layout in PAIRS:
-        near, far = u(0.265, 0.285), u(0.715, 0.735)
+        near, far = u(0.262, 0.288), u(0.712, 0.738)
         if scene.layout in ("below", "right"):
             near, far = far, near
         across, size = u(0.47, 0.53, 2), u(0.15, 0.165)
@@ -157,25 +174,60 @@ def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
             spots = [(y, x) for x, y in spots]
         return background, [put(i, *spot, size) for i, spot in enumerate(spots)]
     if scene.layout in ("row", "column"):
-        gap, size = {2: (0.44, 0.15), 3: (0.31, 0.104), 4: (0.24, 0.076)}[scene.count]
-        gap, size, across = gap * u(0.98, 1.02), size * u(0.96, 1.04), u(0.47, 0.53)
+        gap, size = {2: (0.46, 0.16), 3: (0.31, 0.115), 4: (0.24, 0.09)}[scene.count]
+        gap, size, across = gap * u(0.97, 1.01), size * u(0.95, 1.02), u(0.45, 0.55)
         steps = [0.5 + gap * (i - (scene.count - 1) / 2) for i in range(scene.count)]
         row = scene.layout == "row"
         return background, [put(0, *((s, across) if row else (across, s)), size) for s in steps]
     if scene.layout == "ring":
-        radius, size, phase = u(0.335, 0.345), u(0.1, 0.108), u(-0.06, 0.06)
+        radius, size, phase = u(0.33, 0.345), u(0.108, 0.116), u(-0.1, 0.1)
         angles = [phase + math.tau * i / 6 for i in range(6)]
         spots = [(0.5 + radius * math.sin(a), 0.5 - radius * math.cos(a)) for a in angles]
         return background, [put(0, *spot, size) for spot in spots]
     if scene.layout == "grid":
-        gap, size = u(0.295, 0.305), u(0.096, 0.104)
+        gap, size = u(0.295, 0.31), u(0.108, 0.114)
         steps = [0.5 - gap, 0.5, 0.5 + gap]
         return background, [put(0, x, y, size) for y in steps for x in steps]
-    size, shapes = u(0.13, 0.14), []
-    for i, y in enumerate((u(0.265, 0.285), u(0.715, 0.735))):
-        x = u(0.23, 0.27)
+    size, shapes = u(0.14, 0.155), []
+    for i, y in enumerate((u(0.26, 0.29), u(0.71, 0.74))):
+        x = u(0.22, 0.28)
         shapes += [put(i, x, y, size), put(i, 1 - x, y, size, flip=True)]
     return background, shapes
+
+
+def close_up(shapes: list[Placed], left: float, top: float, side: float) -> list[Placed]:
+    """Shapes as seen through a square window.
+
+    Args:
+        shapes: on the whole canvas.
+        left: the window's left edge in canvas sides.
+        top: its upper edge.
+        side: its side; the picture of half the size has the same scale of pixels at 0.5.
+    """
+    return [
+        replace(
+            shape,
+            x=(shape.x - left) / side,
+            y=(shape.y - top) / side,
+            size=shape.size / side,
+            stripes=shape.stripes and replace(shape.stripes, period=shape.stripes.period / side),
+        )
+        for shape in shapes
+    ]
+
+
+def _shade(
+    rgb: np.ndarray, stripes: Stripes | None, x: np.ndarray, y: np.ndarray, size: int
+) -> np.ndarray:
+    """The colour at each place of a shape, [..., 3]; x and y in pixels from its centre."""
+    if stripes is None:
+        return rgb
+    dark = rgb.mean() < 0.2
+    other = rgb + 0.3 * (1 - rgb) if dark else 0.7 * rgb
+    period = stripes.period * size
+    along = x * math.cos(stripes.angle) + y * math.sin(stripes.angle)
+    wave = np.sin(math.tau * along / period + stripes.phase) * period / math.tau
+    return rgb + np.clip(0.5 + wave, 0, 1)[..., None] * (other - rgb)
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float, angle: float) -> np.ndarray:
@@ -215,13 +267,16 @@ def draw(background: tuple[float, float, float], shapes: list[Placed], size: int
     for shape in shapes:
         reach = shape.size * SHAPES[shape.shape][2] * size + 2
         cx, cy = shape.x * size - 0.5, shape.y * size - 0.5
-        left, right = max(0, int(cx - reach)), min(size, int(cx + reach) + 2)
-        top, bottom = max(0, int(cy - reach)), min(size, int(cy + reach) + 2)
+        left, right, top, bottom = (
+            min(size, max(0, int(edge)))
+            for edge in (cx - reach, cx + reach + 2, cy - reach, cy + reach + 2)
+        )
         y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
         edge = _distance(shape.shape, x - cx, y - cy, shape.size * size, shape.angle)
         cover = np.clip(0.5 - edge, 0, 1)[..., None]
         patch = image[top:bottom, left:right]
-        patch += cover * (np.array(shape.rgb, np.float32) - patch)
+        rgb = _shade(np.array(shape.rgb, np.float32), shape.stripes, x - cx, y - cy, size)
+        patch += cover * (rgb - patch)
     return (image * 255 + 0.5).astype(np.uint8)
 
 

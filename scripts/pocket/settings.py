@@ -28,6 +28,7 @@ class Settings:
         resume: take up checkpoints found in `work`.
         workers: processes that draw pictures ahead; 0 on a CPU.
         shards: threads that split a step of the denoiser on a CPU.
+        preview_every: samples between two previews of the denoiser.
     """
 
     out: Path
@@ -40,6 +41,7 @@ class Settings:
     resume: bool = True
     workers: int = 0
     shards: int = 2
+    preview_every: int = 20_000
 
     @property
     def gpu(self) -> bool:

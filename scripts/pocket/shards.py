@@ -26,23 +26,24 @@ class Shards:
         self.count = 1 if settings.gpu else settings.shards
         self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
 
-    def backward(self, loss_of: Callable[[int], torch.Tensor]) -> float:
+    def backward(self, losses_of: Callable[[int], torch.Tensor]) -> list[float]:
         """Leave the mean gradients in `.grad`, None where no shard has one.
 
         Args:
-            loss_of: the loss of a shard, given its number from 0.
+            losses_of: a shard's losses, a vector whose mean is to fall, given its number from 0.
 
         Returns:
-            The mean loss.
+            The mean of each over the shards.
         """
 
-        def one(shard: int) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+        def one(shard: int) -> tuple[list[float], tuple[torch.Tensor | None, ...]]:
             # Shards run at once, so none may write to `.grad`.
-            loss = loss_of(shard)
-            return loss.item(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            losses = losses_of(shard)
+            found = torch.autograd.grad(losses.mean(), self.parameters, allow_unused=True)
+            return losses.tolist(), found
 
         losses, found = zip(*self.pool.map(one, range(self.count)), strict=True)
         for parameter, *parts in zip(self.parameters, *found, strict=True):
             some = [part for part in parts if part is not None]
             parameter.grad = sum(some[1:], some[0]) / self.count if some else None
-        return sum(losses) / self.count
+        return [sum(values) / self.count for values in zip(*losses, strict=True)]

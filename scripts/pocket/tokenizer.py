@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 from .scenes import COLOURS, NUMBERS, SHAPES
 
 MAX_LENGTH = 24
+CLOSE_UP = "close-up"  # the first word of a caption that is drawn in part
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -78,5 +79,6 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         pad_token=END,
         model_max_length=MAX_LENGTH,
     )
+    tokenizer.add_tokens(CLOSE_UP)  # the last one, so that earlier text towers keep their numbers
     tokenizer.save_pretrained(folder)
     return tokenizer

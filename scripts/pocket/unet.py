@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from .attention import train_blockwise
-from .batches import ScenePictures, stream, to_unit
+from .batches import KINDS, Batches, to_unit
 from .checkpoints import Average, Clock, load, save_atomically
 from .clip import WIDTH, tokenize
-from .inner import inner_levels, pass_inwards, pool
+from .optimisers import build_optimisers
 from .progress import Watch, say
 from .settings import Settings
 from .shards import Shards
+from .tokenizer import CLOSE_UP
 from .vae import latents_of
 
-LEARNING_RATE = 1.2e-3
-TEXT_RATE = 0.4  # the text encoder's share of the learning rate
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
-DECAY = 0.997
-BATCH = {2: 32, 1: 12, 0: 2}  # level → samples a shard on a CPU; steps take about the same time
+DECAY = 0.999
+LAST_STRETCH = 0.85  # progress from which on there are only whole pictures, and the rates fall
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -42,16 +43,18 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_unet(smoke: bool = False) -> UNet2DConditionModel:
-    """An untrained denoiser: attention at every level, most of its weights at the small ones."""
-    channels = (16, 16, 16, 16) if smoke else (32, 64, 128, 192)
+    """An untrained denoiser: attention over 64², 32² and 16² tokens, most weights at the last.
+
+    One head of 32 channels at the top, where a second would cost a third of the training's speed.
+    """
     unet = UNet2DConditionModel(
         sample_size=64,
-        block_out_channels=channels,
+        block_out_channels=(16, 16, 16) if smoke else (32, 96, 192),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 4,
-        up_block_types=("CrossAttnUpBlock2D",) * 4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 2, 4, 4),  # diffusers reads these as counts of heads
+        attention_head_dim=(1, 2, 4) if smoke else (1, 3, 6),  # diffusers reads counts of heads
         norm_num_groups=8,
     )
     torch.nn.init.zeros_(unet.conv_out.weight)
@@ -63,206 +66,210 @@ def build_unet(smoke: bool = False) -> UNet2DConditionModel:
     return unet
 
 
-def build_text_encoder(clip: CLIPModel) -> CLIPTextModel:
-    """A text encoder that starts as a copy of CLIP's text tower."""
+def build_text_encoder(clip: CLIPModel, words: int) -> CLIPTextModel:
+    """A text encoder that starts as a copy of CLIP's text tower, for a vocabulary of `words`."""
     text = CLIPTextModel(clip.config.text_config)
     getattr(text, "text_model", text).load_state_dict(clip.text_model.state_dict())
+    text.resize_token_embeddings(words)
     return text
 
 
-def shares(progress: float) -> dict[int, float]:
-    """How often each level is trained on: 2 is all but the two outer levels of the denoiser.
+def batch_of(progress: float, settings: Settings) -> dict[str, int]:
+    """Samples of each kind in a step of one shard.
 
-    What the words mean and where things go is learnt where samples are cheap: 15 of level 2 in the
-    time of one of the whole. The whole then has the last third nearly to itself.
+    On a CPU a close-up costs a sixth of a whole picture and shows as much of what a shape is; only
+    whole pictures show where things go. Both take half of the time, until the last stretch.
 
     Args:
         progress: 0..1.
+        settings: of the run.
     """
-    if progress < 0.4:
-        return {2: 0.96, 1: 0.02, 0: 0.02}
-    if progress < 0.62:
-        return {2: 0.25, 1: 0.70, 0: 0.05}
-    return {2: 0.06, 1: 0.12, 0: 0.82}
+    whole = 1 if settings.smoke else 64 if settings.gpu else 2
+    if progress >= LAST_STRETCH:
+        return {"close-up": 0, "whole": 2 * whole}
+    return {"close-up": (2 if settings.smoke else 6 * whole), "whole": whole}
 
 
-def times_at(share: torch.Tensor, level: int) -> torch.Tensor:
-    """Quantiles of the training times: uniform for the whole, shifted to more noise inwards.
+def rate_at(progress: float, step: int) -> float:
+    """The share of the learning rates: a short rise, constant, falling in the last stretch.
 
-    Pooling takes noise away, so the inner levels are needed at later times (Hoogeboom et al. 2023,
-    arXiv 2301.11093). What the whole has to learn after them is fine detail, at little noise.
+    Constant, so that a run can be given more samples at any time before its last stretch.
+    """
+    rise = min(1.0, (step + 1) / 100)
+    return rise * min(1.0, max(0.0, 1 - progress) / (1 - LAST_STRETCH)) ** 0.8
+
+
+def times_at(share: torch.Tensor, kind: str, progress: float) -> torch.Tensor:
+    """Quantiles of the training times: uniform, but for whole pictures shifted to more noise.
+
+    Where things go is decided at much noise (Hoogeboom et al. 2023, arXiv 2301.11093), and only
+    whole pictures can teach it; the detail at little noise is learnt from close-ups.
 
     Args:
         share: quantiles in 0..1, any shape.
-        level: levels left out, 0 for the whole denoiser.
+        kind: one of KINDS.
+        progress: 0..1; in the last stretch, which has no close-ups, there is no shift.
 
     Returns:
         Times 0..999 of the same shape.
     """
-    shift = 1.0 + 1.5 * level
+    shift = 2.5 if kind == "whole" and progress < LAST_STRETCH else 1.0
     return (1000 * shift * share / (1 + (shift - 1) * share)).long().clamp(0, 999)
 
 
 class Trainer:
-    """The parts of a step: which samples, their loss, their gradients."""
+    """The parts of a step: which samples, their loss, their gradients.
 
-    def __init__(
-        self,
-        settings: Settings,
-        clip: CLIPModel,
-        tokenizer: CLIPTokenizer,
-    ):
+    Args:
+        settings: of the run.
+        clip: where the text encoder begins.
+        tokenizer: of the captions.
+        samples: of the whole run; close-ups count as much as whole pictures.
+    """
+
+    def __init__(self, settings: Settings, clip: CLIPModel, tokenizer: CLIPTokenizer, samples: int):
         device = settings.device
-        self.settings, self.tokenizer = settings, tokenizer
-        layout = {"device": device, "memory_format": torch.channels_last}
-        unet = build_unet(settings.smoke)
-        pass_inwards(unet)
-        self.levels = torch.nn.ModuleList([unet, *(inner_levels(unet, n) for n in (1, 2))])
-        self.levels.to(**layout)
-        self.text = build_text_encoder(clip).to(device)
+        self.settings, self.tokenizer, self.samples = settings, tokenizer, samples
+        self.unet = build_unet(settings.smoke).to(device)
+        self.text = build_text_encoder(clip, len(tokenizer)).to(device)
         if not settings.gpu:
-            for level in self.levels:
-                train_blockwise(level)
+            train_blockwise(self.unet)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
-        self.parameters = [*self.levels.parameters(), *self.text.parameters()]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": list(self.levels.parameters()), "share": 1.0},
-                {"params": list(self.text.parameters()), "share": TEXT_RATE},
-            ],
-            LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01,
-        )  # fmt: skip
+        self.parameters = [*self.unet.parameters(), *self.text.parameters()]
+        self.optimisers = build_optimisers(self.unet, self.text)
         self.average = Average(self.parameters, DECAY)
-        self.step, self.drawn = 0, None
+        self.step, self.seen = 0, 0
+        self.drawn: tuple[dict[str, int], Iterator] | None = None
         self.shards = Shards(settings, self.parameters)
         if not settings.gpu:
             torch.set_num_threads(1)
 
-    def level(self, progress: float) -> int:
-        """Draw the level of this step; the draw depends on the step's number alone."""
-        if self.settings.gpu:
-            return 0
-        odds = shares(progress)
-        draw = torch.rand(1, generator=torch.Generator().manual_seed(self.step)).item()
-        return next((n for n in (2, 1) if (draw := draw - odds[n]) < 0), 0)
+    @property
+    def progress(self) -> float:
+        """Share of the samples seen, 0..1."""
+        return min(1.0, self.seen / self.samples)
 
-    def batch(self, level: int, shard: int) -> tuple[torch.Tensor, list[str]]:
-        """Pictures uint8 [B, 3, H, W] and captions of this step and shard."""
-        seed, size = self.settings.seed, 64 if self.settings.smoke else 256
-        if self.settings.gpu:
-            if self.drawn is None:
-                dataset = ScenePictures(seed, size, self.step * 128)
-                self.drawn = stream(dataset, 128, self.settings.workers)
-            return next(self.drawn)
-        count = 2 if self.settings.smoke else BATCH[level]
-        first = (self.step * self.shards.count + shard) * max(BATCH.values())
-        return next(stream(ScenePictures(seed, size, first), count))
+    def batches(self, shard: int, counts: dict[str, int]) -> list:
+        """This step's pictures of a shard; see `Batches`. A GPU has workers that draw ahead."""
+        if not self.settings.workers:
+            return Batches(self.settings, counts, self.seen)[shard]
+        if self.drawn is None or self.drawn[0] != counts:
+            ahead = Batches(self.settings, counts, self.seen)
+            loader = DataLoader(ahead, None, num_workers=self.settings.workers, pin_memory=True)
+            self.drawn = counts, iter(loader)
+        return next(self.drawn[1])
 
-    def loss(self, level: int, shard: int) -> torch.Tensor:
-        """Mean squared error of the predicted velocity (Salimans & Ho 2022) on one shard."""
-        device = self.settings.device
-        random = torch.Generator().manual_seed((self.step * self.shards.count + shard) * 7919 + 1)
-        pictures, captions = self.batch(level, shard)
-        count = len(captions)
-        keep = torch.rand(count, generator=random) >= DROPPED
-        captions = [text if kept else "" for text, kept in zip(captions, keep, strict=True)]
+    def loss(self, shard: int) -> torch.Tensor:
+        """Mean over the kinds of the squared error of velocities (Salimans & Ho 2022), [kinds]."""
+        counts = batch_of(self.progress, self.settings)
+        random = torch.Generator().manual_seed(self.seen * 7919 + shard)
+        losses = []
+        for kind, pictures, captions in self.batches(shard, counts):
+            empty = CLOSE_UP if kind == "close-up" else ""
+            keep = torch.rand(len(captions), generator=random) >= DROPPED
+            captions = [c if k else empty for c, k in zip(captions, keep, strict=True)]
+            losses.append(self.velocity_error(kind, pictures, captions, random))
+        return torch.stack(losses)
+
+    def velocity_error(
+        self, kind: str, pictures: torch.Tensor, captions: list[str], random: torch.Generator
+    ) -> torch.Tensor:
+        """Mean squared error of the predicted velocity on a batch of one kind."""
+        device, count = self.settings.device, len(captions)
         # Stratified times: every batch covers the whole range of noise.
-        spread = (
-            torch.arange(count) * self.shards.count + shard + torch.rand(count, generator=random)
-        )
-        times = times_at(spread / (count * self.shards.count), level).to(device)
-        clean = latents_of(to_unit(pictures, device))
+        spread = (torch.arange(count) + torch.rand(count, generator=random)) / count
+        times = times_at(spread, kind, self.progress).to(device)
+        clean = latents_of(to_unit(pictures, device)).contiguous()
         noise = torch.randn(clean.shape, generator=random).to(device)
-        clean, noise = pool(clean, level), pool(noise, level)
         signal = self.alphas[times].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas[times]).sqrt()[:, None, None, None]
-        # Not channels-last, as the weights are: on CPUs PyTorch 2.13 then dies in the backward of
-        # a 1×1 convolution whose input needs no gradient, which the inner levels begin with.
-        noisy = (signal * clean + sigma * noise).contiguous()
         with torch.autocast(device.type, torch.bfloat16):
             context = self.text(tokenize(self.tokenizer, captions, device)).last_hidden_state
-            predicted = self.levels[level](noisy, times, context).sample
+            predicted = self.unet(signal * clean + sigma * noise, times, context).sample
         return F.mse_loss(predicted.float(), signal * noise - sigma * clean)
 
-    def train_step(self, progress: float) -> tuple[int, float]:
-        """Take a step; return its level and loss."""
-        level = self.level(progress)
-        loss = self.shards.backward(lambda shard: self.loss(level, shard))
+    def train_step(self) -> dict[str, float]:
+        """Take a step; return the loss of each kind."""
+        counts = batch_of(self.progress, self.settings)
+        losses = self.shards.backward(self.loss)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        rate = LEARNING_RATE * min(1.0, (self.step + 1) / 50) * (1 - progress) ** 0.8 + 1e-6
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * rate_at(self.progress, self.step)
+            optimiser.step()
         self.average.update()
         self.step += 1
-        return level, loss
+        self.seen += sum(counts.values()) * self.shards.count
+        return dict(zip((k for k in KINDS if counts[k]), losses, strict=True))
 
     @torch.no_grad()
-    def sample(self, level: int, captions: list[str], steps: int, guidance: float) -> torch.Tensor:
-        """Latents [B, 4, 64 >> level, 64 >> level] of the averaged weights; seed 0."""
-        device, side = self.settings.device, (16 if self.settings.smoke else 64) >> level
+    def sample(self, captions: list[str], side: int, steps: int, guidance: float) -> torch.Tensor:
+        """Latents [B, 4, side, side] of the averaged weights; seed 0."""
+        device = self.settings.device
         scheduler = build_scheduler()
         scheduler.set_timesteps(steps)
         random = torch.Generator().manual_seed(0)
-        noise = torch.randn((len(captions), 4, side << level, side << level), generator=random)
-        sample = pool(noise, level).to(device)
+        sample = torch.randn((len(captions), 4, side, side), generator=random).to(device)
+        empty = [CLOSE_UP if text.startswith(CLOSE_UP) else "" for text in captions]
         self.average.swap()
         with torch.autocast(device.type, torch.bfloat16):
-            ids = tokenize(self.tokenizer, [*captions, *[""] * len(captions)], device)
+            ids = tokenize(self.tokenizer, [*captions, *empty], device)
             context = self.text(ids).last_hidden_state
             for t in scheduler.timesteps:
                 both = torch.cat([sample, sample])
-                wanted, plain = self.levels[level](both, t, context).sample.float().chunk(2)
+                wanted, plain = self.unet(both, t, context).sample.float().chunk(2)
                 guided = plain + guidance * (wanted - plain)
                 sample = scheduler.step(guided, t, sample).prev_sample
         self.average.swap()
         return sample
 
     def state(self, clock: Clock) -> dict:
-        """All that a checkpoint holds; random draws need no state, they go by step numbers."""
+        """All that a checkpoint holds; random draws need no state, they go by numbers."""
         return {
-            "levels": self.levels.state_dict(), "text": self.text.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "average": self.average.state_dict(),
-            "spent": clock.spent, "step": self.step,
+            "unet": self.unet.state_dict(), "text": self.text.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "average": self.average.state_dict(),
+            "spent": clock.spent, "step": self.step, "seen": self.seen,
         }  # fmt: skip
 
     def restore(self, saved: dict) -> None:
         """Take up a checkpoint."""
-        self.levels.load_state_dict(saved["levels"])
+        self.unet.load_state_dict(saved["unet"])
         self.text.load_state_dict(saved["text"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         self.average.load_state_dict(saved["average"])
-        self.step = saved["step"]
+        self.step, self.seen = saved["step"], saved["seen"]
 
 
 def train_unet(
     settings: Settings,
-    seconds: float,
+    samples: int,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     preview: Callable[[Trainer, Clock], None],
 ) -> None:
-    """Train to the end of the time budget, with a preview every tenth of it and at the end."""
+    """Train until so many samples are seen, with a preview every `settings.preview_every`."""
     torch.manual_seed(settings.seed + 2)
     path = settings.work / "unet.pt"
-    trainer = Trainer(settings, clip, tokenizer)
-    clock = Clock(seconds)
+    trainer, clock = Trainer(settings, clip, tokenizer, samples), Clock(math.inf)
     saved = load(path, settings.device) if settings.resume else None
     if saved:
         trainer.restore(saved)
-        clock = Clock(seconds, saved["spent"])
-        say(f"unet: resumed at step {trainer.step}")
-    saved_at, shown = time.monotonic(), int(10 * clock.progress)
+        clock = Clock(math.inf, saved["spent"])
+        say(f"unet: resumed at step {trainer.step}, {trainer.seen} samples")
+    saved_at, shown = time.monotonic(), trainer.seen // settings.preview_every
     every = 1 if settings.smoke else 20
     with Watch("unet", settings.work, resumed=saved is not None, every=every) as watch:
-        while clock.tick() < 1 and trainer.step < settings.last_step:
-            level, loss = trainer.train_step(clock.progress)
-            watch.step(trainer.step, clock.spent, clock.progress, {f"level {level}": loss})
+        while trainer.progress < 1 and trainer.step < settings.last_step:
+            losses = trainer.train_step()
+            clock.tick()
+            watch.step(trainer.step, clock.spent, trainer.progress, losses)
             if time.monotonic() - saved_at > settings.save_every:
                 save_atomically(trainer.state(clock), path)
                 saved_at = time.monotonic()
-            if int(10 * clock.progress) > shown:
-                shown = int(10 * clock.progress)
+            if trainer.seen // settings.preview_every > shown:
+                shown = trainer.seen // settings.preview_every
                 preview(trainer, clock)
                 clock.rest()
     save_atomically(trainer.state(clock), path)

@@ -2,9 +2,9 @@
 
 Its encoder is set, not trained: the mean colour of 4×4 pixels. A trained one of this size found
 latents in which a colour meant another thing in each place (its group norms look at the whole
-picture), and a denoiser on them mixed colours up. Means are local and linear, and means of means
-are those of a smaller picture, which the denoiser's inner levels are trained on. Of flat shapes
-they tell edges to a fraction of a pixel; what a decoder has to learn is to draw them sharp.
+picture), and a denoiser on them mixed colours up. Means are local and linear, so that a part of a
+picture has its part of the latents. Of flat shapes they tell edges to a fraction of a pixel; what a
+decoder has to learn is to draw them sharp.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
         latents = latents + NOISE * torch.randn(latents.shape, generator=random).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             output = decode(vae, latents)
-        return loss_of(output.float(), pictures)
+        return loss_of(output.float(), pictures)[None]
 
     def save() -> None:
         state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict()}
@@ -171,7 +171,7 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
             for group in optimiser.param_groups:
                 warm = min(1.0, (step + 1) / 100)
                 group["lr"] = LEARNING_RATE * warm * (1 - clock.progress) ** 0.8 + 1e-6
-            loss = shards.backward(shard_loss)
+            (loss,) = shards.backward(shard_loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             step += 1
