@@ -12,17 +12,17 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
-# The same with the oldest releases that pyproject.toml admits; several GB, as such a torch comes
-# with CUDA.
+# The core, and what stands right on it, with the oldest releases that pyproject.toml admits. Several
+# GB, as such a torch comes with CUDA; PYTHON must be one it was made for, 3.10 to 3.12.
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,patch runtime attention merging keeping golden \
+	inspection schedule sites)
 test-oldest: OLDEST = .venv-oldest
 test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--resolution lowest-direct --editable .
-	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
-	$(OLDEST)/bin/pip install --quiet --no-deps --upgrade --target $(OLDEST)/independent torch-fidelity
-	$(OLDEST)/bin/python -m pytest $(TEST_OPTIONS)
+		--resolution lowest-direct --editable ".[test]"
+	$(OLDEST)/bin/python -m pytest $(TEST_OPTIONS) $(OLDEST_TESTS)
 
 # What works together with a patch, as the tests find it.
 compatibility: .venv/.test
