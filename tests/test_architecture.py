@@ -62,7 +62,7 @@ GROUPS = {
 LENT = {"ui": ("evaluation.features", "evaluation.metrics")}
 """What a subpackage may import of others."""
 GROUPED = tuple(f"{group}.{name}" for group, names in GROUPS.items() for name in names)
-ORDER = (*CORE, *ON_THE_CORE, *GROUPED, "cli")
+ORDER = (*CORE, *ON_THE_CORE, *GROUPED, "cli", "__main__")
 MATHS = ("attention", "merging", "sampling")
 LIGHT = (*MATHS, "errors", "text_files", "validation", "schedule", "runtime")
 """Modules that work without diffusers."""

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import tarfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 from rich.console import Console
 from tiny_models import with_safety_checker
+from tqdm import tqdm
 
 import agentsd.batch.engine
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
@@ -157,6 +159,9 @@ class Child:
             code = 70
             try:
                 torch.set_num_threads(1)
+                # tqdm's own lock is shared by all forks: one that is killed while it draws a bar
+                # would keep it for ever.
+                tqdm.set_lock(threading.RLock())
                 os.environ.update(environment)
                 PartialState._reset_state()
                 _, stop = start()
