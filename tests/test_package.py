@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import agentsd
 from agentsd.schedule import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def test_wheel_holds_the_model_the_presets_and_no_tests(wheel: Path) -> None:
         assert any(name.endswith(".safetensors") for name in weights), part
     for preset in PRESETS.glob("*.yaml"):
         assert f"agentsd/configs/{preset.name}" in names
+    assert "agentsd/py.typed" in names
     assert [n for n in names if not n.startswith(("agentsd/", "agentsd-"))] == []
     assert wheel.stat().st_size <= 40 * 2**20
 
@@ -49,6 +51,16 @@ def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
     install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run([sys.executable, *install], check=True)
     where = "import agentsd; print(agentsd.__file__)"
+    version = wheel.name.split("-")[1]
+    assert version == agentsd.__version__, "the version is told once, in the package"
+    said = subprocess.run(
+        [python, "-m", "agentsd", "--version"],
+        cwd=empty,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.strip() == f"agentsd {version}"
     found = subprocess.run(
         [python, "-c", where], cwd=empty, check=True, capture_output=True, text=True
     )
@@ -60,3 +72,53 @@ def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
     )
     assert json.loads(made.stdout)["made"] == 1
     assert (empty / "out" / "images" / "000000.png").is_file()
+
+
+CORE = {"torch", "diffusers", "pydantic", "ruamel"}
+
+WATCHED = """
+import builtins, json, sys
+sys.path.insert(0, sys.argv[1])
+from tiny_models import call, tiny_unet
+real, asked = builtins.__import__, set()
+
+def watch(name, globals=None, locals=None, fromlist=(), level=0):
+    if not level and (globals or {}).get("__name__", "").partition(".")[0] == "agentsd":
+        asked.add(name.partition(".")[0])
+    return real(name, globals, locals, fromlist, level)
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "agentsd"]:
+    del sys.modules[name]
+builtins.__import__ = watch
+before = set(sys.modules)
+"""
+
+
+PATCHING = """
+import agentsd
+unet = agentsd.apply_patch(tiny_unet(), "paper", min_tokens=0)
+call(unet)
+agentsd.inspect_patch(unet)
+with agentsd.patched(unet, method="keys"):
+    call(unet)
+agentsd.remove_patch(unet)
+"""
+
+TELL = """
+print(json.dumps([sorted(asked), sorted(set(sys.modules) - before)]))
+"""
+
+
+def test_patching_needs_the_core_packages_alone() -> None:
+    """Nothing of the command line's: what diffusers itself imports is diffusers' affair."""
+    code = WATCHED + PATCHING + TELL + "import agentsd.cli" + TELL
+    command = [sys.executable, "-c", code, str(ROOT / "tests")]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    ours = {*sys.stdlib_module_names, "agentsd"}
+    (asked, new), (control, _) = (
+        [{name.partition(".")[0] for name in names} - ours for names in json.loads(line)]
+        for line in result.stdout.splitlines()
+    )
+    assert {"torch", "diffusers", "pydantic"} <= asked <= CORE
+    assert not new & {"typer", "click", "rich", "psutil", "filelock", "accelerate", "PIL"}
+    assert {"typer", "rich"} <= control, "what the command line imports is seen"
