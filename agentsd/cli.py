@@ -161,6 +161,14 @@ def generate(
         str | None,
         typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL),
     ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Which weights to load (fp16, say).",
+            show_default="those there are",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -272,6 +280,7 @@ def generate(
     from .batch.prompts import checked_template, read_prompts
     from .comparison import compare as compare_ways
     from .extras import Extras, equip
+    from .fingerprints import check_unchanged, file_sha256
     from .output import read_record
     from .pipelines import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
@@ -282,9 +291,11 @@ def generate(
         _only_of_the_run(ctx)
         told = read_record(from_image)
         base = {name: told[name] for name in names if name in told}
+        if not generation.is_size(base.get("height"), base.get("width")):
+            base |= {"height": None, "width": None}  # the model's or the init image's own
         plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
         extras = Extras.from_record(told)
-        model, revision = str(told.get("model")), told.get("revision")
+        model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
         dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
         prompt = [str(base.pop("prompt", ""))]
         place = _place(told.get("batch"))
@@ -324,6 +335,29 @@ def generate(
         raise OutputError(f"{out} is a file; --out takes a folder")
     share = 1.0 if extras.init_image is None else extras.strength
     hide_loading_bars()
+    asked = Request(
+        out=out,
+        base=base,
+        schedule=plan,
+        extras=extras,
+        model=model,
+        revision=revision,
+        variant=variant,
+        device=device,
+        dtype=dtype.value if dtype else None,
+        form=format.value,
+        batch_size=_batch_size(batch_size),
+        place=place,
+        offload=cpu_offload.value if cpu_offload else None,
+        allow_pickle=allow_pickle,
+        resume=resume,
+        progress=progress.value if progress else ("rich" if stderr.is_terminal else "plain"),
+        stale_after=stale_after,
+    )
+    if from_image is not None:
+        images = {f"{k}_sha256": path for k, path in extras.images().items()}
+        known = {path: told.get(name) for name, path in images.items()} | told.get("weights", {})
+        check_unchanged(known, {p: file_sha256(p) for p in images.values()} | asked.weights())
     if compare:
         if plan is None:
             raise SettingsError("--compare needs a schedule other than 'none'")
@@ -342,7 +376,7 @@ def generate(
                     device=device,
                     dtype=dtype.value if dtype else None,
                     allow_pickle=allow_pickle,
-                    **({"revision": revision} if revision else {}),
+                    **asked.loading(),
                 ),
                 extras,
                 offload=cpu_offload.value if cpu_offload else None,
@@ -357,31 +391,13 @@ def generate(
             schedule=plan,
             model=model,
             num_images=num_images,
-            extras=extras.recorded(),
-            inputs=extras.inputs(height, width),
+            extras=extras.recorded() | {"weights": asked.weights()},
+            inputs=extras.inputs(settings.height, settings.width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)
         if both["nsfw_content_detected"]:
             raise typer.Exit(1)
         return
-    asked = Request(
-        out=out,
-        base=base,
-        schedule=plan,
-        extras=extras,
-        model=model,
-        revision=revision,
-        device=device,
-        dtype=dtype.value if dtype else None,
-        form=format.value,
-        batch_size=_batch_size(batch_size),
-        place=place,
-        offload=cpu_offload.value if cpu_offload else None,
-        allow_pickle=allow_pickle,
-        resume=resume,
-        progress=progress.value if progress else ("rich" if stderr.is_terminal else "plain"),
-        stale_after=stale_after,
-    )
     told_rows = 0
 
     def report(problem: str) -> None:

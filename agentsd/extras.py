@@ -5,13 +5,13 @@ All of it is diffusers' own; here it is checked, recorded, and put on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import diffusers
 import torch
 from diffusers import (
     AutoPipelineForImage2Image,
@@ -19,15 +19,26 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
 )
-from PIL import Image
+from PIL.Image import Image
 from pydantic import Field, field_validator
 
 from .errors import AgentSDError, LoadError, SettingsError
+from .fingerprints import file_sha256, fingerprint
+from .input_images import read_input_image
 from .internals import DTYPE
 from .output import SAMPLERS
+from .pipelines import FILES, HUB_ID
 from .validation import Strict, shown
 
 Offload = Literal["model", "sequential", "group"]
+
+SCHEDULERS = {
+    spelling.lower(): name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler")
+    for spelling in (name, name.removesuffix("Scheduler"), SAMPLERS.get(name, name))
+}
+"""Class names of diffusers' schedulers, by every spelling that is taken, in lower case."""
 
 
 class Extras(Strict):
@@ -73,6 +84,12 @@ class Extras(Strict):
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("sampler")
+    @classmethod
+    def _class_name(cls, name: str | None) -> str | None:
+        # One scheduler has one name on record, however it was spelled.
+        return None if name is None else SCHEDULERS.get(name.lower(), name)
+
     def model_post_init(self, _: Any) -> None:
         for one, other in (("controlnet", "control_image"), ("ip_adapter", "ip_image")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
@@ -80,7 +97,7 @@ class Extras(Strict):
         if self.init_image is None and "strength" in self.model_fields_set:
             raise SettingsError("strength: is of init_image, and there is none")
         for path in self.images().values():
-            _open(path)
+            read_input_image(path)
 
     def images(self) -> dict[str, str]:
         """The image files, by setting."""
@@ -92,8 +109,13 @@ class Extras(Strict):
         told = self.model_dump(mode="json", exclude_defaults=True)
         if self.init_image is not None:
             told["strength"] = self.strength
-        hashes = {f"{k}_sha256": _digest(path) for k, path in self.images().items()}
+        hashes = {f"{k}_sha256": file_sha256(path) for k, path in self.images().items()}
         return told | hashes
+
+    def weights(self) -> dict[str, str | None]:
+        """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
+        added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
+        return {source: fingerprint(source) for source in added if source is not None}
 
     @classmethod
     def from_record(cls, told: Mapping[str, Any]) -> Extras:
@@ -102,12 +124,9 @@ class Extras(Strict):
 
     def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
         """What to call the pipeline with for images of a height and width."""
-        images = {name: _open(path) for name, path in self.images().items()}
-        size = (width, height)
-        fitted = {
-            name: image.resize(size) if None not in size else image  # type: ignore[arg-type]
-            for name, image in images.items()
-        }
+        images = {name: read_input_image(path) for name, path in self.images().items()}
+        size = _size_for(images.get("init_image") or images.get("control_image"), height, width)
+        fitted = {k: image.resize(size) if size else image for k, image in images.items()}
         told: dict[str, Any] = {}
         if self.init_image is not None:
             told |= {"image": fitted["init_image"], "strength": self.strength}
@@ -117,6 +136,27 @@ class Extras(Strict):
         if self.ip_image is not None:
             told["ip_adapter_image"] = images["ip_image"]
         return told
+
+
+def _size_for(image: Image | None, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Width and height of images to follow, so that all are of one size.
+
+    Where one side is given, the other keeps the image's proportions; where none is, the image's
+    own size stands, rounded down to what models take.
+    """
+    if height is not None and width is not None:
+        return width, height
+    if image is None:
+        return None
+    if height is not None:
+        return _in_eights(height * image.width / image.height), height
+    if width is not None:
+        return width, _in_eights(width * image.height / image.width)
+    return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
+
+
+def _in_eights(side: float) -> int:
+    return max(8, round(side / 8) * 8)
 
 
 def equip(
@@ -146,6 +186,7 @@ def equip(
     if extras.sampler is not None:
         pipe.scheduler = scheduler_for(pipe, extras.sampler)
     if extras.controlnet is not None:
+        _must_be_there("the ControlNet", extras.controlnet)
         with _loading(f"the ControlNet {shown(extras.controlnet)}"):
             net = ControlNetModel.from_pretrained(
                 extras.controlnet,
@@ -161,14 +202,17 @@ def equip(
     for name, lora in zip(names, extras.loras, strict=True):
         path, scale = _scaled(lora)
         scales.append(scale)
+        _must_be_there("the LoRA", path)
         with _loading(f"the LoRA {shown(path)}", needs="peft"):
             safe = {} if allow_pickle else {"use_safetensors": True}
             pipe.load_lora_weights(path, adapter_name=name, **safe)
     if names:
         pipe.set_adapters(names, scales)
     if extras.ip_adapter is not None:
+        place = _ip_adapter(extras.ip_adapter, allow_pickle)
+        _must_be_there("the IP-Adapter", extras.ip_adapter)
         with _loading(f"the IP-Adapter {shown(extras.ip_adapter)}"):
-            pipe.load_ip_adapter(**_ip_adapter(extras.ip_adapter, allow_pickle))
+            pipe.load_ip_adapter(**place)
     if extras.vae_tiling:
         pipe.vae.enable_tiling()
     if extras.vae_slicing:
@@ -197,10 +241,7 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
         SettingsError: If there is none of that name for this pipeline; lists those there are.
     """
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    given = {other.lower(): kind for kind, other in SAMPLERS.items()} | {
-        k.lower(): k for k in known
-    }
-    kind = given.get(name.lower(), given.get(f"{name.lower()}scheduler"))
+    kind = SCHEDULERS.get(name.lower(), name)
     if kind not in known:
         fit = sorted(SAMPLERS.get(k, k) for k in known)
         raise SettingsError(
@@ -237,6 +278,23 @@ def _scaled(lora: str) -> tuple[str, float]:
         return (path, float(scale)) if path and colon else (lora, 1.0)
     except ValueError:
         return lora, 1.0
+
+
+def _must_be_there(what: str, source: str) -> None:
+    """Refuse what is neither on the disk nor can be on the hub, before the hub is asked.
+
+    Raises:
+        LoadError: Says that there is no such file.
+    """
+    path = Path(source)
+    if os.path.exists(path):
+        return
+    repository = "/".join(source.split("/")[:2])
+    in_repository = source.count("/") >= 2  # OWNER/NAME/FOLDER/FILE
+    is_local = path.is_absolute() or source.startswith((".", "~"))
+    is_file = path.suffix in FILES and not in_repository
+    if is_local or is_file or not HUB_ID.fullmatch(repository):
+        raise LoadError(f"{what} {shown(source)}: there is no such file or folder")
 
 
 def _ip_adapter(told: str, allow_pickle: bool) -> dict[str, Any]:
@@ -276,17 +334,3 @@ def _loading(what: str, needs: str | None = None) -> Iterator[None]:
         if needs is not None and needs.upper() in said:
             hint = f"; pip install {needs}"
         raise LoadError(f"{what} cannot be loaded ({shown(said)}){hint}") from error
-
-
-@lru_cache(maxsize=8)
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "not an image"
-        raise SettingsError(f"{path}: cannot be read ({reason})") from None
-
-
-def _digest(path: str) -> str:
-    return sha256(Path(path).read_bytes()).hexdigest()

@@ -100,6 +100,15 @@ class ImageSettings(Strict):
         return side
 
 
+def is_size(height: Any, width: Any) -> bool:
+    """Whether :class:`ImageSettings` takes this height and width, in pixels."""
+    try:
+        ImageSettings(prompt="-", height=height, width=width)
+    except SettingsError:
+        return False
+    return True
+
+
 def check_steps(num_inference_steps: int, strength: float) -> None:
     """Refuse an image-to-image run that leaves no denoising step.
 

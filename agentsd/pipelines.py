@@ -11,7 +11,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from .errors import LoadError
@@ -64,7 +63,8 @@ def load_pipeline(
         allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
             otherwise, since loading them can run any code.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
-            (``revision``, ``variant``; ``config``, a folder that spares a single file the hub).
+            (``revision``; ``variant``, found by itself in a folder that has only one;
+            ``config``, a folder that spares a single file the hub).
 
     Returns:
         The pipeline on its device.
@@ -83,6 +83,8 @@ def load_pipeline(
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""
+    if os.path.isdir(path) and kwargs.get("variant") is None:
+        kwargs["variant"] = only_variant(path)
     # None takes safetensors where there are, and pickles where there are none.
     safe = {"use_safetensors": None if allow_pickle else True}
     try:
@@ -92,10 +94,11 @@ def load_pipeline(
         elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
                 raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
-            hint = (
-                "; weights must be whole .safetensors files: pickles can run any code when "
-                "loaded and are refused (--allow-pickle to insist)"
-            )
+            if not allow_pickle and any(path.rglob("*.bin")):
+                hint = (
+                    "; weights must be whole .safetensors files: pickles can run any code when "
+                    "loaded and are refused (--allow-pickle to insist)"
+                )
             pipe = DiffusionPipeline.from_pretrained(path, **safe, **kwargs)
         elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
             raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
@@ -110,12 +113,21 @@ def load_pipeline(
     return pipe.to(target)
 
 
-def revision_of(model: str, revision: str | None = None) -> str | None:
-    """The commit of a model that was loaded from the hub; None for what lies on the disk."""
-    if model == "pocket" or os.path.exists(model):
-        return None
-    found = try_to_load_from_cache(model, "model_index.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else revision
+def only_variant(folder: Path) -> str | None:
+    """The variant (``fp16``, say) to load of a folder, where a part has no weights without one.
+
+    Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
+    ``model.fp16-00001-of-00002.safetensors``.
+
+    Returns:
+        The variant, or None where each part has weights of none, or several variants to choose.
+    """
+    found = set()
+    for part in {file.parent for file in folder.glob("*/*.safetensors")}:
+        names = [file.name.split(".") for file in part.glob("*.safetensors")]
+        if all(len(name) > 2 for name in names):
+            found |= {name[-2].partition("-")[0] for name in names}
+    return found.pop() if len(found) == 1 else None
 
 
 def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline]:

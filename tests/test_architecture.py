@@ -28,6 +28,8 @@ CORE = (
 """The core, in the order in which each module may import those before it."""
 ON_THE_CORE = (
     "progress",
+    "fingerprints",
+    "input_images",
     "output",
     "pipelines",
     "shapes",

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import DDIMScheduler
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from tiny_models import with_safety_checker
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_unet, with_safety_checker
 
 from agentsd import __version__
 from agentsd.cli import main
@@ -230,6 +233,78 @@ def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None
         with pytest.raises(SystemExit, match="0"):
             main(["generate", "--from-image", str(first), "--out", str(again)])
         assert (again / "images" / "000000.png").read_bytes() == first.read_bytes()
+
+
+def again(image: Path, out: Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--from-image", str(image), "--out", str(out), "--device", "cpu"])
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("what", ["model", "lora", "init_image"])
+def test_inputs_that_changed_are_named(
+    run: Any, tmp_path: Path, model: str, pipe: Any, capsys: Any, what: str
+) -> None:
+    """A run goes on, and an image is made again, from the same files alone."""
+    files = {
+        "model": Path(model, "unet", "diffusion_pytorch_model.safetensors"),
+        "lora": save_lora(pipe, tmp_path / "lora", seed=0),
+        "init_image": tmp_path / "init.png",
+    }
+    Image.new("RGB", (64, 64), "teal").save(files["init_image"])
+    how = {"model": (), "lora": ("--lora", str(files["lora"]))}
+    more = how.get(what, ("--init-image", str(files["init_image"]), "--strength", "0.9"))
+    made = tmp_path / "out" / "images" / "000000.png"
+    assert run(*more)[0] == 0
+    before = made.read_bytes()
+    assert run(*more)[0] == again(made, tmp_path / "same") == 0
+    assert (tmp_path / "same" / "images" / "000000.png").read_bytes() == before
+    if what == "model":
+        weights = load_file(files["model"])
+        save_file({name: value + 0.01 for name, value in weights.items()}, files["model"])
+    elif what == "lora":
+        save_lora(pipe, tmp_path / "lora", seed=1)
+    else:
+        Image.new("RGB", (64, 64), "pink").save(files["init_image"])
+    code, _, err = run(*more, "--num-images", "2")
+    assert (code, "another configuration" in err) == (2, True), err
+    assert again(made, tmp_path / "other") == 2
+    name = model if what == "model" else str(files[what])
+    assert f"{name} is not what the image was made with" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
+    unet = tiny_unet()
+    config = LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(config)
+    pipe.save_lora_weights(str(folder), unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
+    """The model's own size may be one that may not be asked for; that of an init image, too."""
+    Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")
+    for number, more in enumerate(
+        ((), ("--init-image", str(tmp_path / "init.png"), "--strength", "1"))
+    ):
+        out = tmp_path / f"sizes{number}"
+        assert run("--out", str(out), *more)[0] == 0
+        made = out / "images" / "000000.png"
+        with Image.open(made) as image:
+            assert image.size == ((72, 48) if more else (32, 32))
+        assert again(made, tmp_path / f"again{number}") == 0
+        other = tmp_path / f"again{number}" / "images" / "000000.png"
+        assert other.read_bytes() == made.read_bytes()
+
+
+def test_a_scheduler_is_one_run_however_it_is_spelled(run: Any) -> None:
+    spellings = ("dpm++ 2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "dpmsolvermultistep")
+    summaries = [run("--scheduler", spelled, "--json") for spelled in spellings]
+    assert [json.loads(out)["there_before"] for _, out, _ in summaries] == [0, 1, 1, 1]
+    assert run("--scheduler", "DDIM")[0] == 2
 
 
 def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:

@@ -173,3 +173,22 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
         equip(pipe, Extras(attention_backend="fast"))
     with pytest.raises(SettingsError, match="on the CPU already"):
         equip(pipe, Extras(), offload="model")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"loras": ("nowhere.safetensors",)}, "the LoRA"),
+        ({"loras": ("./nowhere:0.5",)}, "the LoRA"),
+        ({"controlnet": "/no/such/net"}, "the ControlNet"),
+        ({"ip_adapter": "./nowhere.safetensors"}, "the IP-Adapter"),
+    ],
+)
+def test_files_that_are_not_there(
+    pipe: Any, picture: str, given: dict[str, Any], what: str
+) -> None:
+    """Told in plain words, and the hub is not asked."""
+    images = {"controlnet": "control_image", "ip_adapter": "ip_image"}
+    followed = {images[name]: picture for name in given if name in images}
+    with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
+        equip(pipe, Extras(**given, **followed))

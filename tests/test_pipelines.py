@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from single_file import save_single_file
 
 from agentsd import LoadError, load_pipeline
-from agentsd.pipelines import POCKET
+from agentsd.pipelines import POCKET, only_variant
 
 
 @pytest.fixture
@@ -117,3 +117,30 @@ def test_unknown_device_and_dtype(folder: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(LoadError, match="no device 'cuda' here"):
             load_pipeline(folder, device="cuda")
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_the_only_variant_of_a_folder_is_found(folder: Path, shards: bool) -> None:
+    pipe = load_pipeline(folder, device="cpu")
+    weights = pipe.unet.state_dict()
+    size = {"max_shard_size": "50KB"} if shards else {}
+    for path in folder.glob("*/*.safetensors"):
+        path.unlink()
+    pipe.save_pretrained(folder, variant="fp16", **size)
+    assert any(folder.glob("unet/*.fp16*.safetensors"))
+    assert only_variant(folder) == "fp16"
+    again = load_pipeline(folder, device="cpu").unet.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    with pytest.raises(LoadError) as raised:
+        load_pipeline(folder, device="cpu", variant="ema")
+    assert "pickle" not in str(raised.value)
+    pipe.save_pretrained(folder)  # now there is a choice, and the plain one is taken
+    assert only_variant(folder) is None
+
+
+def test_several_variants_are_not_chosen_from(folder: Path) -> None:
+    plain = next(folder.glob("unet/*.safetensors"))
+    for variant in ("fp16", "ema"):
+        plain.with_name(f"diffusion_pytorch_model.{variant}.safetensors").write_bytes(b"")
+    plain.unlink()
+    assert only_variant(folder) is None

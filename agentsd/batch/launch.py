@@ -7,6 +7,7 @@ or dead one holds nobody back.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -23,9 +24,10 @@ from rich.console import Console
 
 from ..errors import GenerationError, OutputError
 from ..extras import Extras, Offload, equip
+from ..fingerprints import fingerprint, snapshot_commit
 from ..generation import VERSIONS
 from ..output import prepare_folder
-from ..pipelines import load_pipeline, revision_of, target_device
+from ..pipelines import POCKET, load_pipeline, target_device
 from ..progress import Bar
 from ..schedule import Schedule
 from .claims import Claims
@@ -46,6 +48,7 @@ class Request:
         extras: What is added to the model.
         model: What to load; see :func:`agentsd.load_pipeline`.
         revision: Branch, tag or commit of a model on the hub.
+        variant: Which of a model's weights (``fp16``), where there are several.
         device: Where to run; by default the best there is, and each process on one of its own.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
@@ -64,6 +67,7 @@ class Request:
     extras: Extras
     model: str = "pocket"
     revision: str | None = None
+    variant: str | None = None
     device: str | None = None
     dtype: str | None = None
     form: str = "png"
@@ -74,6 +78,21 @@ class Request:
     resume: bool = True
     progress: str = "plain"
     stale_after: float = 60.0
+
+    def loading(self) -> dict[str, str]:
+        """What to tell :func:`agentsd.load_pipeline` of the model besides its name."""
+        given = {"revision": self.revision, "variant": self.variant}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def commit(self) -> str | None:
+        """The commit of a model that was loaded from the hub; None for what lies on the disk."""
+        local = self.model == "pocket" or os.path.exists(self.model)
+        return None if local else snapshot_commit(self.model, self.revision)
+
+    def weights(self) -> dict[str, str | None]:
+        """Fingerprints of all weights, by path or hub id."""
+        place = POCKET if self.model == "pocket" else self.model
+        return {self.model: fingerprint(place, self.revision), **self.extras.weights()}
 
 
 def launch(
@@ -102,7 +121,7 @@ def launch(
             device=device,
             dtype=asked.dtype,
             allow_pickle=asked.allow_pickle,
-            **({"revision": asked.revision} if asked.revision else {}),
+            **asked.loading(),
         ),
         asked.extras,
         offload=asked.offload,
@@ -130,7 +149,8 @@ def launch(
             batch_size=described["batch_size"],
             model=asked.model,
             form=asked.form,
-            extras=asked.extras.recorded() | {"revision": described["config"]["revision"]},
+            extras=asked.extras.recorded()
+            | {name: described["config"][name] for name in ("revision", "variant", "weights")},
             inputs=asked.extras.inputs,
             place=asked.place,
         )
@@ -162,7 +182,9 @@ def launch(
 def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipeline) -> None:
     config = {
         "model": asked.model,
-        "revision": revision_of(asked.model, asked.revision),
+        "revision": asked.commit(),
+        "variant": asked.variant,
+        "weights": asked.weights(),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "prompts_sha256": plan.digest,
         "images": plan.images,

@@ -117,7 +117,7 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or "not JSON"
             raise OutputError(f"{self.run_file}: cannot be read ({reason})") from None
         if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
-            raise OutputError(f"{self.run_file}: is none of a run of agentsd; give another --out")
+            raise OutputError(f"{self.run_file}: is not an agentsd run file; give another --out")
         return run
 
     def describe(self, run: Mapping[str, Any]) -> None:

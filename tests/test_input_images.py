@@ -1,0 +1,114 @@
+"""Images of users are read as a person sees them, or refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agentsd import SettingsError
+from agentsd.extras import Extras
+from agentsd.input_images import read_input_image
+
+ORIENTATION = 0x0112
+HALVES = np.zeros((6, 10, 3), np.uint8)
+HALVES[:3] = 255
+"""White above black, 10 × 6 pixels."""
+
+
+def save(folder: Path, image: Image.Image, name: str = "a.png", **how: Any) -> Path:
+    image.save(folder / name, **how)
+    return folder / name
+
+
+def grey(path: Path) -> list[list[int]]:
+    return np.asarray(read_input_image(path))[..., 0].tolist()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_camera_on_its_side(tmp_path: Path, name: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # the camera was turned by 90° to the right
+    image = read_input_image(save(tmp_path, Image.fromarray(HALVES), name, exif=exif))
+    assert (image.mode, image.size) == ("RGB", (6, 10))
+    left, right = np.asarray(image)[5, [0, -1], 0]
+    assert (left < 20, right > 235) == (True, True)
+    plain = read_input_image(save(tmp_path, Image.fromarray(HALVES), f"plain-{name}"))
+    assert plain.size == (10, 6)
+
+
+def test_a_deep_grey_is_scaled(tmp_path: Path) -> None:
+    depth = np.array([[0, 257, 32_896, 65_535]], np.uint16)
+    assert grey(save(tmp_path, Image.fromarray(depth))) == [[0, 1, 128, 255]]
+    assert grey(save(tmp_path, Image.fromarray(depth), "a.tif")) == [[0, 1, 128, 255]]
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    hidden = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
+    hidden.putpixel((1, 0), (0, 0, 0, 255))
+    palette = hidden.convert("RGB").quantize(2)
+    corner = palette.getpixel((0, 0))
+    for image, how in (
+        (hidden, {}),
+        (hidden.convert("LA"), {}),
+        (palette, {"transparency": corner}),
+        (hidden.convert("RGB"), {"transparency": (200, 0, 0)}),
+    ):
+        assert grey(save(tmp_path, image, **how)) == [[255, 0]], image.mode
+    assert grey(save(tmp_path, hidden.convert("RGB"))) == [[200, 0]]  # the control
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB"])
+def test_any_other_mode_is_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGB", (2, 2), "white").convert(mode)
+    assert grey(save(tmp_path, image, "a.tif")) == [[255, 255]] * 2
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    frames = [Image.new("L", (2, 2), i) for i in (0, 255)]
+    deep = Image.fromarray(np.array([[0, 1 << 20]], np.int32))
+    (tmp_path / "text.png").write_text("no image")
+    for path, says in (
+        (save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:]), "2 frames"),
+        (save(tmp_path, deep, "deep.tif"), "more than 16 bits"),
+        (save(tmp_path, Image.new("F", (2, 2)), "f.tif"), "floating-point"),
+        (tmp_path / "text.png", "not an image"),
+        (tmp_path / "none.png", "No such file"),
+        (tmp_path, "Is a directory"),
+        (Path("x" * 5000), "name too long"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            read_input_image(path)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = save(tmp_path, Image.new("RGB", (8, 8), "red"))
+    extras = Extras(init_image=str(path))
+    first, known = extras.inputs(8, 8)["image"], extras.recorded()
+    assert extras.inputs(8, 8)["image"].tobytes() == first.tobytes()
+    save(tmp_path, Image.new("RGB", (8, 8), "blue"))
+    assert extras.inputs(8, 8)["image"].tobytes() != first.tobytes()
+    assert extras.recorded()["init_image_sha256"] != known["init_image_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ((None, None), (248, 88)),
+        ((48, None), (128, 48)),
+        ((None, 128), (128, 48)),
+        ((64, 96), (96, 64)),
+    ],
+)
+def test_sizes_beside_an_image(
+    tmp_path: Path, given: tuple[int | None, int | None], becomes: tuple[int, int]
+) -> None:
+    """One side keeps the proportions; images to follow are of one size, whatever theirs is."""
+    init = str(save(tmp_path, Image.new("RGB", (251, 93))))
+    control = str(save(tmp_path, Image.new("RGB", (40, 40)), "b.png"))
+    both = Extras(init_image=init, controlnet="net", control_image=control).inputs(*given)
+    assert both["image"].size == both["control_image"].size == becomes
+    assert Extras(init_image=init).inputs(*given)["image"].size == becomes
