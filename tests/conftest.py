@@ -16,8 +16,8 @@ import diffusers
 import pytest
 import torch
 import transformers
+from browser import find_chromium
 from diffusers import UNet2DConditionModel
-from serving import find_chromium
 from tiny_models import tiny_pipeline, tiny_unet
 
 from agentsd import runtime

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import socket
 import time
 import urllib.error
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from browser import find_chromium
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
 
@@ -62,17 +62,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"phases": []}}, "a preset's name or YAML text"),
 ]
 """What else it may say, and of what it then hears."""
-
-
-def find_chromium() -> str | None:
-    """A Chromium on the PATH, or the one that `playwright install chromium` put into its cache."""
-    from playwright.sync_api import sync_playwright
-
-    if found := shutil.which("chromium") or shutil.which("chromium-browser"):
-        return found
-    with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    return own if Path(own).is_file() else None
 
 
 def free_port() -> int:
