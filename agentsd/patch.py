@@ -111,7 +111,6 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
     hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
-    hooks.append(unet.register_forward_hook(runtime.finish))
     modules = dict(unet.named_modules())
     for number, site in enumerate(find_sites(unet)):
         if site.obstacle is None and (site.downsample, site.module.heads) in runtime.layers:

@@ -36,10 +36,6 @@ class Layer:
             return None
         return step if step.plans[self.downsample].tokens == tokens else None
 
-    def matching_key(self, phase: Phase) -> tuple[str, int]:
-        """Under which its matching is kept: its own, or that of all layers of its resolution."""
-        return "matching", self.downsample if phase.share == "layers" else self.number
-
 
 class AgentAttnProcessor:
     """Self-attention as the schedule's phase says.
@@ -74,19 +70,9 @@ class AgentAttnProcessor:
         step = layer.step_for(hidden_states.shape[1]) if layer and plain else None
         if layer is None or step is None:
             return unpatched()
-        place = "output", layer.number
-        if place in step.kept:
-            kept: Tensor = step.kept[place]
-            return kept
-        if step.phase.method == "full":
-            out = unpatched()
-        elif step.phase.method == "keys":
-            out = _over_keys(attn, hidden_states, step, layer)
-        else:
-            out = _over_merged(attn, hidden_states, step, layer)
-        if step.phase.reuse > 1:
-            step.kept[place] = out.detach()
-        return out
+        if step.phase.method == "keys":
+            return _over_keys(attn, hidden_states, step, layer)
+        return _over_merged(attn, hidden_states, step, layer)
 
 
 def _over_keys(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor:
@@ -148,17 +134,13 @@ def _over_merged(attn: Attention, x: Tensor, step: Step, layer: Layer) -> Tensor
 
 
 def matched(attn: Attention, x: Tensor, step: Step, layer: Layer) -> tuple[Tensor, Tensor | None]:
-    """Owners of the tokens, and of the agents if planned: matched here or, if kept, before."""
+    """Owners of the tokens, and of the agents if planned."""
     phase, plan = step.phase, step.plans[layer.downsample]
-    key = layer.matching_key(phase)
-    found: tuple[Tensor, Tensor | None] | None = step.kept.get(key)
-    if found is not None:
-        return found
     matching = match(x, step.chosen[layer.downsample, attn.heads])
     owner = owners(matching, plan.tokens - plan.merged_tokens)
     agent_owner = owners(matching, plan.tokens - plan.agents) if plan.agents else None
     if phase.keeps_matching:
-        step.kept[key] = owner, agent_owner
+        step.owners[layer.number] = owner
     return owner, agent_owner
 
 
@@ -190,8 +172,7 @@ class MergedPart:
             return Plan(0, 0, 0, 0), None
         plan = step.plans[layer.downsample]
         wanted = getattr(step.phase, self.option) and plan.merged_tokens < plan.tokens
-        found = step.kept.get(layer.matching_key(step.phase)) if wanted else None
-        return plan, found[0] if found else None
+        return plan, step.owners.get(layer.number) if wanted else None
 
 
 def split_heads(attn: Attention, x: Tensor) -> Tensor:

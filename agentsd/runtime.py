@@ -1,9 +1,7 @@
 """What changes while a UNet runs: the step, its phase, the size of the latents.
 
-Each call of the UNet says anew where in its run it stands; no calls are counted to tell the step.
-Only a phase that says so (``refresh``, ``reuse``) keeps anything from one call to the next, and
-only from call to call of one run: a run that raised midway, a swapped scheduler or another image
-size leave nothing behind.
+Each call of the UNet says anew where in its run it stands: no calls are counted, and nothing is
+kept from one call to the next.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,9 +28,6 @@ MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
 On a CPU no method lost time from 512 tokens on, at any width from 32 to 1,280 channels; at widths
 of 320 and more, none did from 256 on. On other devices these are guesses, not yet measured.
 """
-
-MOST_CALLS = 4
-"""Calls of the UNet in one step for which layers keep anything, so that memory stays bounded."""
 
 UNTOUCHED = Phase(method="full")
 
@@ -101,30 +96,8 @@ class Step:
     ``[cells]``, or as keys ``[heads, cells]``."""
     works: frozenset[int]
     """The resolutions at which layers do anything but what they do unpatched."""
-    kept: dict[tuple[str, int], Any]
-    """What layers leave for later layers and later steps: matchings (``"matching"``, layer or
-    resolution) and outputs (``"output"``, layer). Holds only what may be used at this step."""
-
-
-@dataclass
-class Run:
-    """Calls of the UNet that follow each other, step by step, on the same latents and phase.
-
-    A solver, or a pipeline that guides without a double batch, calls several times a step. What
-    is kept belongs to the first, second, … call of a step, each for itself.
-    """
-
-    identity: tuple[Any, ...]
-    timesteps: Any
-    """Held so that no other run's timesteps can come to lie at the same address."""
-    step: int
-    calls: int = 0
-    """At this step, so far."""
-    calls_before: int | None = None
-    """At the step before."""
-    finished: bool = False
-    """Whether the last call came to its end."""
-    kept: list[dict[tuple[str, int], Any]] = field(default_factory=list)
+    owners: dict[int, Tensor]
+    """By number of the layer: the owners of its tokens, for the rest of its block. Of this call."""
 
 
 class Runtime:
@@ -148,13 +121,12 @@ class Runtime:
             weakref.ref(pipeline) if pipeline is not None else _nothing
         )
         self.step: Step | None = None
-        self._run: Run | None = None
         self._sizes: set[tuple[int, int]] = set()
         self._told_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
-        return vars(self) | {"_pipeline": _nothing, "step": None, "_run": None}
+        return vars(self) | {"_pipeline": _nothing, "step": None}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,17 +143,15 @@ class Runtime:
             kwargs[name] if name in kwargs else args[place]
             for place, name in enumerate(("sample", "timestep"))
         )
-        scheduler = getattr(self._pipeline(), "scheduler", None)
-        position = locate(timestep, scheduler)
+        position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(
                 "until_step counts steps, but this UNet was called with a timestep that belongs "
                 "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
             )
         phase = self.schedule.phase_at(position.step, position.num_steps)
-        kept = self._kept(position, phase, sample, getattr(scheduler, "timesteps", timestep))
         height, width = sample.shape[-2:]
-        self.step = self.step_at(position, phase, height, width, sample.device, kept)
+        self.step = self.step_at(position, phase, height, width, sample.device)
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._tell_if_idle(height, width, sample.device.type)
@@ -210,51 +180,6 @@ class Runtime:
             stacklevel=2,
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def finish(self, *_: Any) -> None:
-        """Note that a UNet's call came to its end; a forward hook."""
-        run = self._run
-        if run is not None and self.step is not None:
-            run.finished = True
-            position = self.step.position
-            if position.step == position.num_steps - 1 and run.calls == run.calls_before:
-                self._run = None  # the memory is needed no more
-
-    def _kept(
-        self, position: Position, phase: Phase, sample: Tensor, timesteps: Any
-    ) -> dict[tuple[str, int], Any]:
-        """What this call may use of the calls before it, in the dict that it adds to."""
-        if max(phase.refresh, phase.reuse) == 1:
-            self._run = None
-            return {}
-        where = timesteps.untyped_storage().data_ptr() if isinstance(timesteps, Tensor) else None
-        identity = (where, phase, sample.shape, sample.dtype, sample.device)
-        run, step = self._run, position.step
-        follows = (
-            run is not None
-            and run.identity == identity
-            and run.finished  # else it raised, and what it kept belongs to an image given up
-            and position.listed
-            and step in (run.step, run.step + 1)
-        )
-        if run is None or not follows:
-            run = self._run = Run(identity, timesteps, step)
-        elif step > run.step:
-            if run.calls_before not in (None, run.calls):
-                run.kept.clear()  # calls no longer pair up with those of the step before
-            run.step, run.calls, run.calls_before = step, 0, run.calls
-        run.finished = False
-        run.calls += 1
-        if run.calls > MOST_CALLS:
-            return {}
-        if run.calls > len(run.kept):
-            run.kept.append({})
-        kept = run.kept[run.calls - 1]
-        every = {"matching": max(phase.refresh, phase.reuse), "output": phase.reuse}
-        for key in [key for key in kept if step % every[key[0]] == 0]:
-            del kept[key]
-        return kept
-
     def step_at(
         self,
         position: Position,
@@ -262,23 +187,17 @@ class Runtime:
         height: int,
         width: int,
         device: torch.device | str = "cpu",
-        kept: dict[tuple[str, int], Any] | None = None,
     ) -> Step:
         """A step on latents of ``height × width``."""
         device = torch.device(device)
         plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
-        works = frozenset(
-            d
-            for d, plan in plans.items()
-            if not plan.untouched
-            or (phase.reuse > 1 and self.covers(phase, d, height, width, device.type))
-        )
+        works = frozenset(d for d, plan in plans.items() if not plan.untouched)
         chosen = {
             (d, heads): self._choose(position, phase, heads, *_grid(d, height, width), device)
             for d, heads in self.layers
             if not plans[d].untouched
         }
-        return Step(position, phase, plans, chosen, works, {} if kept is None else kept)
+        return Step(position, phase, plans, chosen, works, {})
 
     def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
         """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""

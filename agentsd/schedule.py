@@ -18,13 +18,13 @@ _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
 """Folder of the preset schedules: beside the package in a clone, inside it once installed."""
 
-_MERGING = ("ratio", "sx", "sy", "use_rand", "share", "refresh", "merge_crossattn", "merge_mlp")
-_EVERY = ("reuse", "attn_precision", "max_downsample", "min_tokens")
+_MERGING = ("ratio", "sx", "sy", "use_rand", "merge_crossattn", "merge_mlp")
+_EVERY = ("attn_precision", "max_downsample", "min_tokens")
 METHODS: dict[str, tuple[str, ...]] = {
     "agent": (*_MERGING, "agent_ratio", "agents", "k_scale2", "k_shortcut", *_EVERY),
     "merge": (*_MERGING, *_EVERY),
     "keys": ("sx", "sy", "keys", "select", *_EVERY),
-    "full": ("reuse", "max_downsample", "min_tokens"),
+    "full": ("max_downsample", "min_tokens"),
 }
 """The parameters each method reads."""
 
@@ -48,7 +48,6 @@ class Plan(NamedTuple):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
-Steps = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -79,17 +78,10 @@ class Phase(Strict):
         use_rand: Draw the destination of a cell at random rather than take its top-left token.
         select: Key of a cell: its top-left token (``grid``), one drawn at each step (``random``),
             or each in turn (``cycle``, the closest to full attention).
-        share: ``"layers"`` matches tokens once for all layers of a resolution rather than in each
-            (``none``): faster, further from the unpatched image.
-        refresh: Match tokens anew at every so many steps, 1 to 64, and go by the last matching
-            between.
         merge_crossattn: Also merge the queries of the cross-attention. Not recommended: little
             is gained, and details are lost.
         merge_mlp: Also merge the tokens that go through the feed-forward network. Not
             recommended, likewise.
-        reuse: Compute a layer at every so many steps, 1 to 64, and give its last output between
-            (after Pyramid Attention Broadcast, arXiv 2408.12588). Keeps ``B × tokens × C``
-            numbers a layer until the run ends.
         attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
         max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
@@ -121,11 +113,8 @@ class Phase(Strict):
     k_shortcut: Annotated[float, Field(ge=-1, le=1)] = 0.075
     use_rand: bool = True
     select: Literal["grid", "random", "cycle"] = "cycle"
-    share: Literal["none", "layers"] = "none"
-    refresh: Steps = 1
     merge_crossattn: bool = False
     merge_mlp: bool = False
-    reuse: Steps = 1
     attn_precision: Literal["fp32"] | None = None
     max_downsample: Literal[1, 2, 4, 8] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -161,9 +150,8 @@ class Phase(Strict):
 
     @property
     def keeps_matching(self) -> bool:
-        """Whether a layer's matching serves others: layers, steps, or the rest of its block."""
-        shared = self.share == "layers" or self.refresh > 1
-        return shared or self.merge_crossattn or self.merge_mlp
+        """Whether the layer's matching serves the rest of its block, too."""
+        return self.merge_crossattn or self.merge_mlp
 
     def strides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
@@ -306,7 +294,11 @@ class Schedule(Strict):
         Raises:
             ScheduleError: As for :class:`Schedule`.
         """
-        return cls(**_as_mapping(data, "a schedule"))
+        schedule = _as_mapping(data, "a schedule")
+        phases = schedule.get("phases")
+        if isinstance(phases, list | tuple):
+            schedule["phases"] = [_without_removed(phase) for phase in phases]
+        return cls(**schedule)
 
     def to_yaml(self) -> str:
         """The schedule as YAML text."""
@@ -365,6 +357,22 @@ class Schedule(Strict):
         if isinstance(schedule, str) and not (has_suffix or len(path.parts) > 1 or path.is_file()):
             return cls.preset(schedule)
         return cls.from_yaml(path)
+
+
+REMOVED = {"share": "none", "refresh": 1, "reuse": 1}
+"""Parameters of agentsd 0.1 with the values at which they did nothing, which old records hold."""
+
+
+def _without_removed(phase: Any) -> Any:
+    if not isinstance(phase, Mapping):
+        return phase
+    for name, idle in REMOVED.items():
+        if phase.get(name, idle) != idle:
+            raise ScheduleError(
+                f"{name} was removed in agentsd 0.2: keys are closer to the unpatched image at the "
+                f"same speed (got {name}: {shown(phase[name])})"
+            )
+    return {name: value for name, value in phase.items() if name not in REMOVED}
 
 
 def _as_mapping(value: Any, what: str) -> dict[str, Any]:

@@ -62,30 +62,9 @@ def test_the_floor_gives_zeros_at_the_top_alone() -> None:
     assert changed == {"down_blocks.0", "up_blocks.2"}
 
 
-def test_what_is_reused_is_timed_over_its_whole_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, calls = tiny_unet(), []
-    unet.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(timing, "build", lambda case: unet)
-    monkeypatch.setattr(timing, "LEAST", 0)
-    schedule = timing.Schedule.from_dict({"phases": [{"method": "keys", "reuse": 3}]})
-    monkeypatch.setattr(timing.Schedule, "load", lambda name: schedule)
-    list(run(Case("pocket", 16, 16), variants_of(["mine"], peers=False), rounds=1))
-    assert len(calls) == 3 + 1 + 1 + 3  # a warm-up of each; unpatched, floor, three steps
-
-
-@pytest.mark.parametrize(
-    ("seconds", "cycle", "calls"),
-    [
-        (10, 1, 1),
-        (10, 3, 3),
-        (0.1, 1, 5),
-        (1e-4, 1, 64),
-        (1e-4, 3, 63),
-        (1e-4, 64, 64),
-    ],
-)
-def test_short_calls_are_timed_together(seconds: float, cycle: int, calls: int) -> None:
-    assert timing._calls(seconds, cycle) == calls
+@pytest.mark.parametrize(("seconds", "calls"), [(10, 1), (0.1, 5), (1e-4, 64)])
+def test_short_calls_are_timed_together(seconds: float, calls: int) -> None:
+    assert timing._calls(seconds) == calls
 
 
 def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,7 @@ def test_published_protocol() -> None:
 
 def test_pocket_protocol() -> None:
     plan = load_protocol("configs/eval/pocket.yaml")
-    assert len(plan.ways()) == 31
+    assert len(plan.ways()) == 26
     assert plan.images()[0].guidance_scale == 2
 
 

@@ -1,19 +1,17 @@
-"""What layers leave for later layers and steps: never more than asked, never to another run."""
+"""What a call of the UNet leaves to the rest of a block, and never to another call or run."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
-from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_models import call, latents, smallest_unet, tiny_pipeline, tiny_unet
+from tiny_models import call, latents, smallest_unet, tiny_pipeline
 
-from agentsd import Schedule, ScheduleError, apply_patch, patched, processor, remove_patch
+from agentsd import Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.schedule import Phase
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -31,168 +29,39 @@ def quick(tmp_path: Path) -> Any:
     return tiny_pipeline(tmp_path, smallest_unet())
 
 
-@pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts matchings and softmaxes."""
-    counter: Counter[str] = Counter()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler])
+def test_a_run_leaves_nothing_to_the_next(quick: Any, method: str, solver: Any) -> None:
+    quick.scheduler = solver.from_config(quick.scheduler.config)
+    apply_patch(quick, **METHODS[method])
+    expected = latents(quick, 4, seeds=[7])
 
-    def counted(name: str) -> None:
-        real = getattr(processor, name)
+    def stop(_pipe: Any, step: int, _t: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            raise KeyboardInterrupt
+        return inputs
 
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            counter[name] += 1
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(processor, name, wrapper)
-
-    for name in ("match", "dispatch_attention_fn"):
-        counted(name)
-    return counter
-
-
-def layers(unet: Any) -> int:
-    names = [name for name, _ in unet.named_modules()]
-    return sum(name.endswith("attn1") for name in names)
+    with pytest.raises(KeyboardInterrupt):
+        latents(quick, 4, seeds=[8], callback_on_step_end=stop)
+    assert torch.equal(latents(quick, 4, seeds=[7]), expected)
+    latents(quick, 5, (48, 16), prompt=["a", "b"])
+    assert torch.equal(latents(quick, 4, seeds=[7]), expected)
 
 
-class TestShare:
-    @pytest.mark.parametrize("method", MATCHING)
-    def test_one_matching_for_all_layers_of_a_resolution(
-        self, quick: Any, count: Counter[str], method: str
-    ) -> None:
-        apply_patch(quick, **METHODS[method])
-        apart = latents(quick, 3)
-        assert count["match"] == 3 * layers(quick.unet)
-        count.clear()
-        apply_patch(quick, **METHODS[method], share="layers")
-        assert not torch.equal(latents(quick, 3), apart)
-        assert count["match"] == 3
-
-    def test_each_resolution_has_its_own(self, count: Counter[str]) -> None:
-        unet = apply_patch(tiny_unet(), method="merge", share="layers", max_downsample=4)
-        call(unet)
-        assert count["match"] == 3
-
-
-class TestRefresh:
-    @pytest.mark.parametrize("method", MATCHING)
-    def test_matches_at_every_kth_step(self, quick: Any, count: Counter[str], method: str) -> None:
-        apply_patch(quick, **METHODS[method], refresh=3)
-        latents(quick, 7)
-        assert count["match"] == 3 * layers(quick.unet)  # steps 0, 3 and 6
-
-
-class TestReuse:
-    @pytest.mark.parametrize("method", METHODS)
-    def test_computes_at_every_kth_step(self, quick: Any, count: Counter[str], method: str) -> None:
-        apply_patch(quick, **METHODS[method])
-        every = latents(quick, 5)
-        one_run = count["dispatch_attention_fn"]
-        count.clear()
-        apply_patch(quick, **METHODS[method], reuse=2)
-        assert not torch.equal(latents(quick, 5), every)
-        assert count["dispatch_attention_fn"] == one_run * 3 // 5
-
-    def test_of_the_model_as_it_is(self, quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls: list[bool] = []
-
-        class Counting(AttnProcessor2_0):
-            def __call__(self, *args: Any, **kwargs: Any) -> Any:
-                calls.append(True)
-                return super().__call__(*args, **kwargs)
-
-        monkeypatch.setattr("agentsd.sites.REPLACEABLE", (Counting,))
-        for name, module in quick.unet.named_modules():
-            if name.endswith("attn1"):
-                module.set_processor(Counting())
-        apply_patch(quick, method="full", reuse=2)
-        latents(quick, 4)
-        assert len(calls) == 2 * layers(quick.unet)
-
-    def test_a_kept_output_is_the_one_of_the_step_before(self, quick: Any) -> None:
-        """A UNet whose reused steps get, by hand, what their layers gave before, agrees."""
-        apply_patch(quick, method="full", reuse=2)
-        expected = latents(quick, 4)
-        remove_patch(quick)
-        outputs: dict[str, Any] = {}
-        step = -1
-
-        def by_hand(name: str) -> Any:
-            def hook(_module: Any, _args: Any, out: Any) -> Any:
-                return outputs.setdefault(name, out) if step % 2 else outputs.update({name: out})
-
-            return hook
-
-        def next_step(*_: Any) -> None:
-            nonlocal step
-            step += 1
-
-        quick.unet.register_forward_pre_hook(next_step)
-        for name, module in quick.unet.named_modules():
-            if name.endswith("attn1"):
-                module.register_forward_hook(by_hand(name))
-        torch.testing.assert_close(latents(quick, 4), expected)
-
-    @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("solver", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler])
-    def test_a_run_leaves_nothing_to_the_next(self, quick: Any, method: str, solver: Any) -> None:
-        quick.scheduler = solver.from_config(quick.scheduler.config)
-        reading = {"reuse": 2} | ({"refresh": 3} if method in MATCHING else {})
-        apply_patch(quick, **METHODS[method], **reading)
-        expected = latents(quick, 4, seeds=[7])
-
-        def stop(_pipe: Any, step: int, _t: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-            if step == 1:
-                raise KeyboardInterrupt
-            return inputs
-
-        with pytest.raises(KeyboardInterrupt):
-            latents(quick, 4, seeds=[8], callback_on_step_end=stop)
-        assert torch.equal(latents(quick, 4, seeds=[7]), expected)
-        latents(quick, 5, (48, 16), prompt=["a", "b"])
-        assert torch.equal(latents(quick, 4, seeds=[7]), expected)
-
-    def test_nothing_is_kept_after_a_run(self, quick: Any) -> None:
-        apply_patch(quick, method="keys", reuse=3)
-        kept = []
-        quick.unet.register_forward_hook(
-            lambda unet, *_: kept.append(unet._agentsd_patch.runtime._run)
-        )
-        latents(quick, 4)
-        assert [run is not None for run in kept] == [True, True, True, False]
-
-    def test_calls_of_one_step_are_kept_apart(self, quick: Any, count: Counter[str]) -> None:
-        """Guidance in two calls, not in one batch of two, gives what the batch gives."""
-        unet = apply_patch(quick, method="keys", reuse=2).unet
-        solver = quick.scheduler
-        solver.set_timesteps(4)
-        x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-        text = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            together = [unet(x, t, text).sample for t in solver.timesteps]
-            solver.set_timesteps(4)
-            apart = [
-                torch.cat([unet(x[i : i + 1], t, text[i : i + 1]).sample for i in (0, 1)])
-                for t in solver.timesteps
-            ]
-        for a, b in zip(together, apart, strict=True):
-            torch.testing.assert_close(a, b)
-
-    def test_timesteps_of_no_list_keep_nothing(self, count: Counter[str]) -> None:
-        unet = apply_patch(tiny_unet(), method="keys", reuse=4)
-        first = call(unet, 500)
-        assert torch.equal(call(unet, 500), first)
-        assert torch.equal(call(unet, 499), call(unet, 499.0))
-        softmaxes = count["dispatch_attention_fn"]
-        call(unet, 498)
-        assert count["dispatch_attention_fn"] == softmaxes * 5 // 4
-
-    def test_repeated_calls_do_not_pile_up(self, quick: Any) -> None:
-        unet = apply_patch(quick, method="keys", reuse=2).unet
-        quick.scheduler.set_timesteps(4)
-        for _ in range(20):
-            call(unet, quick.scheduler.timesteps[1])
-        assert len(unet._agentsd_patch.runtime._run.kept) == 4
+def test_guidance_in_two_calls_is_guidance_in_one(quick: Any) -> None:
+    unet = apply_patch(quick, method="keys").unet
+    scheduler = quick.scheduler
+    scheduler.set_timesteps(4)
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    text = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = [unet(x, t, text).sample for t in scheduler.timesteps]
+        apart = [
+            torch.cat([unet(x[i : i + 1], t, text[i : i + 1]).sample for i in (0, 1)])
+            for t in scheduler.timesteps
+        ]
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("option", ["merge_crossattn", "merge_mlp"])

@@ -163,9 +163,6 @@ class TestPhaseTakes:
             "max_downsample": None,
             "min_tokens": None,
             "agents": None,
-            "share": "none",
-            "refresh": 1,
-            "reuse": 1,
             "merge_crossattn": False,
             "merge_mlp": False,
         }
@@ -470,3 +467,12 @@ class TestBrokenFiles:
 def test_errors_are_of_two_kinds() -> None:
     assert issubclass(ScheduleError, AgentSDError)
     assert issubclass(ScheduleError, ValueError)
+
+
+def test_removed_parameters() -> None:
+    """Records of agentsd 0.1 hold them at the values at which they did nothing."""
+    old = {"phases": [{"method": "merge", "share": "none", "refresh": 1, "reuse": 1}]}
+    assert Schedule.from_dict(old) == Schedule(phases=[{"method": "merge"}])
+    for name, value in {"share": "layers", "refresh": 2, "reuse": 3}.items():
+        with pytest.raises(ScheduleError, match=f"{name} was removed in agentsd 0.2.*{value}"):
+            Schedule.from_dict({"phases": [{"method": "merge", name: value}]})

@@ -77,9 +77,9 @@ def test_a_size_that_changes_between_calls(pipe: Any) -> None:
     sizes = [(32, 32), (48, 32), (32, 32), (40, 64)]
     alone = []
     for size in sizes:
-        alone.append(latents(apply_patch(pipe, **AGENTS, refresh=2, reuse=2), size=size))
+        alone.append(latents(apply_patch(pipe, **AGENTS), size=size))
         remove_patch(pipe)
-    apply_patch(pipe, **AGENTS, refresh=2, reuse=2)
+    apply_patch(pipe, **AGENTS)
     assert all(
         torch.equal(latents(pipe, size=size), expected)
         for size, expected in zip(sizes, alone, strict=True)

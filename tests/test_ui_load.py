@@ -28,7 +28,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"seed": 1, "schedule": "faithful"},
     {"seed": 2, "schedule": "paper", "scheduler": "Heun"},
     {"seed": 3, "schedule": "faithful", "scheduler": "Euler a", "num_inference_steps": 3},
-    {"seed": 4, "schedule": "phases:\n- method: agent\n  agents: 16\n  reuse: 2\n"},
+    {"seed": 4, "schedule": "phases:\n- method: agent\n  agents: 16\n  ratio: 0.3\n"},
     {"seed": 5, "schedule": "paper", "height": 96, "guidance_scale": 1.0},
 ]
 WAYS = ("unpatched", "patched")

@@ -60,7 +60,7 @@ LEAST = 0.5
 for little in so many calls."""
 
 STEPS = 64
-"""Of the run whose calls are timed: as many as the longest cycle has."""
+"""Of the run whose calls are timed."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,6 @@ class Variant(NamedTuple):
 
     enter: Callable[[UNet2DConditionModel], AbstractContextManager[Any]]
     """Changes a UNet until the end of a ``with`` block."""
-    cycle: int = 1
-    """Steps after which it does the same again."""
 
 
 def build(case: Case) -> UNet2DConditionModel:
@@ -171,7 +169,7 @@ def variants_of(schedules: list[str], peers: bool = True) -> dict[str, Variant]:
 def _constant(phase: Phase) -> Variant:
     settings = {k: v for k, v in phase.to_dict().items() if k not in ("until", "until_step")}
     schedule = Schedule(phases=(Phase(**settings),))
-    return Variant(lambda unet: patched(unet, schedule), max(phase.reuse, phase.refresh))
+    return Variant(lambda unet: patched(unet, schedule))
 
 
 BASES = {"unpatched": Variant(lambda _: nullcontext()), "floor": Variant(floor)}
@@ -371,7 +369,7 @@ def run(
                 memory[name], out = watch.peak()
                 # A compiled UNet's first call says nothing of the others.
                 seconds = watch.time(1).total if case.compiled else time.perf_counter() - begun
-                calls[name] = _calls(seconds, variants[name].cycle)
+                calls[name] = _calls(seconds)
             if reference is None:  # unpatched comes first in the first round
                 reference = out.float()
             distance[name] = float((out.float() - reference).norm() / reference.norm())
@@ -381,9 +379,9 @@ def run(
             ]
 
 
-def _calls(seconds: float, cycle: int) -> int:
-    """How many calls to time at once: whole cycles, of :data:`LEAST` seconds or one run's steps."""
-    return cycle * min(max(1, round(LEAST / (cycle * seconds))), STEPS // cycle)
+def _calls(seconds: float) -> int:
+    """How many calls to time at once: of :data:`LEAST` seconds, or one run's steps."""
+    return min(max(1, round(LEAST / seconds)), STEPS)
 
 
 def _row(

@@ -35,9 +35,6 @@ ABOUT: dict[str, str] = {
     "select": "Which token of a cell is its key. cycle: each in its turn, the closest to full.",
     "k_scale2": "Lower: each place listens to fewer agents. Costs nothing.",
     "k_shortcut": "Share of the values added; brings variety back. Costs nothing.",
-    "share": "layers: match once for all layers. A little faster, less alike.",
-    "refresh": "Match at every so many steps. Faster, less alike.",
-    "reuse": "Compute layers at every so many steps. Much faster, less alike, more memory.",
 }
 """What the controls of a phase cost and gain, by its parameters."""
 
@@ -392,9 +389,6 @@ def _row(number: int) -> Row:
         with gr.Accordion("more of this phase", open=False) as more, gr.Row():
             controls["k_scale2"] = _slider("k_scale2", 0.01, 2, 0.01)
             controls["k_shortcut"] = _slider("k_shortcut", -1, 1, 0.005)
-            controls["share"] = _choice("share", ["none", "layers"])
-            for name in ("refresh", "reuse"):
-                controls[name] = _slider(name, 1, 64, 1)
     return Row(box, controls, more, remove)
 
 

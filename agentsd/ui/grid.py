@@ -78,8 +78,6 @@ AXES: dict[str, Axis] = {
     "keys": Axis(int, _parameter("keys"), "64, 256, 1024"),
     "k_scale2": Axis(float, _parameter("k_scale2"), "0.3, 0.5, 1"),
     "k_shortcut": Axis(float, _parameter("k_shortcut"), "0, 0.075, 0.15"),
-    "refresh": Axis(int, _parameter("refresh"), "1, 2, 4"),
-    "reuse": Axis(int, _parameter("reuse"), "1, 2, 3"),
 }
 """By the names that visitors choose from. Those from ``ratio`` on are parameters of phases, and
 change every phase whose method reads them; ``stride`` is ``sx`` and ``sy``."""

@@ -99,7 +99,7 @@ def _watched(
             x = args[0] if args else kwargs["hidden_states"]
             layer: Layer | None = vars(attn).get(LAYER)
             step = layer.step_for(x.shape[1]) if layer is not None else None
-            if layer is None or step is None or ("output", layer.number) in step.kept:
+            if layer is None or step is None:
                 return
             number, steps = step.position.step, step.position.num_steps
             if number % ceil(bytes_a_token * x.shape[1] * steps / MOST_BYTES) == 0:

@@ -149,8 +149,6 @@ def notes(phase: Phase, level: Tokens) -> list[str]:
             found.append("agents off: they must be fewer than half of the merged tokens")
         elif phase.agents is None and merged < int(plan.tokens * phase.agent_ratio):
             found.append(_capped("agent_ratio", phase.agent_ratio, merged / plan.tokens))
-    if phase.reuse > 1:
-        found.append(f"computed at every {phase.reuse} steps")
     return found
 
 
