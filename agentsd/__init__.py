@@ -15,9 +15,9 @@ if TYPE_CHECKING:
         ScheduleError,
         SettingsError,
     )
-    from .inspection import Inspection
-    from .patch import apply_patch, inspect_patch, patched, remove_patch
-    from .pipelines import load_pipeline
+    from .models.loading import load_pipeline
+    from .patching.inspection import Inspection
+    from .patching.patch import apply_patch, inspect_patch, patched, remove_patch
     from .schedule import Phase, Schedule
 
 __version__ = "0.2.0.dev0"
@@ -43,10 +43,13 @@ __all__ = [
 ]
 
 
+_HOMES = ("errors", "schedule", "patching.inspection", "patching.patch", "models.loading")
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first asked for: diffusers takes seconds to import."""
     if name in __all__:
-        for module in ("errors", "schedule", "inspection", "patch", "pipelines"):
+        for module in _HOMES:
             home = import_module(f".{module}", __name__)
             if name in vars(home):
                 return getattr(home, name)

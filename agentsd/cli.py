@@ -88,7 +88,7 @@ class Offloading(str, Enum):
     group = "group"
 
 
-SCHEDULE = "faithful"  # agentsd.patch's own default; to name it here needs no torch
+SCHEDULE = "faithful"  # agentsd.patching.patch's own default; to name it here needs no torch
 PROMPTS, MODEL, RUNNING = "Prompts", "Model and what is added to it", "The run"
 OF_THE_RUN = {
     *("from_image", "out", "device", "format", "batch_size", "cpu_offload", "allow_pickle"),
@@ -275,14 +275,14 @@ def generate(
     With --compare, make one prompt's images with agent attention and without, side by side.
     """
     # Here, not above: diffusers takes seconds to import, and --help should not.
-    from . import generation
-    from .batch.launch import Request, launch
-    from .batch.prompts import checked_template, read_prompts
-    from .comparison import compare as compare_ways
-    from .extras import Extras, equip
-    from .fingerprints import check_unchanged, file_sha256
-    from .output import read_record
-    from .pipelines import default_guidance, hide_loading_bars, load_pipeline
+    from .generation import images as generation
+    from .generation.batch.launch import Request, launch
+    from .generation.batch.prompts import checked_template, read_prompts
+    from .generation.comparison import compare as compare_ways
+    from .generation.image_files import read_record
+    from .models.adapters import Extras, equip
+    from .models.fingerprints import check_unchanged, file_sha256
+    from .models.loading import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
 
     names = list(generation.ImageSettings.model_fields)
@@ -484,9 +484,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Tell what a schedule does to each attention layer of a model, and why; needs no weights."""
-    from .patch import apply_patch, inspect_patch
-    from .pipelines import target_device
-    from .shapes import shape_of
+    from .models.architectures import shape_of
+    from .models.loading import target_device
+    from .patching.patch import apply_patch, inspect_patch
 
     kind = device if device in ("cpu", "cuda", "mps") else target_device(device).type
     shape = shape_of(model)
@@ -535,9 +535,9 @@ def serve(
     """Serve a page to make images with and without agent attention, and to shape the schedule."""
     if find_spec("gradio") is None:
         raise LoadError("the app needs gradio: pip install gradio")
-    from .pipelines import hide_loading_bars, load_pipeline
-    from .ui.limits import Limits
-    from .ui.server import Place, read_auth, start
+    from .app.limits import Limits
+    from .app.server import Place, read_auth, start
+    from .models.loading import hide_loading_bars, load_pipeline
 
     limits = Limits(
         max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size

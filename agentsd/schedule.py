@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from .errors import ScheduleError
-from .sampling import cells, strides_for
+from .methods.token_grid import cells, strides_for
+from .settings import Strict, dump_yaml, parse_yaml, shown
 from .text_files import read_text
-from .validation import Strict, dump_yaml, parse_yaml, shown
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -87,7 +87,7 @@ class Phase(Strict):
         max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
             the highest resolution at which the model has self-attention.
         min_tokens: Leave layers of fewer tokens alone. ``None`` takes what was measured to gain
-            on this kind of device (:data:`agentsd.runtime.MIN_TOKENS`); 0 patches all.
+            on this kind of device (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
 
     Raises:
         ScheduleError: On unknown keys, wrong types, values out of range, or a parameter that the

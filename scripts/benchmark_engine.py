@@ -17,12 +17,12 @@ import torch
 import typer
 from rich.console import Console
 
-from agentsd.batch.claims import Claims
-from agentsd.batch.engine import Stop, Work, run
-from agentsd.batch.prompts import Job, jobs, read_prompts
-from agentsd.batch.run_folder import RunFolder
-from agentsd.generation import ImageSettings
-from agentsd.pipelines import load_pipeline
+from agentsd.generation.batch.claims import Claims
+from agentsd.generation.batch.engine import Stop, Work, run
+from agentsd.generation.batch.prompts import Job, jobs, read_prompts
+from agentsd.generation.batch.run_folder import RunFolder
+from agentsd.generation.images import ImageSettings
+from agentsd.models.loading import load_pipeline
 from agentsd.progress import Bar
 
 

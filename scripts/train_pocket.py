@@ -35,7 +35,7 @@ from pocket.tokenizer import build_tokenizer
 from pocket.unet import Trainer, train_unet
 from pocket.vae import build_vae, train_vae
 
-from agentsd.pipelines import hide_loading_bars
+from agentsd.models.loading import hide_loading_bars
 
 STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
 SHARES = {"vae": 0.4, "clip": 0.6}  # of the hours, among the stages chosen

@@ -20,7 +20,7 @@ from browser import find_chromium
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd import runtime
+from agentsd.patching import runtime
 
 BROWSER = "browser"
 """Mark of the tests that open pages in Chromium."""

@@ -20,8 +20,8 @@ from browser import find_chromium
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.ui.limits import Limits
-from agentsd.ui.server import Place, Server, start
+from agentsd.app.limits import Limits
+from agentsd.app.server import Place, Server, start
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -11,8 +11,8 @@ from naive import agent_layer, agent_rows, keys_layer
 from tiny_models import run_layer, tiny_layer
 from torch import Tensor
 
-from agentsd.attention import agent_attention, softmax_attention
-from agentsd.runtime import Position, Runtime
+from agentsd.methods.agent_attention import agent_attention, softmax_attention
+from agentsd.patching.runtime import Position, Runtime
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -200,7 +200,7 @@ class TestPrecision:
             scores.append(score)
             return torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v)
 
-        monkeypatch.setattr("agentsd.processor.dispatch_attention_fn", eager)
+        monkeypatch.setattr("agentsd.patching.processor.dispatch_attention_fn", eager)
         run_layer(attn, x, Phase(**phase), 8, 8)
         if dtype == torch.float16:
             assert not all(score.isfinite().all() for score in scores)

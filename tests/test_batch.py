@@ -26,16 +26,16 @@ from rich.console import Console
 from tiny_models import with_safety_checker
 from tqdm import tqdm
 
-import agentsd.batch.engine
+import agentsd.generation.batch.engine
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
-from agentsd.batch.engine import Stop, largest_batch
-from agentsd.batch.launch import Request, launch
-from agentsd.batch.prompts import read_prompts
-from agentsd.batch.run_folder import RunFolder
 from agentsd.evaluation.pictures import digest_of, pictures
-from agentsd.extras import Extras
-from agentsd.generation import Drawn, ImageSettings
-from agentsd.output import parameters, read_record
+from agentsd.generation.batch.engine import Stop, largest_batch
+from agentsd.generation.batch.launch import Request, launch
+from agentsd.generation.batch.prompts import read_prompts
+from agentsd.generation.batch.run_folder import RunFolder
+from agentsd.generation.image_files import parameters, read_record
+from agentsd.generation.images import Drawn, ImageSettings
+from agentsd.models.adapters import Extras
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -48,7 +48,7 @@ PROMPTS = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
 @pytest.fixture
 def start(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Start a run of the tiny pipeline; returns its summary and whether a signal ended it."""
-    monkeypatch.setattr("agentsd.batch.launch.load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", lambda *_, **__: pipe)
 
     def start(
         name: str = "run", prompts: Any = PROMPTS, source: Path | None = None, **asked: Any
@@ -315,14 +315,15 @@ def test_one_that_never_fits_is_reported_and_the_rest_made(
 def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, odd = agentsd.batch.engine.patched, Schedule.from_dict({"phases": [{"method": "full"}]})
+    real = agentsd.generation.batch.engine.patched
+    odd = Schedule.from_dict({"phases": [{"method": "full"}]})
 
     def patched(pipe: Any, schedule: Any) -> Any:
         if schedule == odd:
             raise PatchError("matches no layer")
         return real(pipe, schedule)
 
-    monkeypatch.setattr(agentsd.batch.engine, "patched", patched)
+    monkeypatch.setattr(agentsd.generation.batch.engine, "patched", patched)
     rows = [{"prompt": "a"}, {"prompt": "b", "schedule": odd.to_dict()}, {"prompt": "c"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary, _ = start(prompts=(), source=tmp_path / "p.jsonl")
@@ -435,7 +436,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 ) -> None:
     """The device goes on while files are written, but never far ahead of them."""
     made, ahead = [], []
-    save, make = RunFolder.save, agentsd.batch.engine.make_batch
+    save, make = RunFolder.save, agentsd.generation.batch.engine.make_batch
 
     def slow(folder: Any, *args: Any) -> None:
         time.sleep(0.02)
@@ -447,7 +448,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
         return make(pipe, batch, *args)
 
     monkeypatch.setattr(RunFolder, "save", slow)
-    monkeypatch.setattr(agentsd.batch.engine, "make_batch", counted)
+    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", counted)
     start(prompts=PROMPTS[:30])
     assert len(ahead) == 30
     assert 1 < max(ahead) <= 8 + 2 + 3 + 3  # queue, writers, and a batch before and after
@@ -475,7 +476,7 @@ def test_webdataset_reads_the_shards(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     webdataset = pytest.importorskip("webdataset")
-    monkeypatch.setattr("agentsd.batch.shards.SHARD", 3)
+    monkeypatch.setattr("agentsd.generation.batch.shards.SHARD", 3)
     start("whole", prompts=PROMPTS[:7])
     start(prompts=PROMPTS[:7], form="webdataset")
     run, loose = tmp_path / "run", manifest(tmp_path / "whole")
@@ -567,7 +568,7 @@ def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         # Small, as a few wait for their writer, and how many differs from one moment to the next.
         return [Drawn(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
 
-    monkeypatch.setattr(agentsd.batch.engine, "make_batch", made)
+    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", made)
     gc.collect()
     gc.freeze()
     tracemalloc.start()

@@ -16,7 +16,7 @@ from agentsd import cli
 from agentsd.benchmark import timing
 from agentsd.benchmark.timing import BASES, Case, floor, run, variants_of
 from agentsd.errors import SettingsError
-from agentsd.shapes import SHAPES
+from agentsd.models.architectures import SHAPES
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentsd.batch.claims import Claims
 from agentsd.errors import OutputError
+from agentsd.generation.batch.claims import Claims
 
 
 def test_a_piece_of_work_has_one_taker(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tiny_models import tiny_unet, with_safety_checker
 
 from agentsd import __version__
 from agentsd.cli import main
-from agentsd.generation import image_seed
+from agentsd.generation.images import image_seed
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPat
     def load(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("of\nsomething")
 
-    monkeypatch.setattr("agentsd.batch.launch.load_pipeline", load)
+    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", load)
     code, _, err = run()
     assert (code, err.count("\n")) == (1, 1), err
     assert err.startswith("error: ZeroDivisionError: of something (unforeseen")

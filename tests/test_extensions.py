@@ -22,7 +22,7 @@ from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeli
 from torch import Tensor
 
 from agentsd import apply_patch, patched, remove_patch
-from agentsd.peers import deepcache
+from agentsd.baselines import deepcache
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 

@@ -16,8 +16,9 @@ from tiny_models import build, tiny_unet
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
-from agentsd.extras import Extras, equip, scheduler_for
-from agentsd.generation import ImageSettings, PromptEncoder, make_batch, to_image
+from agentsd.generation.images import ImageSettings, PromptEncoder, make_batch, to_image
+from agentsd.models.adapters import Extras, equip
+from agentsd.models.schedulers import scheduler_for
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
 

@@ -21,7 +21,7 @@ from agentsd.evaluation.features import Cache, Clip, Extractor, extract
 from agentsd.evaluation.metrics import clip_score
 from agentsd.evaluation.pictures import given_prompts, pictures
 from agentsd.evaluation.reading import Reading
-from agentsd.pipelines import POCKET
+from agentsd.models.loading import POCKET
 
 
 class Means(nn.Module):

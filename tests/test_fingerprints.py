@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agentsd import SettingsError, fingerprints
-from agentsd.fingerprints import check_unchanged, file_sha256, fingerprint, snapshot_commit
+from agentsd import SettingsError
+from agentsd.models import fingerprints
+from agentsd.models.fingerprints import check_unchanged, file_sha256, fingerprint, snapshot_commit
 
 COMMIT = "0123456789" * 4
 

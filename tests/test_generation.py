@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.comparison import compare, psnr
-from agentsd.generation import (
+from agentsd.generation.comparison import compare, psnr
+from agentsd.generation.images import (
     ImageSettings,
     PromptEncoder,
     image_seed,

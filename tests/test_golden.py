@@ -14,7 +14,8 @@ from safetensors import safe_open
 from tiny_models import run_layer
 from torch import Tensor
 
-from agentsd import merging, processor
+from agentsd.methods import token_merging as merging
+from agentsd.patching import processor
 from agentsd.schedule import METHODS, Phase
 
 pytestmark = pytest.mark.usefixtures("small_grids")

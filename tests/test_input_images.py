@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from agentsd import SettingsError
-from agentsd.extras import Extras
-from agentsd.input_images import read_input_image
+from agentsd.models.adapters import Extras
+from agentsd.models.input_images import read_input_image
 
 ORIENTATION = 0x0112
 HALVES = np.zeros((6, 10, 3), np.uint8)

@@ -9,7 +9,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, latents, patched_layers, sdxl_unet
 
-from agentsd import Inspection, PatchError, apply_patch, inspect_patch, processor
+from agentsd import Inspection, PatchError, apply_patch, inspect_patch
+from agentsd.patching import processor
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

@@ -111,9 +111,9 @@ class TestLeftAlone:
     def test_by_kind_of_device(self, unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         before = call(unet)
         apply_patch(unet, method="keys")
-        monkeypatch.setattr("agentsd.runtime.MIN_TOKENS", {"cpu": 257, "cuda": 0})
+        monkeypatch.setattr("agentsd.patching.runtime.MIN_TOKENS", {"cpu": 257, "cuda": 0})
         assert torch.equal(call(unet), before)
-        monkeypatch.setattr("agentsd.runtime.MIN_TOKENS", {"cpu": 256, "cuda": 999})
+        monkeypatch.setattr("agentsd.patching.runtime.MIN_TOKENS", {"cpu": 256, "cuda": 999})
         assert not torch.equal(call(unet), before)
 
 

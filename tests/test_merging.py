@@ -10,8 +10,8 @@ import torch
 from naive import mean_rows, merge_most_similar, top_left
 from torch import Tensor
 
-from agentsd import merging
-from agentsd.merging import Matching, match, merge, owners, unmerge
+from agentsd.methods import token_merging as merging
+from agentsd.methods.token_merging import Matching, match, merge, owners, unmerge
 
 GRIDS = [(8, 8, 2, 2), (9, 7, 2, 2), (8, 12, 4, 4), (10, 7, 3, 4), (6, 5, 1, 2)]
 RATIOS = [0.1, 0.5, 0.9, 1.0]

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from agentsd import PatchError, apply_patch, inspect_patch
-from agentsd.sites import find_sites
+from agentsd.patching.layers import find_sites
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 

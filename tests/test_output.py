@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from agentsd.errors import OutputError
-from agentsd.output import next_number, parameters, save_image, side_by_side, write_whole
+from agentsd.generation.image_files import (
+    next_number,
+    parameters,
+    save_image,
+    side_by_side,
+    write_whole,
+)
 
 RECORD = {
     "prompt": "a red circle, naïve",

@@ -43,8 +43,8 @@ from agentsd import (
     patched,
     remove_patch,
 )
-from agentsd.processor import LAYER, AgentAttnProcessor
-from agentsd.runtime import Runtime
+from agentsd.patching.processor import LAYER, AgentAttnProcessor
+from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

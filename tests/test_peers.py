@@ -12,7 +12,7 @@ from test_patch import check_unchanged, snapshot
 from tiny_models import call, latents
 
 from agentsd import PatchError, Schedule, patched
-from agentsd.peers import PEERS, deepcache, tiles, todo, tomesd
+from agentsd.baselines import PEERS, deepcache, tiles, todo, tomesd
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "tomesd": {"ratio": 0.5},

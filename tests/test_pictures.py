@@ -14,11 +14,11 @@ import picture_sets
 import pytest
 from PIL import ExifTags, Image
 
-from agentsd.batch.run_folder import RunFolder
 from agentsd.errors import EvaluationError
 from agentsd.evaluation.pictures import given_prompts, pictures
 from agentsd.evaluation.protocol import load_protocol
 from agentsd.evaluation.reading import Reading, decoded, opened
+from agentsd.generation.batch.run_folder import RunFolder
 
 SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c"
 """Characters at which ``str.splitlines`` splits, though no line of a file ends at them."""

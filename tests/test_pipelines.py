@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from single_file import save_single_file
 
 from agentsd import LoadError, load_pipeline
-from agentsd.pipelines import POCKET, only_variant
+from agentsd.models.loading import POCKET, only_variant
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from agentsd import Schedule, SettingsError
-from agentsd.batch.prompts import Job, batches, jobs, read_prompts
-from agentsd.generation import ImageSettings, image_seed
+from agentsd.generation.batch.prompts import Job, batches, jobs, read_prompts
+from agentsd.generation.images import ImageSettings, image_seed
 
 BASE = ImageSettings(prompt="-", seed=7).model_dump(exclude={"prompt"})
 

@@ -15,7 +15,7 @@ from test_models import PIPELINES
 from test_schedulers import NAMES
 
 from agentsd import Schedule
-from agentsd.batch.prompts import read_prompts
+from agentsd.generation.batch.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
 from agentsd import ScheduleError, apply_patch
-from agentsd.runtime import Position, Step, locate
+from agentsd.patching.runtime import Position, Step, locate
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

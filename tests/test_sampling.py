@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentsd.runtime import Position, Runtime
-from agentsd.sampling import cells, cycled_places, draw, random_places, tokens_at
+from agentsd.methods.token_grid import cells, cycled_places, draw, random_places, tokens_at
+from agentsd.patching.runtime import Position, Runtime
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

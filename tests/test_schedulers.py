@@ -12,7 +12,7 @@ from test_models import PICTURE, of, refiner, xl
 from tiny_models import latents, watch
 
 from agentsd import Phase, Schedule, apply_patch
-from agentsd.extras import scheduler_for
+from agentsd.models.schedulers import scheduler_for
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 

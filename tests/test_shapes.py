@@ -11,7 +11,7 @@ import torch
 
 from agentsd import LoadError, apply_patch, inspect_patch, load_pipeline
 from agentsd.cli import main
-from agentsd.shapes import SHAPES, shape_of
+from agentsd.models.architectures import SHAPES, shape_of
 
 
 def test_tells_what_the_loaded_model_tells() -> None:

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from tiny_models import build, call, sdxl_unet, smallest_unet, tiny_unet
 
-from agentsd.sites import find_sites
+from agentsd.patching.layers import find_sites
 
 
 def check_resolutions(unet: Any, size: tuple[int, int]) -> None:
@@ -37,7 +37,7 @@ def test_resolutions_are_those_of_a_run(make: Any, size: tuple[int, int]) -> Non
 
 
 def test_a_wrong_resolution_is_seen(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentsd.sites._downsample", lambda *_: 1)
+    monkeypatch.setattr("agentsd.patching.layers._downsample", lambda *_: 1)
     with pytest.raises(AssertionError):
         check_resolutions(unet, (16, 16))
 

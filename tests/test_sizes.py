@@ -12,7 +12,8 @@ from test_patch import AGENTS, check_reversal
 from tiny_models import call, latents, smallest_unet, tiny_unet
 from torch import Tensor
 
-from agentsd import Phase, Schedule, apply_patch, processor, remove_patch
+from agentsd import Phase, Schedule, apply_patch, remove_patch
+from agentsd.patching import processor
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 

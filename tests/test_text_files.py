@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agentsd import Schedule, ScheduleError
+from agentsd.app.server import read_auth
 from agentsd.errors import SettingsError
 from agentsd.text_files import decode_text, read_text, split_lines
-from agentsd.ui.server import read_auth
 
 TEXT = "café \u2028 one\n\n\x85 two\n"
 GOOD = {

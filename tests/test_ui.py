@@ -14,16 +14,16 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
+from agentsd.app import compare, editor, grid, history, markup, sight
+from agentsd.app.limits import Limits, Menu, menu_of, read_schedule, read_upload
+from agentsd.app.timeline import Timeline, counts, pairs
+from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
-from agentsd.generation import ImageSettings
-from agentsd.merging import match, owners
-from agentsd.output import save_image
-from agentsd.patch import patched
+from agentsd.generation.image_files import save_image
+from agentsd.generation.images import ImageSettings
+from agentsd.methods.token_merging import match, owners
+from agentsd.patching.patch import patched
 from agentsd.schedule import Phase, Schedule
-from agentsd.ui import compare, editor, grid, history, markup, sight
-from agentsd.ui.limits import Limits, Menu, menu_of, read_schedule, read_upload
-from agentsd.ui.timeline import Timeline, counts, pairs
-from agentsd.ui.worker import Finished, Job, Progress, Stopped, Worker
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.output import read_record
-from agentsd.patch import remove_patch
+from agentsd.app.server import Server
+from agentsd.generation.image_files import read_record
+from agentsd.patching.patch import remove_patch
 from agentsd.schedule import Schedule
-from agentsd.ui.server import Server
 
 pytestmark = pytest.mark.browser
 

@@ -16,12 +16,12 @@ from gradio_client.utils import Status
 from serving import BAD, BASE, ask, handler, idle, leave, pixels, served
 from tiny_models import patched_layers, tiny_pipeline
 
+from agentsd.app.limits import Limits
+from agentsd.app.server import Place, Server, read_auth, start
 from agentsd.errors import LoadError, SettingsError
-from agentsd.generation import ImageSettings, make_image
-from agentsd.output import read_record
-from agentsd.patch import patched
-from agentsd.ui.limits import Limits
-from agentsd.ui.server import Place, Server, read_auth, start
+from agentsd.generation.image_files import read_record
+from agentsd.generation.images import ImageSettings, make_image
+from agentsd.patching.patch import patched
 
 
 @pytest.fixture(scope="module")

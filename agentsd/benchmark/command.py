@@ -71,7 +71,7 @@ def benchmark(
     """Time a call of the UNet, unpatched and patched, in turns. Ctrl-C keeps what there is."""
     import torch
 
-    from ..pipelines import hide_loading_bars, target_device, target_dtype
+    from ..models.loading import hide_loading_bars, target_device, target_dtype
     from ..schedule import Schedule
     from . import timing
 

@@ -27,15 +27,15 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from .. import processor
+from ..baselines import tiles, todo, tomesd
 from ..errors import SettingsError
-from ..generation import VERSIONS
-from ..patch import patched
-from ..peers import tiles, todo, tomesd
-from ..pipelines import load_pipeline
+from ..generation.images import VERSIONS
+from ..models.architectures import SHAPES
+from ..models.loading import load_pipeline
+from ..patching import processor
+from ..patching.layers import exchanged, top_sites
+from ..patching.patch import patched
 from ..schedule import Phase, Schedule
-from ..shapes import SHAPES
-from ..sites import exchanged, top_sites
 
 TIMED: dict[str, dict[str, Any]] = {
     **SHAPES,

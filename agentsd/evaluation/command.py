@@ -202,7 +202,7 @@ def clip_score_command(
     as_json: AsJson = False,
 ) -> None:
     """CLIP score (100 times the cosine of image and prompt), with a bootstrap interval."""
-    from ..output import write_whole
+    from ..generation.image_files import write_whole
     from .features import clip as load_clip
     from .intervals import bootstrap
     from .metrics import clip_score
@@ -256,7 +256,7 @@ def paired_command(
     """Likeness to images of the same prompts and seeds: PSNR, SSIM, cosine of CLIP embeddings."""
     import numpy as np
 
-    from ..output import prepare_folder, save_image, write_whole
+    from ..generation.image_files import prepare_folder, save_image, write_whole
     from . import lpips
     from .features import clip as load_clip
     from .intervals import bootstrap
@@ -318,8 +318,8 @@ def run_command(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: make what is missing, measure it, write report.html and report.json."""
-    from ..output import prepare_folder
-    from ..pipelines import hide_loading_bars, load_pipeline
+    from ..generation.image_files import prepare_folder
+    from ..models.loading import hide_loading_bars, load_pipeline
     from . import experiment, report
     from .protocol import load_protocol
 
@@ -380,7 +380,7 @@ class _Sets:
         cache: Path | None,
         device: str | None,
     ):
-        from ..pipelines import hide_loading_bars, target_device
+        from ..models.loading import hide_loading_bars, target_device
         from .reading import Reading
 
         hide_loading_bars()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EvaluationError
-from ..extras import scheduled
-from ..generation import ImageSettings, Made, made_by, make_image
-from ..output import encode_image, prepare_folder, write_whole
+from ..generation.image_files import encode_image, prepare_folder, write_whole
+from ..generation.images import ImageSettings, Made, made_by, make_image
+from ..models.schedulers import scheduled
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
 from .scoring import Judges, Progress, measure

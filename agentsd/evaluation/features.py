@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import EvaluationError
-from ..output import write_whole
-from ..pipelines import POCKET
-from ..validation import shown
+from ..generation.image_files import write_whole
+from ..models.loading import POCKET
+from ..settings import shown
 from . import inception
 from .pictures import Picture, digest_of
 from .reading import Reading, decoded, opened

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from ..errors import EvaluationError
-from ..output import side_by_side
+from ..generation.image_files import side_by_side
 from .features import Cache, Clip, cache_folder, extract
 from .lpips import Lpips
 from .metrics import cosine

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import AgentSDError, EvaluationError
+from ..settings import shown
 from ..text_files import decode_text, read_text, split_lines
-from ..validation import shown
 
 SUFFIXES = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),

@@ -11,15 +11,15 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from ..baselines import PEERS
 from ..errors import AgentSDError, ProtocolError
-from ..generation import ImageSettings
-from ..output import SAMPLERS
-from ..patch import patched
-from ..peers import PEERS
-from ..pipelines import default_guidance
+from ..generation.images import ImageSettings
+from ..models.loading import default_guidance
+from ..models.schedulers import SAMPLERS
+from ..patching.patch import patched
 from ..schedule import PRESETS, Schedule
+from ..settings import Strict, parse_yaml, shown
 from ..text_files import read_text
-from ..validation import Strict, parse_yaml, shown
 from .pictures import prompt_lines
 from .reading import Reading
 
@@ -61,7 +61,7 @@ class Protocol(Strict):
             such a file holds), or ``peer`` (``tomesd``, ``deepcache``, ``todo``, ``tiles``) with
             its settings. ``unpatched`` is made in any case.
         num_inference_steps, guidance_scale, height, width, negative_prompt: As for
-            :class:`agentsd.generation.ImageSettings`; ``guidance_scale`` is 2 for the pocket
+            :class:`agentsd.generation.images.ImageSettings`; ``guidance_scale`` is 2 for the pocket
             model, else 7.5.
         scheduler: A class of diffusers to sample with; the model's own by default.
         seed: Of the first image; each image of a variant has its own, counting up.

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import EvaluationError
-from ..output import write_whole
+from ..generation.image_files import write_whole
 from .likeness import sheet
 from .protocol import UNPATCHED
 

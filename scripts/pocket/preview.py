@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPModel
 
-from agentsd.pipelines import POCKET_GUIDANCE
+from agentsd.models.loading import POCKET_GUIDANCE
 
 from .checkpoints import Clock
 from .export import judging_processor

@@ -15,8 +15,8 @@ from PIL import Image
 
 from agentsd import Phase, Schedule, load_pipeline, patched
 from agentsd.benchmark.timing import floor
-from agentsd.extras import Extras, equip
-from agentsd.pipelines import POCKET_GUIDANCE
+from agentsd.models.adapters import Extras, equip
+from agentsd.models.loading import POCKET_GUIDANCE
 
 from .settings import Settings
 

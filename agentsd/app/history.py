@@ -1,0 +1,85 @@
+"""Images made since the page was opened: files that carry their settings, and the way back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ..errors import AgentSDError, SettingsError
+from ..generation.image_files import encode_image, write_whole
+from ..generation.images import ImageSettings
+from ..schedule import Schedule
+from .limits import OWN, checked
+
+KEPT = 24
+"""Images that a visitor's gallery shows; the oldest go."""
+
+
+class Entry(NamedTuple):
+    """An image of the gallery."""
+
+    file: str
+    caption: str
+    record: dict[str, Any]
+
+
+class Restored(NamedTuple):
+    """What a record says, as the page's controls take it."""
+
+    settings: dict[str, Any]
+    """Those of :class:`agentsd.generation.images.ImageSettings` that the record names."""
+    sampler: str
+    model: str | None
+    """``None`` where it is none of the models here."""
+    schedule: Schedule | None
+    """``None`` for an unpatched image."""
+
+
+def keep(folder: str, image: Image.Image, recorded: dict[str, Any], caption: str) -> Entry:
+    """Write an image with its settings to a file whose name nobody can guess.
+
+    Args:
+        folder: Where the page's files lie, of which gradio shows them.
+        image: What was made.
+        recorded: What :func:`agentsd.generation.images.record` returned.
+        caption: Told beside the image.
+    """
+    data = encode_image(image, recorded)
+    return Entry(_written(folder, f"agentsd-{recorded['seed']}.png", data), caption, recorded)
+
+
+def keep_plain(folder: str, image: Image.Image, name: str) -> str:
+    """Write an image without settings, likewise; returns its file."""
+    return _written(folder, name, encode_image(image))
+
+
+def _written(folder: str, name: str, data: bytes) -> str:
+    place = Path(folder) / secrets.token_hex(16)
+    place.mkdir(parents=True)
+    write_whole(place / name, data)
+    return str(place / name)
+
+
+def restore(
+    record: Mapping[str, Any], models: list[str], samplers: Mapping[str, list[str]]
+) -> Restored:
+    """Read the settings of a record, which may come from anywhere.
+
+    Raises:
+        SettingsError: If it is no record of an image.
+    """
+    try:
+        told = {name: record[name] for name in ImageSettings.model_fields if name in record}
+        settings = ImageSettings(**told).model_dump()
+        schedule = record.get("schedule")
+        plan = None if schedule is None else checked(schedule)
+    except AgentSDError as error:
+        raise SettingsError(f"the image's settings cannot be used: {error}") from None
+    model = record.get("model")
+    sampler = record.get("sampler", OWN)
+    known = sampler in samplers.get(str(model), [])
+    return Restored(settings, sampler if known else OWN, model if model in models else None, plan)

@@ -1,0 +1,246 @@
+"""One device, many visitors: jobs run one at a time, tell how far they are, and stop when told."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ..errors import LoadError
+from ..generation.images import ImageSettings, Made, make_image
+from ..models.schedulers import scheduled
+from ..patching.patch import patched
+from ..schedule import Schedule
+
+T = TypeVar("T")
+
+PREVIEW_SHARE = 0.1
+"""Of a job's time, at most, that previews take. Images' times are told without it."""
+
+PREVIEW_SIDE = 256
+"""Pixels of a preview's longer side."""
+
+PATIENCE = 1.0
+"""Seconds after which a job that has nothing to tell says so, and notices that nobody listens."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The visitor had enough, or left."""
+
+
+class Progress(NamedTuple):
+    """How far a job is."""
+
+    label: str
+    """Which image is being made."""
+    step: int
+    steps: int
+    share: float
+    """Of the whole job, in [0, 1]."""
+    seconds_left: float
+    """Of the whole job, as its steps so far suggest."""
+    preview: Image.Image | None
+    """The image as it stands, now and then."""
+
+
+class Finished(NamedTuple, Generic[T]):
+    """What a job came to."""
+
+    result: T
+
+
+class Job:
+    """What the work of one visitor has in hand: it makes images, and can be stopped.
+
+    Args:
+        tell: Called, in the worker's thread, with each :class:`Progress`.
+        images: How many images it will make.
+        warm: The pipelines and sizes that ran before, in this job or another.
+    """
+
+    def __init__(
+        self, tell: Callable[[Progress], None], images: int, warm: set[tuple[int, ...]]
+    ) -> None:
+        self._tell = tell
+        self._warm = warm
+        self._images = images
+        self._made = 0
+        self._stopped = threading.Event()
+        self._begun = time.perf_counter()
+        self._previews = 0.0  # seconds that previews took
+
+    def stop(self) -> None:
+        """Have it end within one denoising step; may be called by any thread."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if it is to end."""
+        if self._stopped.is_set():
+            raise Stopped
+
+    def warm_up(self, pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> None:
+        """Run a step both ways at a size that is new, so that no image's time holds what is new."""
+        size = id(pipe), settings.height or 0, settings.width or 0
+        if size not in self._warm:
+            short = settings.model_copy(update={"num_inference_steps": 1})
+            for way in (None, schedule):
+                self.check()
+                with nullcontext() if way is None else patched(pipe, way):
+                    make_image(pipe, short)
+            self._warm.add(size)
+
+    def make(
+        self,
+        pipe: DiffusionPipeline,
+        settings: ImageSettings,
+        schedule: Schedule | None = None,
+        sampler: str | None = None,
+        label: str = "",
+    ) -> Made:
+        """Make one image; patch and scheduler are gone when it ends, however it ends.
+
+        Args:
+            pipe: Unpatched, and so again at the end.
+            settings: Of the image.
+            schedule: ``None`` makes the unpatched image.
+            sampler: As for :class:`agentsd.models.adapters.Extras`.
+            label: Names the image to the visitor.
+
+        Returns:
+            The image and its seconds, without those of the previews.
+
+        Raises:
+            Stopped: If it is stopped.
+            AgentSDError: As :func:`agentsd.generation.images.make_image` and ``patched`` do.
+        """
+        if self._made == 0:
+            self._begun = time.perf_counter()
+        before = self._previews
+
+        def step(pipe: Any, index: int, _: Any, told: dict[str, Any]) -> dict[str, Any]:
+            self.check()
+            steps = len(pipe.scheduler.timesteps)
+            share = (self._made + (index + 1) / steps) / self._images
+            elapsed = time.perf_counter() - self._begun
+            preview = self._preview(pipe, told["latents"]) if index + 1 < steps else None
+            left = elapsed * (1 - share) / share
+            self._tell(Progress(label, index + 1, steps, share, left, preview))
+            return told
+
+        self.check()
+        way = nullcontext() if schedule is None else patched(pipe, schedule)
+        with scheduled(pipe, sampler), way:
+            made = make_image(pipe, settings, inputs={"callback_on_step_end": step})
+        self._made += 1
+        return made._replace(seconds=made.seconds - (self._previews - before))
+
+    def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
+        """The latents decoded, if the previews so far took little enough of the time."""
+        begun = time.perf_counter()
+        if self._previews > PREVIEW_SHARE * (begun - self._begun) or _overflows(pipe.vae):
+            return None
+        with torch.no_grad():
+            sample = pipe.vae.decode(latents[:1] / pipe.vae.config.scaling_factor).sample
+        image: Image.Image = pipe.image_processor.postprocess(sample.detach(), "pil")[0]
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        self._previews += time.perf_counter() - begun
+        return image
+
+
+def _overflows(vae: Any) -> bool:
+    """Whether a VAE must be made float32 to decode, as SDXL's must; too much for a preview."""
+    return bool(vae.dtype == torch.float16 and vae.config.get("force_upcast"))
+
+
+class Worker:
+    """Runs jobs one at a time, in a thread of its own.
+
+    Args:
+        pipes: The pipelines, by the names that visitors choose from.
+
+    Raises:
+        LoadError: If one cannot tell its steps, and so could be neither followed nor stopped.
+    """
+
+    def __init__(self, pipes: Mapping[str, DiffusionPipeline]) -> None:
+        for name, pipe in pipes.items():
+            if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+                raise LoadError(f"{name} is a {type(pipe).__name__}, which does not tell its steps")
+        self.pipes = pipes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentsd")
+        self._jobs: set[Job] = set()
+        self._closed = False
+        self._warm: set[tuple[int, ...]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not done, the running one among them."""
+        return len(self._jobs)
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes jobs."""
+        return not self._closed
+
+    def close(self) -> None:
+        """Stop the jobs there are, and take no more."""
+        self._closed = True
+        for job in list(self._jobs):
+            job.stop()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    @asynccontextmanager
+    async def follow(
+        self, work: Callable[[Job], T], images: int = 1
+    ) -> AsyncIterator[AsyncIterator[Progress | Finished[T] | None]]:
+        """Run work when its turn comes, and follow how it goes; leaving the block stops it.
+
+        Args:
+            work: Called in the worker's thread.
+            images: How many images it makes.
+
+        Yields:
+            What there is to tell: each :class:`Progress`, ``None`` where for a while there is
+            none, and at the end the result, :class:`Finished`. Raises what the work raises.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
+
+        def tell(event: Progress | Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop is closed when the server ends
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
+        job = Job(tell, images, self._warm)
+        self._jobs.add(job)
+        future = self._thread.submit(work, job)
+        future.add_done_callback(tell)
+        future.add_done_callback(lambda _: self._jobs.discard(job))
+        try:
+            yield _events(told)
+        finally:
+            job.stop()
+            future.cancel()
+
+
+async def _events(
+    told: asyncio.Queue[Progress | Future[T]],
+) -> AsyncIterator[Progress | Finished[T] | None]:
+    while True:
+        try:
+            event = await asyncio.wait_for(told.get(), PATIENCE)
+        except asyncio.TimeoutError:
+            yield None
+            continue
+        if isinstance(event, Future):
+            yield Finished(event.result())
+            return
+        yield event

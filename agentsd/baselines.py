@@ -1,0 +1,191 @@
+"""Other ways to make a Stable Diffusion UNet faster, to compare with: each a context manager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import PatchError
+from .patching.layers import exchanged, find_unet, top_sites
+
+
+@contextmanager
+def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
+    """Token merging by its authors (Bolya & Hoffman, 2023, arXiv 2303.17604; PyPI: tomesd).
+
+    Args:
+        x: A pipeline or UNet.
+        ratio: Share of the tokens to merge, in (0, 0.75].
+        **settings: More of ``tomesd.apply_patch``, such as ``max_downsample``.
+
+    Yields:
+        ``x``, changed until the end of the block. Its draws start anew at each entry, and leave
+        the global generator as it was.
+
+    Raises:
+        PatchError: If tomesd is not installed or ``ratio`` out of range.
+    """
+    if not 0 < ratio <= 0.75:
+        raise PatchError(f"tomesd: ratio must be in (0, 0.75] (got {ratio})")
+    try:
+        import tomesd
+    except ImportError:
+        raise PatchError("tomesd is not here: pip install tomesd") from None
+    unet = find_unet(x)
+    try:
+        # It copies the state of the device's global generator at its first use.
+        with torch.random.fork_rng([unet.device] if unet.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            tomesd.apply_patch(unet, ratio=ratio, **settings)
+            yield x
+    finally:
+        tomesd.remove_patch(unet)
+        for module in unet.modules():
+            vars(module).pop("_tome_info", None)
+
+
+@contextmanager
+def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
+    """Deep features from an earlier step (Ma et al., 2023, arXiv 2312.00858; PyPI: DeepCache).
+
+    Args:
+        pipe: A pipeline; DeepCache needs its scheduler.
+        interval: Whole steps are made at every this many, 2 or more.
+
+    Yields:
+        The pipeline, changed until the end of the block.
+
+    Raises:
+        PatchError: If DeepCache is not installed, ``pipe`` has no scheduler or ``interval`` is
+            out of range.
+    """
+    unet = find_unet(pipe)
+    if type(interval) is not int or interval < 2:
+        raise PatchError(f"deepcache: interval must be a whole number above 1 (got {interval})")
+    if getattr(pipe, "scheduler", None) is None:
+        raise PatchError("deepcache needs a pipeline, for its scheduler")
+    try:
+        from DeepCache import DeepCacheSDHelper
+    except ImportError:
+        raise PatchError("DeepCache is not here: pip install DeepCache") from None
+    before = {module: vars(module).get("forward") for module in unet.modules()}
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    try:
+        helper.enable()
+        yield pipe
+    finally:
+        # Its own disabling leaves bound methods behind.
+        for module, forward in before.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                vars(module)["forward"] = forward
+
+
+def todo(x: Any, stride: int = 2) -> AbstractContextManager[Any]:
+    """Keys and values from every ``stride``-th row and column (Smith et al., 2024, ToDo).
+
+    Nearest-neighbour downsampling of the tokens that become keys and values (arXiv 2402.13573,
+    section 3.2), at the highest resolution that has self-attention.
+
+    Args:
+        x: A pipeline or UNet.
+        stride: 2 or more; a larger one is faster and coarser.
+
+    Returns:
+        A context manager that yields ``x``, changed until the end of the block.
+
+    Raises:
+        PatchError: If ``stride`` is out of range or no layer is to be changed.
+    """
+
+    def attend(attend: Callable[..., Tensor], x: Tensor, height: int, width: int) -> Tensor:
+        grid = x.unflatten(1, (height, width))  # [B, h, w, C]
+        return attend(x, grid[:, ::stride, ::stride].flatten(1, 2))
+
+    if type(stride) is not int or stride < 2:
+        raise PatchError(f"todo: stride must be a whole number above 1 (got {stride})")
+    return _on_the_grid(x, attend)
+
+
+def tiles(x: Any, side: int = 16) -> AbstractContextManager[Any]:
+    """Attention within tiles (the idea of HyperTile), at the highest resolution that has any.
+
+    Args:
+        x: A pipeline or UNet.
+        side: Of a tile, in tokens, 2 or more; where it does not divide the grid, the next larger
+            one that does.
+
+    Returns:
+        A context manager that yields ``x``, changed until the end of the block.
+
+    Raises:
+        PatchError: If ``side`` is out of range or no layer is to be changed.
+    """
+
+    def attend(attend: Callable[..., Tensor], x: Tensor, height: int, width: int) -> Tensor:
+        down, across = (max(n // side, 1) for n in (height, width))
+        down = next(n for n in range(down, 0, -1) if height % n == 0)
+        across = next(n for n in range(across, 0, -1) if width % n == 0)
+        grid = x.unflatten(1, (down, height // down, across, width // across))
+        cut = grid.transpose(2, 3).flatten(0, 2).flatten(1, 2)  # [B · tiles, tokens, C]
+        parts = (-1, down, across, height // down, width // across)
+        out = attend(cut).view(*parts, x.shape[-1])
+        return out.transpose(2, 3).reshape(x.shape)
+
+    if type(side) is not int or side < 2:
+        raise PatchError(f"tiles: side must be a whole number above 1 (got {side})")
+    return _on_the_grid(x, attend)
+
+
+PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
+    "tomesd": tomesd,
+    "deepcache": deepcache,
+    "todo": todo,
+    "tiles": tiles,
+}
+"""By the names that protocols use."""
+
+
+class _Processor:
+    """Calls the processor that was there on tokens that were rearranged on their grid."""
+
+    def __init__(self, original: Any, attend: Callable[..., Tensor], size: list[tuple[int, int]]):
+        self.original, self.attend, self.size = original, attend, size
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        height, width = self.size[0]
+        if hidden_states.shape[1] != height * width:
+            out: Tensor = self.original(attn, hidden_states, *args, **kwargs)
+            return out
+
+        def attend(x: Tensor, keys: Tensor | None = None) -> Tensor:
+            out: Tensor = self.original(attn, x, keys)
+            return out
+
+        return self.attend(attend, hidden_states, height, width)
+
+
+@contextmanager
+def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
+    unet = find_unet(x)
+    sites = top_sites(unet)
+    if not sites:
+        raise PatchError("no self-attention of this UNet can be changed")
+    top = sites[0].downsample
+    size = [(0, 0)]  # of the grid, noted before each call of the UNet
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        size[0] = (-(-sample.shape[2] // top), -(-sample.shape[3] // top))
+
+    hook = unet.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with exchanged(sites, lambda original: _Processor(original, attend, size)):
+            yield x
+    finally:
+        hook.remove()

@@ -1,0 +1,1 @@
+"""From settings to images, their records and their files."""

@@ -1,0 +1,1 @@
+"""Pipelines: loaded, configured with schedulers and adapters, or built without weights."""

@@ -1,0 +1,285 @@
+"""What a pipeline can be given besides its model: a scheduler, adapters, images to follow.
+
+All of it is diffusers' own; here it is checked, recorded, and put on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    DiffusionPipeline,
+)
+from PIL.Image import Image
+from pydantic import Field, field_validator
+
+from ..errors import AgentSDError, LoadError, SettingsError
+from ..patching.diffusers_internals import DTYPE
+from ..settings import Strict, shown
+from .fingerprints import file_sha256, fingerprint
+from .input_images import read_input_image
+from .loading import FILES, HUB_ID
+from .schedulers import SCHEDULERS, scheduler_for
+
+Offload = Literal["model", "sequential", "group"]
+
+
+class Extras(Strict):
+    """What is added to a pipeline and changes its images.
+
+    Args:
+        sampler: A diffusers scheduler, by class name or by the name that other tools give it
+            (``DDIM``, ``Euler a``, ``DPM++ 2M``, …).
+        loras: Folders, files or hub ids, each with its weight: ``PATH`` or ``PATH:SCALE``.
+        controlnet: Folder or hub id of a ControlNet, which follows ``control_image``.
+        control_image: An image file.
+        ip_adapter: File of an IP-Adapter, here or on the hub (``OWNER/NAME/FOLDER/FILE``), which
+            follows ``ip_image``.
+        ip_image: An image file.
+        init_image: An image file to begin from (image to image).
+        strength: How much of ``init_image`` to change, above 0 and at most 1.
+        vae_tiling: Decode in tiles, which saves memory and shows at high resolutions.
+        vae_slicing: Decode one image at a time.
+        attention_backend: Name of a diffusers attention backend.
+        compile: Compile the UNet: a slow first batch, faster ones after it.
+
+    Raises:
+        SettingsError: Names the setting, its value and what is allowed.
+    """
+
+    error: ClassVar = SettingsError
+
+    sampler: str | None = None
+    loras: tuple[str, ...] = ()
+    controlnet: str | None = None
+    control_image: str | None = None
+    ip_adapter: str | None = None
+    ip_image: str | None = None
+    init_image: str | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    attention_backend: str | None = None
+    compile: bool = False
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("sampler")
+    @classmethod
+    def _class_name(cls, name: str | None) -> str | None:
+        # One scheduler has one name on record, however it was spelled.
+        return None if name is None else SCHEDULERS.get(name.lower(), name)
+
+    def model_post_init(self, _: Any) -> None:
+        for one, other in (("controlnet", "control_image"), ("ip_adapter", "ip_image")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise SettingsError(f"{one} and {other}: one needs the other")
+        if self.init_image is None and "strength" in self.model_fields_set:
+            raise SettingsError("strength: is of init_image, and there is none")
+        for path in self.images().values():
+            read_input_image(path)
+
+    def images(self) -> dict[str, str]:
+        """The image files, by setting."""
+        names = ("control_image", "ip_image", "init_image")
+        return {name: path for name in names if (path := getattr(self, name)) is not None}
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that were given, and hashes of the image files, for the record."""
+        told = self.model_dump(mode="json", exclude_defaults=True)
+        if self.init_image is not None:
+            told["strength"] = self.strength
+        hashes = {f"{k}_sha256": file_sha256(path) for k, path in self.images().items()}
+        return told | hashes
+
+    def weights(self) -> dict[str, str | None]:
+        """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
+        added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
+        return {source: fingerprint(source) for source in added if source is not None}
+
+    @classmethod
+    def from_record(cls, told: Mapping[str, Any]) -> Extras:
+        """Read what :meth:`recorded` told, out of a record of more."""
+        return cls(**{key: told[key] for key in cls.model_fields if key in told})
+
+    def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
+        """What to call the pipeline with for images of a height and width."""
+        images = {name: read_input_image(path) for name, path in self.images().items()}
+        size = _size_for(images.get("init_image") or images.get("control_image"), height, width)
+        fitted = {k: image.resize(size) if size else image for k, image in images.items()}
+        told: dict[str, Any] = {}
+        if self.init_image is not None:
+            told |= {"image": fitted["init_image"], "strength": self.strength}
+        if self.control_image is not None:
+            name = "control_image" if self.init_image is not None else "image"
+            told[name] = fitted["control_image"]
+        if self.ip_image is not None:
+            told["ip_adapter_image"] = images["ip_image"]
+        return told
+
+
+def _size_for(image: Image | None, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Width and height of images to follow, so that all are of one size.
+
+    Where one side is given, the other keeps the image's proportions; where none is, the image's
+    own size stands, rounded down to what models take.
+    """
+    if height is not None and width is not None:
+        return width, height
+    if image is None:
+        return None
+    if height is not None:
+        return _in_eights(height * image.width / image.height), height
+    if width is not None:
+        return width, _in_eights(width * image.height / image.width)
+    return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
+
+
+def _in_eights(side: float) -> int:
+    return max(8, round(side / 8) * 8)
+
+
+def equip(
+    pipe: DiffusionPipeline,
+    extras: Extras,
+    *,
+    offload: Offload | None = None,
+    allow_pickle: bool = False,
+) -> DiffusionPipeline:
+    """Put extras on a pipeline.
+
+    Args:
+        pipe: A text-to-image pipeline on its device.
+        extras: What to add.
+        offload: Keep what is not in use on the CPU: whole models (a little slower), or layers
+            (``sequential`` and ``group``, much slower, least memory).
+        allow_pickle: Also load weights that are not safetensors, which can run any code.
+
+    Returns:
+        The pipeline, or another that shares its models, for image to image or a ControlNet.
+
+    Raises:
+        SettingsError: If there is no such scheduler or backend.
+        LoadError: If weights cannot be loaded or do not fit the model.
+    """
+    device = pipe.device
+    if extras.sampler is not None:
+        pipe.scheduler = scheduler_for(pipe, extras.sampler)
+    if extras.controlnet is not None:
+        _must_be_there("the ControlNet", extras.controlnet)
+        with _loading(f"the ControlNet {shown(extras.controlnet)}"):
+            net = ControlNetModel.from_pretrained(
+                extras.controlnet,
+                use_safetensors=not allow_pickle or None,
+                **{DTYPE: pipe.dtype},
+            )
+            pipe = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(device))
+    if extras.init_image is not None:
+        with _loading("image to image"):
+            pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    names = [f"lora_{i}" for i in range(len(extras.loras))]
+    scales = []
+    for name, lora in zip(names, extras.loras, strict=True):
+        path, scale = _scaled(lora)
+        scales.append(scale)
+        _must_be_there("the LoRA", path)
+        with _loading(f"the LoRA {shown(path)}", needs="peft"):
+            safe = {} if allow_pickle else {"use_safetensors": True}
+            pipe.load_lora_weights(path, adapter_name=name, **safe)
+    if names:
+        pipe.set_adapters(names, scales)
+    if extras.ip_adapter is not None:
+        place = _ip_adapter(extras.ip_adapter, allow_pickle)
+        _must_be_there("the IP-Adapter", extras.ip_adapter)
+        with _loading(f"the IP-Adapter {shown(extras.ip_adapter)}"):
+            pipe.load_ip_adapter(**place)
+    if extras.vae_tiling:
+        pipe.vae.enable_tiling()
+    if extras.vae_slicing:
+        pipe.vae.enable_slicing()
+    if extras.attention_backend is not None:
+        try:
+            pipe.unet.set_attention_backend(extras.attention_backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise SettingsError(f"attention_backend: {error}") from error
+    if offload is not None:
+        _offload(pipe, offload, device)
+    if extras.compile:
+        pipe.unet.compile()
+    return pipe
+
+
+def _scaled(lora: str) -> tuple[str, float]:
+    """``PATH:SCALE`` taken apart; the weight of a path alone is 1."""
+    path, colon, scale = lora.rpartition(":")
+    try:
+        return (path, float(scale)) if path and colon else (lora, 1.0)
+    except ValueError:
+        return lora, 1.0
+
+
+def _must_be_there(what: str, source: str) -> None:
+    """Refuse what is neither on the disk nor can be on the hub, before the hub is asked.
+
+    Raises:
+        LoadError: Says that there is no such file.
+    """
+    path = Path(source)
+    if os.path.exists(path):
+        return
+    repository = "/".join(source.split("/")[:2])
+    in_repository = source.count("/") >= 2  # OWNER/NAME/FOLDER/FILE
+    is_local = path.is_absolute() or source.startswith((".", "~"))
+    is_file = path.suffix in FILES and not in_repository
+    if is_local or is_file or not HUB_ID.fullmatch(repository):
+        raise LoadError(f"{what} {shown(source)}: there is no such file or folder")
+
+
+def _ip_adapter(told: str, allow_pickle: bool) -> dict[str, Any]:
+    file = Path(told)
+    if file.suffix != ".safetensors" and not allow_pickle:
+        raise LoadError(f"{told} is no .safetensors file; --allow-pickle to load it all the same")
+    if file.is_file():
+        place: tuple[str, str] = (str(file.parent), "")
+    else:
+        parts = told.split("/")
+        place = ("/".join(parts[:2]), "/".join(parts[2:-1]))
+    found = dict(zip(("pretrained_model_name_or_path_or_dict", "subfolder"), place, strict=True))
+    return found | {"weight_name": file.name}
+
+
+def _offload(pipe: DiffusionPipeline, how: Offload, device: torch.device) -> None:
+    if device.type == "cpu":
+        raise SettingsError("cpu_offload: the model is on the CPU already; it needs another device")
+    if how == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif how == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level")
+
+
+@contextmanager
+def _loading(what: str, needs: str | None = None) -> Iterator[None]:
+    """Tell what diffusers and the hub raise, of kinds of their own, as an error of ours."""
+    try:
+        yield
+    except AgentSDError:
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        hint = ""
+        if needs is not None and needs.upper() in said:
+            hint = f"; pip install {needs}"
+        raise LoadError(f"{what} cannot be loaded ({shown(said)}){hint}") from error

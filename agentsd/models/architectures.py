@@ -1,0 +1,89 @@
+"""UNets without weights: of well-known models by name, of a folder, of the hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from ..errors import LoadError
+from ..patching.layers import MODELS
+from ..settings import shown
+from .loading import HUB_ID, POCKET
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+"""Configurations of the UNets of Stable Diffusion 1.5, 2.1 and XL, where not diffusers' default."""
+
+
+@dataclass(eq=False)
+class Shape:
+    """Stands for a pipeline of which only the shape is wanted.
+
+    Args:
+        unet: On PyTorch's meta device: modules and sizes, no values.
+        vae_scale_factor: Pixels that a row of latents stands for.
+    """
+
+    unet: UNet2DConditionModel
+    vae_scale_factor: int
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model; takes a moment whatever its size, as no weights are read.
+
+    Args:
+        model: ``"pocket"``, a name of :data:`SHAPES`, a folder in diffusers' format, or the id of
+            a model on the Hugging Face hub, of which two small files are fetched.
+
+    Raises:
+        LoadError: If it is none of these, or its UNet is of a kind that agentsd does not know.
+
+    Example:
+        >>> shape_of("sdxl").unet.config.cross_attention_dim
+        2048
+    """
+    if model in SHAPES:
+        with torch.device("meta"):
+            return Shape(UNet2DConditionModel(**SHAPES[model]), 8)
+    place = str(POCKET) if model == "pocket" else model
+    if os.path.isfile(place) or not (os.path.isdir(place) or HUB_ID.fullmatch(place)):
+        raise LoadError(
+            f"{shown(model)} is no folder in diffusers' format and no id of the hub; "
+            f"there are also pocket, {', '.join(SHAPES)}"
+        )
+    try:
+        told = UNet2DConditionModel.load_config(place, subfolder="unet")
+        vae = AutoencoderKL.load_config(place, subfolder="vae")
+        kind = getattr(diffusers, str(told.get("_class_name")), None)
+        if kind not in MODELS:
+            names = ", ".join(known.__name__ for known in MODELS)
+            raise LoadError(f"its UNet is a {told.get('_class_name')}, not one of {names}")
+        with torch.device("meta"):
+            unet = kind.from_config(told)
+        return Shape(unet, 2 ** (len(vae["block_out_channels"]) - 1))
+    except Exception as error:  # diffusers and the hub raise kinds of their own
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LoadError(f"{shown(model)}: its configuration cannot be read ({said})") from error

@@ -1,0 +1,186 @@
+"""Load a pipeline: the embedded pocket model, a folder, a hub id or a single file."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import SafetensorError, safe_open
+
+from ..errors import LoadError
+from ..patching.diffusers_internals import DTYPE
+from ..settings import shown
+
+POCKET = Path(__file__).resolve().parents[1] / "pocket"
+"""Folder of the embedded model."""
+
+POCKET_GUIDANCE = 2.0
+"""Guidance scale that suits the embedded model best, as its card shows."""
+
+
+def default_guidance(model: str) -> float:
+    """The guidance scale to take for a model where none is asked for."""
+    return POCKET_GUIDANCE if model == "pocket" else 7.5
+
+
+def hide_loading_bars() -> None:
+    """For commands: loading takes a moment, and the libraries draw a bar for each of its parts."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""What the id of a model on the hub looks like."""
+
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(
+    model: str | Path = "pocket",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    allow_pickle: bool = False,
+    **kwargs: Any,
+) -> DiffusionPipeline:
+    """Load a diffusers pipeline, ready to run and to patch.
+
+    Args:
+        model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
+            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or the id
+            of a model on the Hugging Face hub.
+        device: Where to run; by default CUDA where there is one, else MPS, else the CPU.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
+            float32 on the CPU and float16 elsewhere.
+        allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
+            otherwise, since loading them can run any code.
+        **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
+            (``revision``; ``variant``, found by itself in a folder that has only one;
+            ``config``, a folder that spares a single file the hub).
+
+    Returns:
+        The pipeline on its device.
+
+    Raises:
+        LoadError: If there is no such model, device or dtype, or the model cannot be read.
+
+    Example:
+        >>> from agentsd import load_pipeline
+        >>> pipe = load_pipeline("pocket")
+        >>> type(pipe).__name__
+        'StableDiffusionPipeline'
+    """
+    target = target_device(device)
+    kwargs[DTYPE] = target_dtype(dtype, target)
+    path = POCKET if model == "pocket" else Path(model)
+    name = f"the model {shown(str(model))}"
+    hint = ""
+    if os.path.isdir(path) and kwargs.get("variant") is None:
+        kwargs["variant"] = only_variant(path)
+    # None takes safetensors where there are, and pickles where there are none.
+    safe = {"use_safetensors": None if allow_pickle else True}
+    try:
+        if os.path.isfile(path):
+            hint = "; a single file also needs its configuration: the hub's, or a folder as config="
+            pipe = _single_file_class(path, allow_pickle).from_single_file(str(path), **kwargs)
+        elif os.path.isdir(path):
+            if not (path / "model_index.json").is_file():
+                raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
+            if not allow_pickle and any(path.rglob("*.bin")):
+                hint = (
+                    "; weights must be whole .safetensors files: pickles can run any code when "
+                    "loaded and are refused (--allow-pickle to insist)"
+                )
+            pipe = DiffusionPipeline.from_pretrained(path, **safe, **kwargs)
+        elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
+            raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
+        else:
+            hint = "; it is neither a folder nor a file here, nor did the hub give it"
+            pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
+    except LoadError:
+        raise
+    except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LoadError(f"{name}: cannot be loaded ({shown(said)}){hint}") from error
+    return pipe.to(target)
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant (``fp16``, say) to load of a folder, where a part has no weights without one.
+
+    Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
+    ``model.fp16-00001-of-00002.safetensors``.
+
+    Returns:
+        The variant, or None where each part has weights of none, or several variants to choose.
+    """
+    found = set()
+    for part in {file.parent for file in folder.glob("*/*.safetensors")}:
+        names = [file.name.split(".") for file in part.glob("*.safetensors")]
+        if all(len(name) > 2 for name in names):
+            found |= {name[-2].partition("-")[0] for name in names}
+    return found.pop() if len(found) == 1 else None
+
+
+def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline]:
+    if path.suffix != ".safetensors":
+        if allow_pickle:
+            return StableDiffusionPipeline  # type: ignore[no-any-return]
+        raise LoadError(
+            f"{path} is no .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can run any "
+            "code when loaded and are refused: convert it to safetensors, or --allow-pickle"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{path} is not a whole safetensors file ({error})") from None
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise LoadError(
+            f"{path} holds no whole Stable Diffusion checkpoint (no model.diffusion_model.*); "
+            "parts such as LoRAs or VAEs are loaded onto a pipeline, not as one"
+        )
+    if any(name.startswith("conditioner.") for name in names):
+        return StableDiffusionXLPipeline  # type: ignore[no-any-return]
+    return StableDiffusionPipeline  # type: ignore[no-any-return]
+
+
+def target_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, which must be there; by default CUDA, else MPS, else the CPU.
+
+    Raises:
+        LoadError: If it is not there.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise LoadError(f"no device {shown(device)}: cpu, cuda and mps are known") from None
+    try:
+        torch.ones(1, device=found).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        first = shown(str(error).strip().splitlines()[0])
+        raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
+    return found
+
+
+def target_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type asked for, or what suits the device; LoadError for any but :data:`DTYPES`."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise LoadError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
+    assert isinstance(found, torch.dtype)
+    return found

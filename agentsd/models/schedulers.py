@@ -1,0 +1,77 @@
+"""Schedulers by the names that users know, for a pipeline that has another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from ..errors import SettingsError
+from ..settings import shown
+
+SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "PNDMScheduler": "PLMS",
+    "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "HeunDiscreteScheduler": "Heun",
+    "LMSDiscreteScheduler": "LMS",
+    "LCMScheduler": "LCM",
+    "UniPCMultistepScheduler": "UniPC",
+}
+"""Names that Stable Diffusion users' tools know diffusers' schedulers by."""
+
+
+SCHEDULERS = {
+    spelling.lower(): name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler")
+    for spelling in (name, name.removesuffix("Scheduler"), SAMPLERS.get(name, name))
+}
+"""Class names of diffusers' schedulers, by every spelling that is taken, in lower case."""
+
+
+def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
+    """Another scheduler for a pipeline, of its own scheduler's settings.
+
+    Args:
+        pipe: The pipeline, which stays as it is.
+        name: A class of diffusers, or the name that other tools give it (``Euler a``). PNDM is
+            PLMS: without the Runge-Kutta steps in which Stable Diffusion never begins.
+
+    Raises:
+        SettingsError: If there is none of that name for this pipeline; lists those there are.
+    """
+    known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
+    kind = SCHEDULERS.get(name.lower(), name)
+    if kind not in known:
+        fit = sorted(SAMPLERS.get(k, k) for k in known)
+        raise SettingsError(
+            f"scheduler: no {shown(name)} for this model; there are {', '.join(fit)}"
+        )
+    settings = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
+    return known[kind].from_config(pipe.scheduler.config, **settings)
+
+
+@contextmanager
+def scheduled(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
+    """Give a pipeline another scheduler until the end of the block; ``None`` leaves it its own.
+
+    Args:
+        pipe: The pipeline.
+        name: As for :func:`scheduler_for`.
+
+    Raises:
+        SettingsError: As :func:`scheduler_for`.
+    """
+    own = pipe.scheduler
+    try:
+        if name is not None:
+            pipe.scheduler = scheduler_for(pipe, name)
+        yield
+    finally:
+        pipe.scheduler = own

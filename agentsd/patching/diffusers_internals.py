@@ -1,0 +1,53 @@
+"""What agentsd uses of diffusers beyond its public names: all of it, and nothing else.
+
+If a release of diffusers moves one of these, fix it here.
+"""
+
+import diffusers
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import LoadError
+
+RELEASE = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+
+DTYPE = "dtype" if RELEASE >= (0, 40) else "torch_dtype"
+"""What loading calls the type of the weights; each ignores or deprecates the other's name."""
+
+try:
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import (
+        Attention,
+        AttnProcessor,
+        AttnProcessor2_0,
+        FusedAttnProcessor2_0,
+    )
+    from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+
+    if RELEASE >= (0, 35):
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+    else:  # there are no backends to choose from yet
+
+        def dispatch_attention_fn(
+            query: Tensor, key: Tensor, value: Tensor, scale: float | None = None
+        ) -> Tensor:
+            """Softmax attention in the layout of diffusers' function, ``[B, N, H, d]``."""
+            q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+            return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+except ImportError as error:
+    raise LoadError(
+        f"diffusers {diffusers.__version__} lacks what agentsd builds on ({error}); agentsd works "
+        "with diffusers 0.30 and later: upgrade whichever of the two is older"
+    ) from error
+
+__all__ = [
+    "DTYPE",
+    "Attention",
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "BasicTransformerBlock",
+    "FusedAttnProcessor2_0",
+    "TransformerSpatioTemporalModel",
+    "dispatch_attention_fn",
+]

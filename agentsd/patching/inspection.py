@@ -1,0 +1,151 @@
+"""What a patch does to every attention layer, as a dict for programs and a table for people."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from diffusers import UNet2DConditionModel
+
+from .layers import Site, find_sites
+from .processor import LAYER, AgentAttnProcessor
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Inspection(dict[str, Any]):
+    """A dict that shows itself as a table, in a terminal and in a notebook.
+
+    The table has a row for all layers of a block that are treated alike; the dict has them all.
+    """
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        count = max((len(layer["phases"]) for layer in self["layers"]), default=0)
+        header = ["layer", "downsample", "tokens", *(f"phase {i + 1}" for i in range(count)), "why"]
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for layer in self["layers"]:
+            shown = [_phase_text(phase) for phase in layer["phases"]]
+            shown += [""] * (count - len(shown))
+            size = str(layer["downsample"]), f"{layer['tokens']:,}"
+            block, role = _ends(layer["name"])
+            row = block, role, *size, *shown, layer["reason"] or "patched"
+            alike.setdefault(row, []).append(layer["name"])
+        rows = [
+            [names[0] if len(names) == 1 else f"{block} {role} × {len(names)}", *rest]
+            for (block, role, *rest), names in alike.items()
+        ]
+        return header, rows
+
+    @property
+    def _title(self) -> str:
+        patched = sum(layer["patched"] for layer in self["layers"])
+        return (
+            f"{patched} of {len(self['layers'])} attention layers patched, "
+            f"at {self['height']}×{self['width']}"
+        )
+
+    def table(self) -> Table:
+        """For a terminal."""
+        from rich.table import Table  # patching needs none of it
+
+        header, rows = self._rows()
+        table = Table(title=self._title)
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = StringIO()
+        Console(file=out, width=240).print(self.table())
+        return out.getvalue()
+
+    def _repr_html_(self) -> str:
+        header, rows = self._rows()
+        head = "".join(f"<th>{cell}</th>" for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
+        )
+        return f"<p>{self._title}</p><table><tr>{head}</tr>{body}</table>"
+
+
+def _ends(name: str) -> tuple[str, str]:
+    """The block that a layer is in, and what it is there: ``down_blocks.0``, ``attn1``."""
+    first, *_, role = parts = name.split(".")
+    return ".".join(parts[:2]) if first.endswith("_blocks") else first, role
+
+
+def _phase_text(phase: dict[str, Any]) -> str:
+    method = phase["method"]
+    if method == "full":
+        return "full"
+    if method == "keys":
+        return f"keys: {phase['keys']:,}"
+    agents = f", {phase['agents']:,} agents" if phase["agents"] else ""
+    return f"{method}: {phase['merged_tokens']:,}{agents}"
+
+
+def describe(
+    unet: UNet2DConditionModel,
+    runtime: Runtime | None,
+    height: int,
+    width: int,
+    factor: int,
+    device: str,
+) -> Inspection:
+    """Describe every attention layer for images of ``height × width``.
+
+    Args:
+        unet: The UNet.
+        runtime: Its patch, or None where it has none.
+        height: Of the image, in pixels.
+        width: Likewise.
+        factor: Pixels that a row of latents stands for.
+        device: Kind of device whose least numbers of tokens count.
+
+    Returns:
+        The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
+    """
+    layers = [
+        _describe_layer(site, runtime, height // factor, width // factor, device)
+        for site in find_sites(unet)
+    ]
+    return Inspection(height=height, width=width, layers=layers)
+
+
+def _describe_layer(
+    site: Site, runtime: Runtime | None, rows: int, columns: int, device: str
+) -> dict[str, Any]:
+    installed = isinstance(site.module.processor, AgentAttnProcessor) and runtime is not None
+    phases = []
+    if installed and runtime is not None:
+        for phase in runtime.schedule.phases:
+            plan = runtime.plan(phase, site.downsample, rows, columns, device)
+            method = "full" if plan.untouched else phase.method
+            phases.append({"method": method, **plan._asdict()})
+    works = any(phase["method"] != "full" for phase in phases)
+    if site.obstacle is not None:
+        reason: str | None = site.obstacle
+    elif runtime is None:
+        reason = "no patch applied"
+    elif installed:
+        reason = None if works else "the schedule changes nothing at this size"
+    elif LAYER in vars(site.module):
+        reason = f"its processor was replaced since ({type(site.module.processor).__name__})"
+    elif (site.downsample, site.module.heads) in runtime.layers:
+        reason = "its processor was another's as the patch was applied; apply it again"
+    else:
+        reason = "below max_downsample"
+    return {
+        "name": site.name,
+        "downsample": site.downsample,
+        "tokens": -(-rows // site.downsample) * -(-columns // site.downsample),
+        "patched": installed,
+        "reason": reason,
+        "phases": phases,
+    }

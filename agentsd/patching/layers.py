@@ -1,0 +1,157 @@
+"""Find a UNet in what the user gives, and the attention layers in a UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    Transformer2DModel,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+)
+from torch import nn
+
+from ..errors import PatchError
+from .diffusers_internals import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    BasicTransformerBlock,
+    FusedAttnProcessor2_0,
+    TransformerSpatioTemporalModel,
+)
+from .processor import AgentAttnProcessor
+
+REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
+"""Processors of plain softmax attention: agentsd knows what they compute and can stand in."""
+
+MODELS = (
+    UNet2DConditionModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+    UNet3DConditionModel,
+    ControlNetModel,
+)
+"""What can be patched: UNets whose tokens are a grid of latents, and their like."""
+
+OVER_PLACES = (Transformer2DModel, TransformerSpatioTemporalModel)
+"""Owners of blocks that attend over the places of an image; others do over a video's frames."""
+
+_SUPPORTED = (
+    "agentsd patches the UNets of Stable Diffusion 1.x, 2.x, SDXL and the like, of AnimateDiff "
+    "and Stable Video Diffusion, and a ControlNet on its own"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention module of a UNet, with the resolution at which it works."""
+
+    name: str
+    module: Attention
+    downsample: int
+    obstacle: str | None
+    """Why no schedule can patch it; None where one can."""
+
+
+def find_unet(x: Any) -> UNet2DConditionModel:
+    """The UNet of a pipeline, or ``x`` itself; a compiled module stands for what it wraps.
+
+    One of :data:`MODELS`, named for the first of them.
+
+    Raises:
+        PatchError: Says what was found instead.
+    """
+    found = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
+    found = getattr(found, "_orig_mod", found)
+    if isinstance(found, MODELS):
+        return found
+    what = type(x).__name__
+    if found is not None and found is not x:
+        what += f", whose unet is a {type(found).__name__}"
+    elif isinstance(getattr(x, "transformer", None), nn.Module):
+        what += f", whose model is a transformer ({type(x.transformer).__name__}), not a UNet"
+    elif isinstance(x, DiffusionPipeline):
+        what += f", which has no unet but {', '.join(x.components)}"
+    nets = getattr(x, "nets", None)
+    give = "one of its nets" if isinstance(nets, nn.ModuleList) else "the pipeline or its unet"
+    raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: give {give}")
+
+
+def top_sites(unet: UNet2DConditionModel) -> list[Site]:
+    """The sites that can be patched, of the highest resolution at which there are any."""
+    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    top = min((site.downsample for site in sites), default=0)
+    return [site for site in sites if site.downsample == top]
+
+
+@contextmanager
+def exchanged(sites: list[Site], make: Callable[[Any], Any]) -> Iterator[None]:
+    """Give sites other processors until the end of the block.
+
+    Args:
+        sites: Whose processors to exchange.
+        make: Makes a site's new processor from the one that was there.
+    """
+    before = [site.module.processor for site in sites]
+    try:
+        for site, original in zip(sites, before, strict=True):
+            site.module.set_processor(make(original))
+        yield
+    finally:
+        for site, original in zip(sites, before, strict=True):
+            site.module.set_processor(original)
+
+
+def find_sites(unet: UNet2DConditionModel) -> list[Site]:
+    """Every attention module of the UNet, in order, with its resolution and its obstacle."""
+    modules = dict(unet.named_modules())
+    return [
+        Site(name, module, _downsample(unet, name), _misplaced(name, modules) or _unlike(module))
+        for name, module in modules.items()
+        if isinstance(module, Attention)
+    ]
+
+
+def _misplaced(name: str, modules: dict[str, nn.Module]) -> str | None:
+    """Why the attention of that name is none over the places of an image; None where it is."""
+    if getattr(modules[name], "added_kv_proj_dim", None) is not None:
+        return "it attends to places and text at once (Kandinsky, DeepFloyd)"
+    block, _, role = name.rpartition(".")
+    if role != "attn1" or not isinstance(modules[block], BasicTransformerBlock):
+        return "not the self-attention of a transformer block"
+    owner = modules[block.rpartition(".")[0].rpartition(".")[0]]  # …transformer_blocks.0
+    return None if isinstance(owner, OVER_PLACES) else "it attends over frames, not over places"
+
+
+def _unlike(attn: Attention) -> str | None:
+    """What sets the module apart from those agentsd can stand in for; None where nothing does."""
+    if attn.is_cross_attention:
+        return "cross-attention in the place of self-attention"
+    if type(attn.processor) not in REPLACEABLE:
+        return f"its processor is another's ({type(attn.processor).__name__})"
+    for part in ("group_norm", "spatial_norm", "norm_q", "norm_k"):
+        if getattr(attn, part, None) is not None:
+            return f"unlike Stable Diffusion's, it has {part}"
+    if attn.residual_connection or attn.rescale_output_factor != 1:
+        return "unlike Stable Diffusion's, it rescales its output or adds its input"
+    return None
+
+
+def _downsample(unet: UNet2DConditionModel, name: str) -> int:
+    """How many latent rows a row of tokens stands for: follows the UNet down and up again."""
+    down, up = list(unet.down_blocks), list(getattr(unet, "up_blocks", []))
+    halvings = [bool(getattr(block, "downsamplers", None)) for block in down]
+    doublings = [bool(getattr(block, "upsamplers", None)) for block in up]
+    part, _, rest = name.partition(".")
+    index = int(rest.partition(".")[0]) if part.endswith("_blocks") else 0
+    if part == "down_blocks":
+        return 1 << sum(halvings[:index])
+    return 1 << sum(halvings) - (sum(doublings[:index]) if part == "up_blocks" else 0)

@@ -1,0 +1,290 @@
+"""Put agent attention into a UNet, take it out again, and tell what it does there."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import PatchError
+from ..schedule import Phase, Schedule
+from .diffusers_internals import Attention, AttnProcessor2_0
+from .inspection import Inspection, describe
+from .layers import REPLACEABLE, find_sites, find_unet
+from .processor import LAYER, AgentAttnProcessor, Layer, MergedPart
+from .runtime import Runtime
+
+T = TypeVar("T")
+
+DEFAULT_SCHEDULE = "faithful"
+_PATCH = "_agentsd_patch"
+"""Attribute of a patched UNet that holds its :class:`Patch`."""
+
+
+class Patch(NamedTuple):
+    """What :func:`apply_patch` leaves on a UNet, for :func:`remove_patch` to take away."""
+
+    runtime: Runtime
+    hooks: list[RemovableHandle]
+
+
+def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
+    """Give the self-attention of a UNet to agent attention under a schedule.
+
+    Only the processors of the self-attention modules change (cross-attention, LoRA and
+    IP-Adapter are left alone), in this one UNet. Applying twice equals applying once with the
+    newer settings, and :func:`remove_patch` restores the model bit for bit.
+
+    diffusers sees and sets the processors underneath: with ``set_default_attn_processor`` or any
+    of diffusers' softmax processors the patch goes on over the new ones; to processors that
+    compute something else (an attention slice, xFormers) it gives way with a warning, until
+    they are replaced in their turn.
+
+    Args:
+        x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
+            where there is one: its scheduler tells how long a run is.
+        schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``, or
+            ``"paper"``, the published one), or the path of a YAML file. ``None`` is
+            ``"faithful"``, the closest to the unpatched image.
+        **overrides: Parameters of :class:`Phase`, under their published names. Without a
+            schedule they make one constant phase (``method`` is ``"agent"`` unless given); with
+            one they change its phases that read them.
+
+    Returns:
+        ``x``, patched.
+
+    Raises:
+        ScheduleError: If the schedule or an override is not valid.
+        PatchError: If ``x`` has no UNet to patch, or no layer of it matches.
+
+    Example:
+        >>> from agentsd import apply_patch, load_pipeline
+        >>> pipe = apply_patch(load_pipeline("pocket"), sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
+        >>> image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
+        >>> image.size
+        (128, 128)
+    """
+    if schedule is None and overrides:
+        settings = Schedule(phases=(Phase(**overrides),))
+    else:
+        settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
+        settings = settings.override(**overrides) if overrides else settings
+    unet = find_unet(x)
+    sites = [site for site in find_sites(unet) if site.obstacle is None]
+    if not sites:
+        raise PatchError(_nothing_to_patch(unet))
+    top = min(site.downsample for site in sites)
+    reach = settings.reach(top)
+    if reach < top:
+        raise PatchError(
+            f"max_downsample={reach} matches no layer: the self-attention of this UNet begins at "
+            f"downsample {top}; give {top} or more, or leave it out"
+        )
+    runtime = Runtime(
+        settings,
+        ((s.downsample, s.module.heads) for s in sites if s.downsample <= reach),
+        pipeline=None if isinstance(x, nn.Module) else x,
+    )
+    before = _patch_of(unet)
+    try:
+        remove_patch(unet)
+        _install(unet, runtime)
+    except BaseException:
+        _restore(unet, before)
+        raise
+    return x
+
+
+def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
+    """Have the UNet's calls followed, and exchange its processors."""
+    hooks: list[RemovableHandle] = []
+    setattr(unet, _PATCH, Patch(runtime, hooks))
+    hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
+    hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
+    modules = dict(unet.named_modules())
+    for number, site in enumerate(find_sites(unet)):
+        if site.obstacle is None and (site.downsample, site.module.heads) in runtime.layers:
+            layer = Layer(runtime, number, site.downsample, site.module.processor)
+            setattr(site.module, LAYER, layer)
+            site.module.set_processor(AgentAttnProcessor())
+            site.module.get_processor = partial(_get_processor, site.module)
+            site.module.set_processor = partial(_set_processor, site.module)
+            block = modules[site.name.rpartition(".")[0]]
+            for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
+                if part is not None and runtime.schedule.asks(option):
+                    merged = MergedPart(layer, option)
+                    hooks.append(part.register_forward_pre_hook(merged.enter))
+                    hooks.append(part.register_forward_hook(merged.leave))
+
+
+def _get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
+    """A patched module's ``get_processor``: the one that stands under the patch.
+
+    diffusers decides by the kinds of processors that it finds; the patch's own is none of them.
+    """
+    found = type(attn).get_processor(attn, *args, **kwargs)
+    return vars(attn)[LAYER].original if isinstance(found, AgentAttnProcessor) else found
+
+
+def _set_processor(attn: Attention, processor: Any) -> None:
+    """A patched module's ``set_processor``: under the patch where it can stand in for it."""
+    if type(processor) not in REPLACEABLE:
+        warnings.warn(
+            f"agentsd gives way to {type(processor).__name__}, for which it cannot stand in; "
+            "unet.set_default_attn_processor() brings the patch back",
+            stacklevel=3,
+        )
+    elif not isinstance(processor, AgentAttnProcessor):
+        setattr(attn, LAYER, replace(vars(attn)[LAYER], original=processor))
+        processor = AgentAttnProcessor()
+    type(attn).set_processor(attn, processor)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
+def _tell_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
+    """Warn, as a run begins, where others have since put their processors into every layer."""
+    patch = _patch_of(unet)
+    step = patch.runtime.step if patch else None
+    if step is None or step.position.step:
+        return
+    layers = [module for module in unet.modules() if LAYER in vars(module)]
+    kinds = {type(module.processor).__name__ for module in layers}
+    if AgentAttnProcessor.__name__ not in kinds:
+        warnings.warn(
+            f"agentsd does nothing: {', '.join(sorted(kinds))} took the place of its processors "
+            "since (sliced attention and xFormers do); call unet.set_default_attn_processor() to "
+            "bring the patch back, or apply_patch again",
+            stacklevel=2,
+        )
+
+
+def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
+    """Put back the patch that was there before, or none."""
+    remove_patch(unet)
+    if before is not None:
+        _install(unet, before.runtime)
+
+
+def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
+    found = Counter(site.obstacle for site in find_sites(unet))
+    listed = "; ".join(f"{count} × {reason}" for reason, count in found.items())
+    return (
+        "no self-attention layer to patch: agentsd looks for the attn1 of transformer blocks, "
+        f"with diffusers' own softmax processors, and found {listed or 'no attention at all'}"
+    )
+
+
+def remove_patch(x: T) -> T:
+    """Take the patch out: every module is again as it was before, bit for bit.
+
+    Processors that something else put in place since (an IP-Adapter, say) are left as they are.
+
+    Args:
+        x: What was given to :func:`apply_patch`, or its UNet; patched or not.
+
+    Returns:
+        ``x``, unpatched.
+
+    Raises:
+        PatchError: If ``x`` has no UNet.
+    """
+    unet = find_unet(x)
+    for module in unet.modules():
+        layer: Layer | None = vars(module).get(LAYER)
+        for name in ("get_processor", "set_processor"):
+            if layer is not None:
+                vars(module).pop(name, None)
+        if isinstance(getattr(module, "processor", None), AgentAttnProcessor):
+            module.set_processor(layer.original if layer else AttnProcessor2_0())
+        if layer is not None:
+            delattr(module, LAYER)
+    patch = _patch_of(unet)
+    if patch is not None:
+        for hook in patch.hooks:
+            hook.remove()
+        delattr(unet, _PATCH)
+    return x
+
+
+def _patch_of(unet: UNet2DConditionModel) -> Patch | None:
+    found: Patch | None = vars(unet).get(_PATCH)
+    return found
+
+
+@contextmanager
+def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> Iterator[T]:
+    """Patch for the length of a ``with`` block, then restore what was there, errors or not.
+
+    Args:
+        x: As for :func:`apply_patch`.
+        schedule: As for :func:`apply_patch`.
+        **overrides: As for :func:`apply_patch`.
+
+    Yields:
+        ``x``, patched.
+
+    Example:
+        >>> from agentsd import load_pipeline, patched
+        >>> pipe = load_pipeline("pocket")
+        >>> with patched(pipe, "faithful"):
+        ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
+    """
+    unet = find_unet(x)
+    before = _patch_of(unet)
+    apply_patch(x, schedule, **overrides)
+    try:
+        yield x
+    finally:
+        _restore(unet, before)
+
+
+def inspect_patch(
+    x: Any, height: int | None = None, width: int | None = None, device: str | None = None
+) -> Inspection:
+    """Tell which attention layers are patched, which are left alone, and why.
+
+    Args:
+        x: A pipeline or UNet, patched or not.
+        height: Height of the image in pixels (of the latents for a UNet on its own); the
+            model's own size by default.
+        width: Width, likewise.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``: how many tokens a layer needs to gain from a
+            patch depends on it; the model's own by default.
+
+    Returns:
+        A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
+        ``layers``, each with ``name``, ``downsample``, ``tokens``, ``patched``, ``reason``, and
+        ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
+        ``keys`` after every cap.
+
+    Raises:
+        PatchError: If ``x`` has no UNet, or a size is no multiple of the model's factor.
+
+    Example:
+        >>> from agentsd import apply_patch, inspect_patch, load_pipeline
+        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper"))["layers"]
+        >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
+        [256, 0]
+    """
+    unet = find_unet(x)
+    factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
+    size = getattr(unet.config, "sample_size", None) or 64  # a ControlNet has none
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height = rows * factor if height is None else height
+    width = columns * factor if width is None else width
+    for name, value in (("height", height), ("width", width)):
+        if type(value) is not int or value < factor or value % factor:
+            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
+    patch = _patch_of(unet)
+    runtime = patch.runtime if patch else None
+    return describe(unet, runtime, height, width, factor, device or unet.device.type)

@@ -1,0 +1,249 @@
+"""What changes while a UNet runs: the step, its phase, the size of the latents.
+
+Each call of the UNet says anew where in its run it stands: no calls are counted, and nothing is
+kept from one call to the next.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ScheduleError
+from ..methods.token_grid import cells, cycled_places, random_places, tokens_at
+from ..schedule import Phase, Plan, Schedule
+
+TRAIN_TIMESTEPS = 1000
+"""Length of the noise scale that Stable Diffusion's timesteps count on."""
+
+MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
+"""Layers of fewer tokens are left alone, by kind of device; where unlisted, as on CUDA.
+
+On a CPU no method lost time from 512 tokens on, at any width from 32 to 1,280 channels; at widths
+of 320 and more, none did from 256 on. On other devices these are guesses, not yet measured.
+"""
+
+UNTOUCHED = Phase(method="full")
+
+
+class Position(NamedTuple):
+    """Where a call of the UNet stands in its run: denoising step ``step`` of ``num_steps``."""
+
+    step: int
+    num_steps: int
+    listed: bool = True
+    """False where no list of timesteps was found and the two only tell the level of noise."""
+
+
+def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
+    """Tell the denoising step from the timestep a UNet was called with.
+
+    Pipelines and loops hand the UNet one entry of the scheduler's list of timesteps, as a view
+    of it. Its place in memory is its place in the list: unambiguous where the list repeats a
+    timestep (PNDM, Heun), the whole list's where a run starts in its middle (img2img), and known
+    without waiting for the device. Calls that belong to one step (Heun makes two, PNDM two for
+    its first) share its number. Only a timestep that is no view is told by its value, which may
+    wait for the device.
+
+    Args:
+        timestep: What the UNet was called with: a tensor of no or one dimension, or a number.
+        scheduler: The pipeline's scheduler, or None for a UNet on its own.
+
+    Returns:
+        The step and the number of steps. Without any list to look into, the step's place on
+        the noise scale out of 1,000 stands for both.
+    """
+    known = getattr(scheduler, "timesteps", None)
+    known = known if isinstance(known, Tensor) and known.ndim == 1 and len(known) else None
+    index = length = None
+    if isinstance(timestep, Tensor):
+        storage = timestep.untyped_storage()
+        size = storage.nbytes() // timestep.element_size()
+        if known is not None and storage.data_ptr() == known.untyped_storage().data_ptr():
+            index, length = timestep.storage_offset() - known.storage_offset(), len(known)
+        elif size > 1 and (timestep.numel() == 1 or not any(timestep.stride())):
+            index, length = timestep.storage_offset(), size
+    if index is None or length is None:
+        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        found = [i for i, t in enumerate(known.tolist()) if t == value] if known is not None else []
+        if known is None or not found:
+            step = TRAIN_TIMESTEPS - 1 - round(value)
+            return Position(min(max(step, 0), TRAIN_TIMESTEPS - 1), TRAIN_TIMESTEPS, listed=False)
+        index, length = found[0], len(known)
+    num_steps = length
+    if known is not None and length == len(known):
+        num_steps = getattr(scheduler, "num_inference_steps", None) or length
+    # Solvers that call the UNet more often than there are steps list more timesteps than steps.
+    return Position(min(index * num_steps // length, num_steps - 1), num_steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the UNet: its place in the run, its phase, and what each layer needs of both."""
+
+    position: Position
+    phase: Phase
+    plans: dict[int, Plan]
+    """What the phase makes of the tokens, by resolution (``downsample``)."""
+    chosen: dict[tuple[int, int], Tensor]
+    """By resolution and number of heads: the tokens of the cells that serve as destinations
+    ``[cells]``, or as keys ``[heads, cells]``."""
+    works: frozenset[int]
+    """The resolutions at which layers do anything but what they do unpatched."""
+    owners: dict[int, Tensor]
+    """By number of the layer: the owners of its tokens, for the rest of its block. Of this call."""
+
+
+class Runtime:
+    """Follows the calls of one UNet.
+
+    Args:
+        schedule: What each step does.
+        layers: Resolution (``downsample``) and number of heads of the patched layers. The highest
+            resolution among them is what ``max_downsample=None`` means.
+        pipeline: The pipeline whose scheduler names the steps, or None for a UNet on its own.
+    """
+
+    def __init__(
+        self, schedule: Schedule, layers: Iterable[tuple[int, int]], pipeline: Any = None
+    ) -> None:
+        self.schedule = schedule
+        self.layers = frozenset(layers)
+        # Weak, so that a UNet kept for itself does not keep its pipeline's other models. Asked
+        # at every call, so that a scheduler swapped in later is the one that counts.
+        self._pipeline: Callable[[], Any] = (
+            weakref.ref(pipeline) if pipeline is not None else _nothing
+        )
+        self.step: Step | None = None
+        self._sizes: set[tuple[int, int]] = set()
+        self._told_of_mask = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
+        return vars(self) | {"_pipeline": _nothing, "step": None}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
+    def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take step and size from a UNet's call; a forward pre-hook.
+
+        All that depends on the step is made here, ahead of the layers and out of a compiler's
+        sight. So a compiled UNet finds only constants of the phase, and tensors, and is compiled
+        once a phase and not at each step.
+
+        Raises:
+            ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
+        """
+        sample, timestep = (
+            kwargs[name] if name in kwargs else args[place]
+            for place, name in enumerate(("sample", "timestep"))
+        )
+        position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
+        if self.schedule.counts_steps and not position.listed:
+            raise ScheduleError(
+                "until_step counts steps, but this UNet was called with a timestep that belongs "
+                "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
+            )
+        phase = self.schedule.phase_at(position.step, position.num_steps)
+        height, width = sample.shape[-2:]
+        self.step = self.step_at(position, phase, height, width, sample.device)
+        if (height, width) not in self._sizes:
+            self._sizes.add((height, width))
+            self._tell_if_idle(height, width, sample.device.type)
+        if kwargs.get("attention_mask") is not None and not self._told_of_mask:
+            self._told_of_mask = True
+            warnings.warn(
+                "agentsd leaves calls with an attention_mask as they are unpatched: a mask names "
+                "tokens, and merging takes them away",
+                stacklevel=2,
+            )
+
+    def _tell_if_idle(self, height: int, width: int, device: str) -> None:
+        """Warn where the schedule would change layers, but changes none of this size."""
+        phases = [phase for phase in self.schedule.phases if phase.method != "full"]
+        plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
+        if not phases or not all(plan.untouched for plan in plans):
+            return
+        if any(self.covers(p, d, height, width, device) for p in phases for d, _ in self.layers):
+            why = "it merges nothing there, nor takes fewer agents or keys than there are tokens"
+        else:
+            least = max(self._least(phase, device) for phase in phases)
+            why = f"layers of fewer than {least:,} tokens gain nothing on a {device} (min_tokens)"
+        warnings.warn(
+            f"this schedule of agentsd changes nothing on latents of {height}×{width}: {why}; "
+            "inspect_patch tells what each layer does",
+            stacklevel=2,
+        )
+
+    def step_at(
+        self,
+        position: Position,
+        phase: Phase,
+        height: int,
+        width: int,
+        device: torch.device | str = "cpu",
+    ) -> Step:
+        """A step on latents of ``height × width``."""
+        device = torch.device(device)
+        plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
+        works = frozenset(d for d, plan in plans.items() if not plan.untouched)
+        chosen = {
+            (d, heads): self._choose(position, phase, heads, *_grid(d, height, width), device)
+            for d, heads in self.layers
+            if not plans[d].untouched
+        }
+        return Step(position, phase, plans, chosen, works, {})
+
+    def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
+        """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""
+        covered = self.covers(phase, downsample, height, width, device)
+        return (phase if covered else UNTOUCHED).plan(*_grid(downsample, height, width))
+
+    def covers(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> bool:
+        """Whether a resolution is neither too deep for the phase nor too small to gain."""
+        reach = phase.max_downsample or min(d for d, _ in self.layers)
+        rows, columns = _grid(downsample, height, width)
+        return downsample <= reach and rows * columns >= self._least(phase, device)
+
+    def _least(self, phase: Phase, device: str) -> int:
+        """Tokens that a layer must have to be changed."""
+        usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
+        return usual if phase.min_tokens is None else phase.min_tokens
+
+    def _choose(
+        self,
+        position: Position,
+        phase: Phase,
+        heads: int,
+        height: int,
+        width: int,
+        device: torch.device,
+    ) -> Tensor:
+        """Draw a token of each cell: keys in every head, or destinations, the same for all."""
+        keys = phase.method == "keys"
+        sy, sx = phase.strides(height, width)
+        rows, columns = cells(height, width, sy, sx, partial=keys)
+        shape = (heads, rows * columns) if keys else (rows * columns,)
+        select = phase.select if keys else ("random" if phase.use_rand else "grid")
+        if select == "grid":
+            place = torch.zeros(shape, dtype=torch.int64, device=device)
+        else:
+            # A cycle needs steps that follow each other; a level of noise does not tell them.
+            cycle = select == "cycle" and position.listed
+            draw = cycled_places if cycle else random_places
+            place = draw(shape, sy * sx, position.step, self.schedule.seed, device)
+        return tokens_at(place, height, width, sy, sx, rows)
+
+
+def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
+    """Tokens down and across at a resolution; a halving rounds up, as the UNet's does."""
+    return -(-height // downsample), -(-width // downsample)
+
+
+def _nothing() -> None:
+    return None
