@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from .errors import SettingsError
+from .files import files_below
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -38,7 +39,7 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
     if os.path.isfile(path):  # which takes any text, however long
         return file_sha256(path)
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if _counts(file.relative_to(path)))
+        files = sorted(file for file in files_below(path) if file.suffix in WEIGHTS)
         digest = hashlib.sha256()
         for file in files:
             line = f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n"
@@ -78,10 +79,6 @@ def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt")
-
-
-def _counts(file: Path) -> bool:
-    return file.suffix in WEIGHTS and not any(part.startswith(".") for part in file.parts)
 
 
 @lru_cache(maxsize=256)
