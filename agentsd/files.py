@@ -1,4 +1,4 @@
-"""The files of a folder."""
+"""Which files a folder has, and whether one has changed."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
+def file_state(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file does; its time of modification alone can be put back (``cp -p``).
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    now = Path(path).stat()
+    return now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns

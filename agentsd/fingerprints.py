@@ -13,15 +13,14 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from .errors import SettingsError
-from .files import files_below
+from .files import file_state, files_below
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; hashed again only when its size or time has changed."""
-    now = Path(path).stat()
-    return _hashed(str(Path(path).resolve()), now.st_mtime_ns, now.st_size)
+    """SHA-256 of a file, in hexadecimal; hashed again only when it has changed."""
+    return _hashed(str(Path(path).resolve()), file_state(path))
 
 
 def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
@@ -82,7 +81,7 @@ WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt")
 
 
 @lru_cache(maxsize=256)
-def _hashed(path: str, _time: int, _size: int) -> str:
+def _hashed(path: str, _state: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
