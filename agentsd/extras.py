@@ -6,6 +6,7 @@ All of it is diffusers' own; here it is checked, recorded, and put on.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +28,24 @@ from .fingerprints import file_sha256, fingerprint
 from .input_images import read_input_image
 from .internals import DTYPE
 from .output import SAMPLERS
-from .pipelines import FILES, HUB_ID
+from .pipelines import FILES, HUB_ID, only_variant
 from .validation import Strict, shown
 
 Offload = Literal["model", "sequential", "group"]
 
+
+def _spelled(name: str) -> str:
+    """A scheduler's name without what people spell in different ways."""
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
 SCHEDULERS = {
-    spelling.lower(): name
+    _spelled(spelling): name
     for name in dir(diffusers)
     if name.endswith("Scheduler")
     for spelling in (name, name.removesuffix("Scheduler"), SAMPLERS.get(name, name))
 }
-"""Class names of diffusers' schedulers, by every spelling that is taken, in lower case."""
+"""Class names of diffusers' schedulers, by every spelling that is taken: see ``_spelled``."""
 
 
 class Extras(Strict):
@@ -84,11 +91,18 @@ class Extras(Strict):
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("loras")
+    @classmethod
+    def _one_spelling(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
+        # One weight has one spelling on record; 1 is left out.
+        scaled = map(_scaled, loras)
+        return tuple(path if _scaled(path) == (path, of) else f"{path}:{of}" for path, of in scaled)
+
     @field_validator("sampler")
     @classmethod
     def _class_name(cls, name: str | None) -> str | None:
         # One scheduler has one name on record, however it was spelled.
-        return None if name is None else SCHEDULERS.get(name.lower(), name)
+        return None if name is None else SCHEDULERS.get(_spelled(name), name)
 
     def model_post_init(self, _: Any) -> None:
         for one, other in (("controlnet", "control_image"), ("ip_adapter", "ip_image")):
@@ -191,6 +205,7 @@ def equip(
             net = ControlNetModel.from_pretrained(
                 extras.controlnet,
                 use_safetensors=not allow_pickle or None,
+                variant=only_variant(Path(extras.controlnet)),
                 **{DTYPE: pipe.dtype},
             )
             pipe = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(device))
@@ -241,7 +256,7 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
         SettingsError: If there is none of that name for this pipeline; lists those there are.
     """
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    kind = SCHEDULERS.get(name.lower(), name)
+    kind = SCHEDULERS.get(_spelled(name), name)
     if kind not in known:
         fit = sorted(SAMPLERS.get(k, k) for k in known)
         raise SettingsError(

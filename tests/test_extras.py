@@ -133,6 +133,34 @@ def test_the_record_gives_them_back(picture: str) -> None:
     assert other["init_image_sha256"] != told["init_image_sha256"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "spellings"),
+    [
+        ("sampler", ["DPM++ 2M", "dpm++2m", " DPM++  2M", "dpm_solver_multistep"]),
+        ("sampler", ["Euler a", "euler_a", "EulerA", "EulerAncestralDiscreteScheduler"]),
+        ("loras", [("a",), ("a:1",), ("a:1.0",)]),
+        ("loras", [("a:0.5",), ("a:.50",)]),
+        ("loras", [("a:2:1",), ("a:2:1.0",)]),  # of a file called a:2
+    ],
+)
+def test_one_spelling_is_on_record(setting: str, spellings: list[Any]) -> None:
+    """Else a resumed run would count as another."""
+    told = [Extras(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(extras, setting) for extras in told}) == 1
+    assert Extras.from_record(told[0].recorded()) == told[0]
+    assert len({*Extras(loras=("a", "a:2", "a:2:1")).loras}) == 3
+
+
+def test_a_controlnet_of_which_there_is_a_variant_alone(
+    pipe: Any, tmp_path: Path, picture: str
+) -> None:
+    folder = Path(controlnet(pipe, tmp_path))
+    whole = made(pipe, Extras(controlnet=str(folder), control_image=picture))
+    (file,) = folder.glob("*.safetensors")
+    file.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert made(pipe, Extras(controlnet=str(folder), control_image=picture)) == whole
+
+
 @pytest.mark.parametrize("weights", ["none", "half", "pickle"])
 def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) -> None:
     folder = tmp_path / "lora"
