@@ -25,6 +25,7 @@ from pydantic import Field, field_validator
 
 from .errors import AgentSDError, LoadError, SettingsError
 from .fingerprints import file_sha256, fingerprint
+from .generation import LONGEST_SIDE, ImageSettings, check_steps, is_size
 from .input_images import read_input_image
 from .internals import DTYPE
 from .output import SAMPLERS
@@ -136,6 +137,31 @@ class Extras(Strict):
         """Read what :meth:`recorded` told, out of a record of more."""
         return cls(**{key: told[key] for key in cls.model_fields if key in told})
 
+    def check(self, settings: ImageSettings) -> None:
+        """Refuse an image that cannot be made with these extras.
+
+        Raises:
+            SettingsError: If no denoising step is left, or a side would be too long.
+        """
+        share = 1.0 if self.init_image is None else self.strength
+        check_steps(settings.num_inference_steps, share)
+        if (settings.height is None) != (settings.width is None):
+            self.inputs(settings.height, settings.width)
+
+    def sides(self, height: Any, width: Any) -> dict[str, int | None]:
+        """The height and width to ask for, so that an image of this size is made once more.
+
+        One that followed from an image may be smaller than what can be asked for.
+        """
+        if is_size(height, width):
+            return {"height": height, "width": width}
+        path = self.init_image or self.control_image
+        image = read_input_image(path) if path else None
+        for tall, wide in ((height, None), (None, width)):
+            if is_size(tall, wide) and _size_for(image, tall, wide) == (width, height):
+                return {"height": tall, "width": wide}
+        return {"height": None, "width": None}  # the image's or the model's own
+
     def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
         """What to call the pipeline with for images of a height and width."""
         images = {name: read_input_image(path) for name, path in self.images().items()}
@@ -162,10 +188,15 @@ def _size_for(image: Image | None, height: int | None, width: int | None) -> tup
         return width, height
     if image is None:
         return None
-    if height is not None:
-        return _in_eights(height * image.width / image.height), height
-    if width is not None:
-        return width, _in_eights(width * image.height / image.width)
+    if height is not None or width is not None:
+        tall = height or _in_eights((width or 0) * image.height / image.width)
+        wide = width or _in_eights((height or 0) * image.width / image.height)
+        if max(tall, wide) > LONGEST_SIDE:
+            raise SettingsError(
+                f"height and width: {wide}×{tall} would follow from an image of "
+                f"{image.width}×{image.height} pixels, and {LONGEST_SIDE} is the most; give both"
+            )
+        return wide, tall
     return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
 
 

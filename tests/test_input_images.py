@@ -15,6 +15,7 @@ from PIL import Image
 from agentsd import SettingsError
 from agentsd.extras import Extras
 from agentsd.fingerprints import file_sha256
+from agentsd.generation import ImageSettings
 from agentsd.input_images import read_input_image
 
 ORIENTATION = 0x0112
@@ -141,3 +142,23 @@ def test_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
     os.utime(path, ns=(time, time))
     assert grey(path) == [[255, 255]]
     assert file_sha256(path) != hash_before
+
+
+@pytest.mark.parametrize("given", [(None, None), (64, None), (None, 96), (64, 96)])
+@pytest.mark.parametrize("of", [(128, 300), (300, 128), (55, 65), (251, 93)])
+def test_an_image_of_any_size_is_made_again(
+    tmp_path: Path, of: tuple[int, int], given: tuple[int | None, int | None]
+) -> None:
+    """Its record tells the size that it has, which may be smaller than what can be asked for."""
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", of))))
+    width, height = extras.inputs(*given)["image"].size
+    again = extras.sides(height, width)
+    ImageSettings(prompt="a", **again)
+    assert extras.inputs(**again)["image"].size == (width, height)
+
+
+def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (3000, 1)))))
+    with pytest.raises(SettingsError, match="1536000×512 would follow from an image of 3000×1"):
+        extras.check(ImageSettings(prompt="a", height=512))
+    extras.check(ImageSettings(prompt="a", height=512, width=512))
