@@ -130,7 +130,12 @@ class Extras(Strict):
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
         added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
-        return {source: fingerprint(source) for source in added if source is not None}
+        found = {source: fingerprint(source) for source in added if source is not None}
+        if self.ip_adapter is not None:
+            encoder = Path(self.ip_adapter).with_name("image_encoder")  # it is loaded, too
+            if encoder.is_dir():
+                found[str(encoder)] = fingerprint(encoder)
+        return found
 
     @classmethod
     def from_record(cls, told: Mapping[str, Any]) -> Extras:

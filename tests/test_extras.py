@@ -114,6 +114,8 @@ def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -
     file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
     first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
     assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
+    told = Extras(ip_adapter=file, ip_image=other).weights()
+    assert set(told) == {file, str(tmp_path / "image_encoder")}
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
