@@ -333,6 +333,8 @@ def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
     reader = csv.reader(lines, **(plain if tab else {"strict": True}))
     header = [column.strip().lower() for column in next(reader, [])]
     found = next((column for column in PROMPT_COLUMNS if column in header), None)
+    if any(map(UNDECODED.search, header)):
+        raise SettingsError(f"{name}: {NOT_TEXT}")
     if found is None:
         raise SettingsError(
             f"{name}:1: no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]} "
