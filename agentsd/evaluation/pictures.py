@@ -51,8 +51,9 @@ def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
     Args:
         source: A folder, read with its subfolders, linked ones too, but without hidden ones; a
             folder with ``manifest.jsonl``, of which the manifest's images are taken, with prompts
-            and seeds; or a ``.tar`` as webdataset writes it, with prompts from ``KEY.txt`` or from
-            ``prompt`` or ``caption`` in ``KEY.json``.
+            and seeds (a run's folder ``images`` stands for the run); or a ``.tar`` as webdataset
+            writes it, with prompts from ``KEY.txt`` or from ``prompt`` or ``caption`` in
+            ``KEY.json``.
         unfinished: Take what there is of an unfinished run, and warn of the rest; else it is an
             error.
 
@@ -61,6 +62,8 @@ def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
             is an unfinished run.
     """
     path = Path(source)
+    if path.name == "images" and (path.parent / RUN).is_file():
+        path = path.parent  # whose manifest tells of hidden images, and of missing ones
     if path.is_dir():
         is_listed = bool(_parts(path, "manifest")) or (path / RUN).is_file()
         found = _of_manifest(path, unfinished) if is_listed else _of_folder(path)
