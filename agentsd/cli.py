@@ -291,10 +291,9 @@ def generate(
         _only_of_the_run(ctx)
         told = read_record(from_image)
         base = {name: told[name] for name in names if name in told}
-        if not generation.is_size(base.get("height"), base.get("width")):
-            base |= {"height": None, "width": None}  # the model's or the init image's own
         plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
         extras = Extras.from_record(told)
+        base |= extras.sides(base.get("height"), base.get("width"))
         model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
         dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
         prompt = [str(base.pop("prompt", ""))]
@@ -333,7 +332,6 @@ def generate(
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
-    share = 1.0 if extras.init_image is None else extras.strength
     hide_loading_bars()
     asked = Request(
         out=out,
@@ -368,7 +366,7 @@ def generate(
             raise SettingsError(f"--compare is no run of many images; drop {drop}")
         text = checked_template(template).replace("{}", prompt[0])
         settings = generation.ImageSettings(prompt=text, **base)
-        generation.check_steps(settings.num_inference_steps, share)
+        extras.check(settings)
         with stderr.status(Text(f"loading {model} …")):
             pipe = equip(
                 load_pipeline(
@@ -414,7 +412,7 @@ def generate(
             base,
             template=template,
             count=num_images,
-            strength=share,
+            check=extras.check,
             on_error=on_error.value,
             report=report,
         ),

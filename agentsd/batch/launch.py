@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ..errors import GenerationError, OutputError
 from ..extras import Extras, Offload, equip
-from ..fingerprints import fingerprint, snapshot_commit
+from ..fingerprints import check_unchanged, file_sha256, fingerprint, snapshot_commit
 from ..generation import VERSIONS
 from ..output import prepare_folder
 from ..pipelines import POCKET, load_pipeline, target_device
@@ -143,6 +143,14 @@ def launch(
         total = described["config"]["images"]
         folder.open(total)
         there, begun = folder.made, time.monotonic()
+        pictures = asked.extras.images()
+        known = {path: described["config"][f"{name}_sha256"] for name, path in pictures.items()}
+
+        def inputs(height: int | None, width: int | None) -> dict[str, Any]:
+            found = asked.extras.inputs(height, width)
+            check_unchanged(known, {path: file_sha256(path) for path in known})
+            return found
+
         work = Work(
             jobs=lambda: jobs(folder.prompts, asked.base, asked.schedule),
             total=total,
@@ -151,7 +159,7 @@ def launch(
             form=asked.form,
             extras=asked.extras.recorded()
             | {name: described["config"][name] for name in ("revision", "variant", "weights")},
-            inputs=asked.extras.inputs,
+            inputs=inputs,
             place=asked.place,
         )
         claims = stack.enter_context(Claims(folder.claims, asked.stale_after))
