@@ -275,31 +275,32 @@ def generate(
     With --compare, make one prompt's images with agent attention and without, side by side.
     """
     # Here, not above: diffusers takes seconds to import, and --help should not.
-    from .generation import images as generation
     from .generation.batch.launch import Request, launch
     from .generation.batch.prompts import checked_template, read_prompts
     from .generation.comparison import compare as compare_ways
     from .generation.image_files import read_record
+    from .generation.prompt_encoding import warnings_for
+    from .generation.records import VERSIONS
+    from .image_settings import ImageSettings
     from .models.adapters import Extras, equip
     from .models.fingerprints import check_unchanged, file_sha256
     from .models.loading import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
 
-    names = list(generation.ImageSettings.model_fields)
+    names = list(ImageSettings.model_fields)
     place = None
     if from_image is not None:
         _only_of_the_run(ctx)
         told = read_record(from_image)
         base = {name: told[name] for name in names if name in told}
-        if not generation.is_size(base.get("height"), base.get("width")):
-            base |= {"height": None, "width": None}  # the model's or the init image's own
         plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
         extras = Extras.from_record(told)
+        base |= extras.sides(base.get("height"), base.get("width"))
         model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
         dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
         prompt = [str(base.pop("prompt", ""))]
         place = _place(told.get("batch"))
-        for name, version in generation.VERSIONS.items():
+        for name, version in VERSIONS.items():
             if told.get(name) != version:
                 _note(f"made with {name} {told.get(name)}, made again with {version}")
     else:
@@ -313,7 +314,7 @@ def generate(
             "height": height,
             "width": width,
         }
-        base = generation.ImageSettings(prompt="-", **given).model_dump(exclude={"prompt"})
+        base = ImageSettings(prompt="-", **given).model_dump(exclude={"prompt"})
         plan = None if schedule == "none" else Schedule.load(schedule)
         extras = Extras(
             sampler=scheduler,
@@ -333,7 +334,6 @@ def generate(
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
-    share = 1.0 if extras.init_image is None else extras.strength
     hide_loading_bars()
     asked = Request(
         out=out,
@@ -367,8 +367,8 @@ def generate(
             drop = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
             raise SettingsError(f"--compare is no run of many images; drop {drop}")
         text = checked_template(template).replace("{}", prompt[0])
-        settings = generation.ImageSettings(prompt=text, **base)
-        generation.check_steps(settings.num_inference_steps, share)
+        settings = ImageSettings(prompt=text, **base)
+        extras.check(settings)
         with stderr.status(Text(f"loading {model} …")):
             pipe = equip(
                 load_pipeline(
@@ -382,7 +382,7 @@ def generate(
                 offload=cpu_offload.value if cpu_offload else None,
                 allow_pickle=allow_pickle,
             )
-        for note in generation.warnings_for(pipe, settings):
+        for note in warnings_for(pipe, settings):
             _note(note)
         both = compare_ways(
             pipe,
@@ -414,7 +414,7 @@ def generate(
             base,
             template=template,
             count=num_images,
-            strength=share,
+            check=extras.check,
             on_error=on_error.value,
             report=report,
         ),

@@ -21,7 +21,7 @@ from agentsd.generation.batch.claims import Claims
 from agentsd.generation.batch.engine import Stop, Work, run
 from agentsd.generation.batch.prompts import Job, jobs, read_prompts
 from agentsd.generation.batch.run_folder import RunFolder
-from agentsd.generation.images import ImageSettings
+from agentsd.image_settings import ImageSettings
 from agentsd.models.loading import load_pipeline
 from agentsd.progress import Bar
 

@@ -34,7 +34,8 @@ from agentsd.generation.batch.launch import Request, launch
 from agentsd.generation.batch.prompts import read_prompts
 from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.generation.image_files import parameters, read_record
-from agentsd.generation.images import Drawn, ImageSettings
+from agentsd.generation.images import Drawn
+from agentsd.image_settings import ImageSettings
 from agentsd.models.adapters import Extras
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -580,3 +581,24 @@ def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(held) == 200
     # The least of many moments: how much waits for the writers differs from one to the next.
     assert min(held[150:]) - min(held[50:100]) < 40_000
+
+
+def test_an_image_that_changes_during_a_run_stops_counting(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "init.png"
+    Image.new("RGB", (64, 64)).save(path)
+    extras = Extras(init_image=str(path), strength=1)
+    before, real = extras.recorded()["init_image_sha256"], agentsd.batch.engine.make_batch
+
+    def changing(*args: Any) -> list[Drawn]:
+        made = real(*args)
+        Image.new("RGB", (64, 64), "white").save(path)
+        return made
+
+    monkeypatch.setattr(agentsd.batch.engine, "make_batch", changing)
+    summary, _ = start(prompts=["a", "b"], extras=extras, batch_size=1)
+    assert (summary["made"], summary["failed"]) == (1, 1)
+    assert [line["init_image_sha256"] for line in manifest(tmp_path / "run")] == [before]
+    (failure,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
+    assert "init.png is not what" in failure

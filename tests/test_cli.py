@@ -18,7 +18,7 @@ from tiny_models import tiny_unet, with_safety_checker
 
 from agentsd import __version__
 from agentsd.cli import main
-from agentsd.generation.images import image_seed
+from agentsd.image_settings import image_seed
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_hidden_images_are_not_good_ones(
 ) -> None:
     """All are black: neither two images made nor twice the same image."""
     with_safety_checker(pipe)
-    for module in ("pipelines", "batch.launch"):
+    for module in ("models.loading", "generation.batch.launch"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", lambda *_, **__: pipe)
     code, out, _ = run(*more)
     assert code == 1
@@ -87,7 +87,7 @@ def test_hidden_images_are_not_good_ones(
 def test_a_run_that_leaves_no_step_is_refused_before_loading(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any
 ) -> None:
-    for module in ("pipelines", "batch.launch"):
+    for module in ("models.loading", "generation.batch.launch"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", None)
     Image.new("RGB", (8, 8)).save(tmp_path / "init.png")
     code, _, err = run("--init-image", str(tmp_path / "init.png"), "--strength", "0.01", *more)

@@ -16,7 +16,9 @@ from tiny_models import build, tiny_unet
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
-from agentsd.generation.images import ImageSettings, PromptEncoder, make_batch, to_image
+from agentsd.generation.images import make_batch, to_image
+from agentsd.generation.prompt_encoding import PromptEncoder
+from agentsd.image_settings import ImageSettings
 from agentsd.models.adapters import Extras, equip
 from agentsd.models.schedulers import scheduler_for
 
@@ -115,6 +117,8 @@ def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -
     file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
     first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
     assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
+    told = Extras(ip_adapter=file, ip_image=other).weights()
+    assert set(told) == {file, str(tmp_path / "image_encoder")}
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
@@ -132,6 +136,34 @@ def test_the_record_gives_them_back(picture: str) -> None:
     Image.new("RGB", (8, 8)).save(Path(picture).with_name("other.png"))
     other = Extras(init_image=str(Path(picture).with_name("other.png"))).recorded()
     assert other["init_image_sha256"] != told["init_image_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "spellings"),
+    [
+        ("sampler", ["DPM++ 2M", "dpm++2m", " DPM++  2M", "dpm_solver_multistep"]),
+        ("sampler", ["Euler a", "euler_a", "EulerA", "EulerAncestralDiscreteScheduler"]),
+        ("loras", [("a",), ("a:1",), ("a:1.0",)]),
+        ("loras", [("a:0.5",), ("a:.50",)]),
+        ("loras", [("a:2:1",), ("a:2:1.0",)]),  # of a file called a:2
+    ],
+)
+def test_one_spelling_is_on_record(setting: str, spellings: list[Any]) -> None:
+    """Else a resumed run would count as another."""
+    told = [Extras(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(extras, setting) for extras in told}) == 1
+    assert Extras.from_record(told[0].recorded()) == told[0]
+    assert len({*Extras(loras=("a", "a:2", "a:2:1")).loras}) == 3
+
+
+def test_a_controlnet_of_which_there_is_a_variant_alone(
+    pipe: Any, tmp_path: Path, picture: str
+) -> None:
+    folder = Path(controlnet(pipe, tmp_path))
+    whole = made(pipe, Extras(controlnet=str(folder), control_image=picture))
+    (file,) = folder.glob("*.safetensors")
+    file.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert made(pipe, Extras(controlnet=str(folder), control_image=picture)) == whole
 
 
 @pytest.mark.parametrize("weights", ["none", "half", "pickle"])

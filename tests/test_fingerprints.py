@@ -62,3 +62,17 @@ def test_the_first_that_changed_is_named() -> None:
     check_unchanged({"a": "1", "b": None, "c": "3"}, {"a": "1", "b": "2", "c": None})
     with pytest.raises(SettingsError, match=r"b is not what .* \(sha256 or commit 2 then, 3 now\)"):
         check_unchanged({"a": "1", "b": "2"}, {"a": "1", "b": "3"})
+
+
+def test_of_a_folder_whose_parts_are_links(tmp_path: Path) -> None:
+    """Whoever keeps one VAE for several models links to it."""
+    part, model = tmp_path / "part", tmp_path / "model"
+    for folder in (part, model):
+        folder.mkdir()
+    weights = part / "a.safetensors"
+    weights.write_bytes(b"one")
+    (model / "unet").symlink_to(part, target_is_directory=True)
+    (part / "loop").symlink_to(model, target_is_directory=True)
+    before = fingerprint(model)
+    weights.write_bytes(b"other")
+    assert fingerprint(model) != before

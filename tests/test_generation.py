@@ -15,15 +15,9 @@ from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
 from agentsd.generation.comparison import compare, psnr
-from agentsd.generation.images import (
-    ImageSettings,
-    PromptEncoder,
-    image_seed,
-    make_batch,
-    make_image,
-    warm_up_settings,
-    warnings_for,
-)
+from agentsd.generation.images import make_batch, make_image
+from agentsd.generation.prompt_encoding import PromptEncoder, warnings_for
+from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
 
 SCHEDULE = Schedule.preset("faithful")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from agentsd.fingerprints import file_sha256
 from PIL import Image
 
 from agentsd import SettingsError
+from agentsd.generation import ImageSettings
 from agentsd.models.adapters import Extras
 from agentsd.models.input_images import read_input_image
 
@@ -112,3 +117,48 @@ def test_sizes_beside_an_image(
     both = Extras(init_image=init, controlnet="net", control_image=control).inputs(*given)
     assert both["image"].size == both["control_image"].size == becomes
     assert Extras(init_image=init).inputs(*given)["image"].size == becomes
+
+
+def test_a_deep_grey_that_is_transparent_shows_white(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.array([[0, 257], [65535, 0]], np.uint16))
+    assert grey(save(tmp_path, deep)) == [[0, 1], [255, 0]]
+    path = tmp_path / "a.png"
+    data = path.read_bytes()
+    chunk = b"tRNS" + bytes(2)  # black is transparent
+    at = data.index(b"IDAT") - 4
+    whole = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(data[:at] + whole + data[at:])
+    assert grey(path) == [[255, 1], [255, 255]]
+
+
+def test_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
+    """As ``cp -p`` and unpacking an archive do."""
+    path = save(tmp_path, Image.new("RGB", (2, 1)), "a.bmp")
+    assert grey(path) == [[0, 0]]
+    read_input_image(path).putpixel((0, 0), (9, 9, 9))
+    assert grey(path) == [[0, 0]]  # a caller's change is its own
+    hash_before, time = file_sha256(path), path.stat().st_mtime_ns
+    save(tmp_path, Image.new("RGB", (2, 1), "white"), "a.bmp")
+    os.utime(path, ns=(time, time))
+    assert grey(path) == [[255, 255]]
+    assert file_sha256(path) != hash_before
+
+
+@pytest.mark.parametrize("given", [(None, None), (64, None), (None, 96), (64, 96)])
+@pytest.mark.parametrize("of", [(128, 300), (300, 128), (55, 65), (251, 93)])
+def test_an_image_of_any_size_is_made_again(
+    tmp_path: Path, of: tuple[int, int], given: tuple[int | None, int | None]
+) -> None:
+    """Its record tells the size that it has, which may be smaller than what can be asked for."""
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", of))))
+    width, height = extras.inputs(*given)["image"].size
+    again = extras.sides(height, width)
+    ImageSettings(prompt="a", **again)
+    assert extras.inputs(**again)["image"].size == (width, height)
+
+
+def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (3000, 1)))))
+    with pytest.raises(SettingsError, match="1536000×512 would follow from an image of 3000×1"):
+        extras.check(ImageSettings(prompt="a", height=512))
+    extras.check(ImageSettings(prompt="a", height=512, width=512))

@@ -81,6 +81,14 @@ def test_a_run_of_one_process_that_was_stopped_is_unfinished_too(tmp_path: Path)
         pictures(run)
 
 
+def test_the_images_of_a_run_stand_for_the_run(tmp_path: Path) -> None:
+    """Its manifest tells of hidden images, which look like any others in the folder."""
+    run = run_folder(tmp_path / "run", {"": [0]}, failed=0, total=2)
+    told = {"number": 1, "nsfw_content_detected": True}
+    RunFolder(run).save("images/000001.png", saved("PNG", picture_sets.noise(1)), told)
+    assert [picture.hidden for picture in pictures(run / "images")] == [False, True]
+
+
 def test_a_finished_run_is_whole_before_its_parts_are_merged(tmp_path: Path) -> None:
     parts = {"1-cd": [1], "0-ab": [0, 2]}
     run = run_folder(tmp_path / "run", parts, failed=2, total=5)

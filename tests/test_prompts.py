@@ -16,7 +16,7 @@ import pytest
 
 from agentsd import Schedule, SettingsError
 from agentsd.generation.batch.prompts import Job, batches, jobs, read_prompts
-from agentsd.generation.images import ImageSettings, image_seed
+from agentsd.image_settings import ImageSettings, image_seed
 
 BASE = ImageSettings(prompt="-", seed=7).model_dump(exclude={"prompt"})
 
@@ -243,3 +243,10 @@ def test_a_pipe_may_bring_its_first_bytes_one_by_one(
         monkeypatch.setattr("sys.stdin", stdin)
         assert prompts_of(planned(tmp_path, (), "-")[0]) == ["a", "b"]
     thread.join()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32"])
+def test_a_table_in_another_encoding_is_told_so(tmp_path: Path, encoding: str) -> None:
+    file = written(tmp_path, "a.csv", "prompt,seed\na,3\n".encode(encoding))
+    with pytest.raises(SettingsError, match=r"a\.csv: must be UTF-8"):
+        planned(tmp_path, source=file)

@@ -20,7 +20,7 @@ from agentsd.app.timeline import Timeline, counts, pairs
 from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
-from agentsd.generation.images import ImageSettings
+from agentsd.image_settings import ImageSettings
 from agentsd.methods.token_merging import match, owners
 from agentsd.patching.patch import patched
 from agentsd.schedule import Phase, Schedule

@@ -20,7 +20,8 @@ from agentsd.app.limits import Limits
 from agentsd.app.server import Place, Server, read_auth, start
 from agentsd.errors import LoadError, SettingsError
 from agentsd.generation.image_files import read_record
-from agentsd.generation.images import ImageSettings, make_image
+from agentsd.generation.images import make_image
+from agentsd.image_settings import ImageSettings
 from agentsd.patching.patch import patched
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ..evaluation.features import Clip, clip
 from ..evaluation.metrics import clip_score
 from ..generation.comparison import likeness
-from ..generation.images import Made, record
+from ..generation.images import Made
+from ..generation.records import record
 from ..models.schedulers import scheduled
 from .limits import Request
 from .worker import Job

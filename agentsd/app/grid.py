@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import SettingsError
-from ..generation.images import ImageSettings
+from ..image_settings import ImageSettings
 from ..schedule import Schedule
 from ..settings import shown
 from .limits import OWN, Menu, Request

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import AgentSDError, SettingsError
 from ..generation.image_files import encode_image, write_whole
-from ..generation.images import ImageSettings
+from ..image_settings import ImageSettings
 from ..schedule import Schedule
 from .limits import OWN, checked
 
@@ -31,7 +31,7 @@ class Restored(NamedTuple):
     """What a record says, as the page's controls take it."""
 
     settings: dict[str, Any]
-    """Those of :class:`agentsd.generation.images.ImageSettings` that the record names."""
+    """Those of :class:`agentsd.image_settings.ImageSettings` that the record names."""
     sampler: str
     model: str | None
     """``None`` where it is none of the models here."""
@@ -45,7 +45,7 @@ def keep(folder: str, image: Image.Image, recorded: dict[str, Any], caption: str
     Args:
         folder: Where the page's files lie, of which gradio shows them.
         image: What was made.
-        recorded: What :func:`agentsd.generation.images.record` returned.
+        recorded: What :func:`agentsd.generation.records.record` returned.
         caption: Told beside the image.
     """
     data = encode_image(image, recorded)

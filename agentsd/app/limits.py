@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..errors import ScheduleError, SettingsError
 from ..generation.image_files import read_record
-from ..generation.images import ImageSettings
+from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
 from ..models.schedulers import SAMPLERS
 from ..schedule import Schedule

@@ -9,7 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..generation.images import HIDDEN, warnings_for
+from ..generation.images import HIDDEN
+from ..generation.prompt_encoding import warnings_for
 from ..models.loading import default_guidance
 from ..patching.patch import DEFAULT_SCHEDULE
 from ..schedule import Schedule

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..generation.images import warnings_for
+from ..generation.prompt_encoding import warnings_for
 from . import grid, markup, sight
 from .faults import in_place
 from .history import keep_plain

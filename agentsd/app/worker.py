@@ -16,7 +16,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..errors import LoadError
-from ..generation.images import ImageSettings, Made, make_image
+from ..generation.images import Made, make_image
+from ..image_settings import ImageSettings
 from ..models.schedulers import scheduled
 from ..patching.patch import patched
 from ..schedule import Schedule

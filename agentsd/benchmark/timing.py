@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..baselines import tiles, todo, tomesd
 from ..errors import SettingsError
-from ..generation.images import VERSIONS
+from ..generation.records import VERSIONS
 from ..models.architectures import SHAPES
 from ..models.loading import load_pipeline
 from ..patching import processor

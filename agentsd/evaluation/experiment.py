@@ -11,7 +11,9 @@ from typing import Any
 
 from ..errors import EvaluationError
 from ..generation.image_files import encode_image, prepare_folder, write_whole
-from ..generation.images import ImageSettings, Made, made_by, make_image
+from ..generation.images import Made, make_image
+from ..generation.records import made_by
+from ..image_settings import ImageSettings
 from ..models.schedulers import scheduled
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant

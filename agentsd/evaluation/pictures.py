@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import AgentSDError, EvaluationError
+from ..files import files_below
 from ..settings import shown
 from ..text_files import decode_text, read_text, split_lines
 
@@ -51,8 +51,9 @@ def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
     Args:
         source: A folder, read with its subfolders, linked ones too, but without hidden ones; a
             folder with ``manifest.jsonl``, of which the manifest's images are taken, with prompts
-            and seeds; or a ``.tar`` as webdataset writes it, with prompts from ``KEY.txt`` or from
-            ``prompt`` or ``caption`` in ``KEY.json``.
+            and seeds (a run's folder ``images`` stands for the run); or a ``.tar`` as webdataset
+            writes it, with prompts from ``KEY.txt`` or from ``prompt`` or ``caption`` in
+            ``KEY.json``.
         unfinished: Take what there is of an unfinished run, and warn of the rest; else it is an
             error.
 
@@ -61,6 +62,8 @@ def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
             is an unfinished run.
     """
     path = Path(source)
+    if path.name == "images" and (path.parent / RUN).is_file():
+        path = path.parent  # whose manifest tells of hidden images, and of missing ones
     if path.is_dir():
         is_listed = bool(_parts(path, "manifest")) or (path / RUN).is_file()
         found = _of_manifest(path, unfinished) if is_listed else _of_folder(path)
@@ -76,28 +79,18 @@ def pictures(source: str | Path, *, unfinished: bool = False) -> list[Picture]:
 
 
 def _of_folder(folder: Path) -> list[Picture]:
-    files = sorted(_files(folder))
+    files = _files(folder)
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     others = {file for file in files if file.suffix.lower() != ".txt"} - {*images}
     _warn_of_others(folder, [file.suffix.lower() or file.name for file in others])
     return [Picture(str(file), partial(_read, file), _caption(file)) for file in images]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, each of these once, whatever links to it."""
-
-    def refuse(error: OSError) -> None:
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(files_below(folder))
+    except OSError as error:
         raise EvaluationError(f"{error.filename}: cannot be read ({error.strerror})") from None
-
-    seen = {*folder.resolve().parents}  # a link to these is a loop
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = Path(root).resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in files if not name.startswith("."))
 
 
 def _caption(image: Path) -> str | None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ..baselines import PEERS
 from ..errors import AgentSDError, ProtocolError
-from ..generation.images import ImageSettings
+from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
 from ..models.schedulers import SAMPLERS
 from ..patching.patch import patched
@@ -61,7 +61,7 @@ class Protocol(Strict):
             such a file holds), or ``peer`` (``tomesd``, ``deepcache``, ``todo``, ``tiles``) with
             its settings. ``unpatched`` is made in any case.
         num_inference_steps, guidance_scale, height, width, negative_prompt: As for
-            :class:`agentsd.generation.images.ImageSettings`; ``guidance_scale`` is 2 for the pocket
+            :class:`agentsd.image_settings.ImageSettings`; ``guidance_scale`` is 2 for the pocket
             model, else 7.5.
         scheduler: A class of diffusers to sample with; the model's own by default.
         seed: Of the first image; each image of a variant has its own, counting up.

@@ -13,10 +13,12 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
-from .images import ImageSettings, Made, make_image, record, warm_up_settings
+from .images import Made, make_image
+from .records import record
 
 
 def compare(

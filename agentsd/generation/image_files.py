@@ -25,7 +25,7 @@ def parameters(image: Image.Image, recorded: dict[str, Any]) -> str:
 
     Args:
         image: What was made; its size is told.
-        recorded: What :func:`agentsd.generation.images.record` returned.
+        recorded: What :func:`agentsd.generation.records.record` returned.
     """
     scheduler = recorded["scheduler"]
     fields = {
@@ -69,7 +69,7 @@ def encode_image(
 
     Args:
         image: What was made.
-        recorded: What :func:`agentsd.generation.images.record` returned.
+        recorded: What :func:`agentsd.generation.records.record` returned.
         form: One of :data:`FORMATS`.
 
     Raises:

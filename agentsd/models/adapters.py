@@ -22,12 +22,13 @@ from PIL.Image import Image
 from pydantic import Field, field_validator
 
 from ..errors import AgentSDError, LoadError, SettingsError
+from ..image_settings import LONGEST_SIDE, ImageSettings, check_steps, is_size
 from ..patching.diffusers_internals import DTYPE
 from ..settings import Strict, shown
 from .fingerprints import file_sha256, fingerprint
 from .input_images import read_input_image
-from .loading import FILES, HUB_ID
-from .schedulers import SCHEDULERS, scheduler_for
+from .loading import FILES, HUB_ID, only_variant
+from .schedulers import class_name, scheduler_for
 
 Offload = Literal["model", "sequential", "group"]
 
@@ -75,11 +76,18 @@ class Extras(Strict):
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("loras")
+    @classmethod
+    def _one_spelling(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
+        # One weight has one spelling on record; 1 is left out.
+        scaled = map(_scaled, loras)
+        return tuple(path if _scaled(path) == (path, of) else f"{path}:{of}" for path, of in scaled)
+
     @field_validator("sampler")
     @classmethod
     def _class_name(cls, name: str | None) -> str | None:
         # One scheduler has one name on record, however it was spelled.
-        return None if name is None else SCHEDULERS.get(name.lower(), name)
+        return None if name is None else class_name(name)
 
     def model_post_init(self, _: Any) -> None:
         for one, other in (("controlnet", "control_image"), ("ip_adapter", "ip_image")):
@@ -106,12 +114,42 @@ class Extras(Strict):
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
         added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
-        return {source: fingerprint(source) for source in added if source is not None}
+        found = {source: fingerprint(source) for source in added if source is not None}
+        if self.ip_adapter is not None:
+            encoder = Path(self.ip_adapter).with_name("image_encoder")  # it is loaded, too
+            if encoder.is_dir():
+                found[str(encoder)] = fingerprint(encoder)
+        return found
 
     @classmethod
     def from_record(cls, told: Mapping[str, Any]) -> Extras:
         """Read what :meth:`recorded` told, out of a record of more."""
         return cls(**{key: told[key] for key in cls.model_fields if key in told})
+
+    def check(self, settings: ImageSettings) -> None:
+        """Refuse an image that cannot be made with these extras.
+
+        Raises:
+            SettingsError: If no denoising step is left, or a side would be too long.
+        """
+        share = 1.0 if self.init_image is None else self.strength
+        check_steps(settings.num_inference_steps, share)
+        if (settings.height is None) != (settings.width is None):
+            self.inputs(settings.height, settings.width)
+
+    def sides(self, height: Any, width: Any) -> dict[str, int | None]:
+        """The height and width to ask for, so that an image of this size is made once more.
+
+        One that followed from an image may be smaller than what can be asked for.
+        """
+        if is_size(height, width):
+            return {"height": height, "width": width}
+        path = self.init_image or self.control_image
+        image = read_input_image(path) if path else None
+        for tall, wide in ((height, None), (None, width)):
+            if is_size(tall, wide) and _size_for(image, tall, wide) == (width, height):
+                return {"height": tall, "width": wide}
+        return {"height": None, "width": None}  # the image's or the model's own
 
     def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
         """What to call the pipeline with for images of a height and width."""
@@ -139,10 +177,15 @@ def _size_for(image: Image | None, height: int | None, width: int | None) -> tup
         return width, height
     if image is None:
         return None
-    if height is not None:
-        return _in_eights(height * image.width / image.height), height
-    if width is not None:
-        return width, _in_eights(width * image.height / image.width)
+    if height is not None or width is not None:
+        tall = height or _in_eights((width or 0) * image.height / image.width)
+        wide = width or _in_eights((height or 0) * image.width / image.height)
+        if max(tall, wide) > LONGEST_SIDE:
+            raise SettingsError(
+                f"height and width: {wide}×{tall} would follow from an image of "
+                f"{image.width}×{image.height} pixels, and {LONGEST_SIDE} is the most; give both"
+            )
+        return wide, tall
     return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
 
 
@@ -182,6 +225,7 @@ def equip(
             net = ControlNetModel.from_pretrained(
                 extras.controlnet,
                 use_safetensors=not allow_pickle or None,
+                variant=only_variant(Path(extras.controlnet)),
                 **{DTYPE: pipe.dtype},
             )
             pipe = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(device))

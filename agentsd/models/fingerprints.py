@@ -13,14 +13,14 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..errors import SettingsError
+from ..files import file_state, files_below
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; hashed again only when its size or time has changed."""
-    now = Path(path).stat()
-    return _hashed(str(Path(path).resolve()), now.st_mtime_ns, now.st_size)
+    """SHA-256 of a file, in hexadecimal; hashed again only when it has changed."""
+    return _hashed(str(Path(path).resolve()), file_state(path))
 
 
 def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
@@ -38,7 +38,7 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
     if os.path.isfile(path):  # which takes any text, however long
         return file_sha256(path)
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if _counts(file.relative_to(path)))
+        files = sorted(file for file in files_below(path) if file.suffix in WEIGHTS)
         digest = hashlib.sha256()
         for file in files:
             line = f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n"
@@ -80,12 +80,8 @@ def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt")
 
 
-def _counts(file: Path) -> bool:
-    return file.suffix in WEIGHTS and not any(part.startswith(".") for part in file.parts)
-
-
 @lru_cache(maxsize=256)
-def _hashed(path: str, _time: int, _size: int) -> str:
+def _hashed(path: str, _state: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import SettingsError
+from ..files import file_state
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Modes of grey images with 16 bits; "I" is what some releases of Pillow make of them."""
@@ -21,7 +22,7 @@ def read_input_image(path: str | Path) -> Image.Image:
     pixels show white.
 
     Args:
-        path: Of the file. It is read again only when its size or time has changed.
+        path: Of the file. It is read again only when it has changed.
 
     Returns:
         The image, ``RGB`` with 8 bits a channel.
@@ -30,14 +31,14 @@ def read_input_image(path: str | Path) -> Image.Image:
         SettingsError: If it cannot be read, has several frames, or more than 16 bits a channel.
     """
     try:
-        now = Path(path).stat()
+        state = file_state(path)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read ({_reason(error)})") from None
-    return _read(str(path), now.st_mtime_ns, now.st_size)
+    return _read(str(path), state).copy()
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, _time: int, _size: int) -> Image.Image:
+def _read(path: str, _state: tuple[int, ...]) -> Image.Image:
     try:
         with Image.open(path) as image:
             # The other frames of a phone's MPO are previews of the first.
@@ -62,7 +63,9 @@ def _eight_bits(image: Image.Image, path: str) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise SettingsError(f"{path}: has more than 16 bits a channel; save it with 8 or 16")
-        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+        grey = (values / 257).round().astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         raise SettingsError(f"{path}: has floating-point pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:

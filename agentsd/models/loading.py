@@ -119,11 +119,15 @@ def only_variant(folder: Path) -> str | None:
     Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
     ``model.fp16-00001-of-00002.safetensors``.
 
+    Args:
+        folder: Of a pipeline, whose parts have folders of their own, or of one model.
+
     Returns:
         The variant, or None where each part has weights of none, or several variants to choose.
     """
     found = set()
-    for part in {file.parent for file in folder.glob("*/*.safetensors")}:
+    is_model = (folder / "config.json").is_file()
+    for part in {file.parent for file in folder.glob(f"{'' if is_model else '*/'}*.safetensors")}:
         names = [file.name.split(".") for file in part.glob("*.safetensors")]
         if all(len(name) > 2 for name in names):
             found |= {name[-2].partition("-")[0] for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,13 +27,23 @@ SAMPLERS = {
 """Names that Stable Diffusion users' tools know diffusers' schedulers by."""
 
 
+def _spelled(name: str) -> str:
+    """A scheduler's name without what people spell in different ways."""
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
 SCHEDULERS = {
-    spelling.lower(): name
+    _spelled(spelling): name
     for name in dir(diffusers)
     if name.endswith("Scheduler")
     for spelling in (name, name.removesuffix("Scheduler"), SAMPLERS.get(name, name))
 }
-"""Class names of diffusers' schedulers, by every spelling that is taken, in lower case."""
+"""Class names of diffusers' schedulers, by every spelling that is taken: see ``_spelled``."""
+
+
+def class_name(name: str) -> str:
+    """The class name of a scheduler, however it is _spelled; a name that is not known as it is."""
+    return SCHEDULERS.get(_spelled(name), name)
 
 
 def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
@@ -47,7 +58,7 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
         SettingsError: If there is none of that name for this pipeline; lists those there are.
     """
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    kind = SCHEDULERS.get(name.lower(), name)
+    kind = class_name(name)
     if kind not in known:
         fit = sorted(SAMPLERS.get(k, k) for k in known)
         raise SettingsError(

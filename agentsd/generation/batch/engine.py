@@ -18,21 +18,14 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers import DiffusionPipeline
 
 from ...errors import AgentSDError, GenerationError, OutOfMemoryError
+from ...image_settings import ImageSettings, warm_up_settings
 from ...patching.patch import patched
 from ...progress import Bar
 from ...schedule import Schedule
 from ..image_files import encode_image
-from ..images import (
-    HIDDEN,
-    Drawn,
-    ImageSettings,
-    PromptEncoder,
-    made_by,
-    make_batch,
-    to_image,
-    warm_up_settings,
-    warnings_for,
-)
+from ..images import HIDDEN, Drawn, make_batch, to_image
+from ..prompt_encoding import PromptEncoder, warnings_for
+from ..records import made_by
 from .claims import Claims
 from .prompts import Job, batches
 from .run_folder import RunFolder

@@ -24,12 +24,12 @@ from rich.console import Console
 
 from ...errors import GenerationError, OutputError
 from ...models.adapters import Extras, Offload, equip
-from ...models.fingerprints import fingerprint, snapshot_commit
+from ...models.fingerprints import check_unchanged, file_sha256, fingerprint, snapshot_commit
 from ...models.loading import POCKET, load_pipeline, target_device
 from ...progress import Bar
 from ...schedule import Schedule
 from ..image_files import prepare_folder
-from ..images import VERSIONS
+from ..records import VERSIONS
 from .claims import Claims
 from .engine import Stop, Work, largest_batch, run, stopping
 from .prompts import Plan, jobs
@@ -43,7 +43,7 @@ class Request:
     Args:
         out: Folder of the run.
         base: Settings of images whose row does not say otherwise: fields of
-            :class:`agentsd.generation.images.ImageSettings`.
+            :class:`agentsd.generation.ImageSettings`.
         schedule: ``None`` for unpatched images.
         extras: What is added to the model.
         model: What to load; see :func:`agentsd.load_pipeline`.
@@ -53,8 +53,8 @@ class Request:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
-        place: See :class:`agentsd.generation.batch.engine.Work`.
-        offload: See :func:`agentsd.models.adapters.equip`.
+        place: See :class:`agentsd.batch.engine.Work`.
+        offload: See :func:`agentsd.extras.equip`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.
         progress: ``none``, ``plain`` or ``rich``.
@@ -143,6 +143,14 @@ def launch(
         total = described["config"]["images"]
         folder.open(total)
         there, begun = folder.made, time.monotonic()
+        pictures = asked.extras.images()
+        known = {path: described["config"][f"{name}_sha256"] for name, path in pictures.items()}
+
+        def inputs(height: int | None, width: int | None) -> dict[str, Any]:
+            found = asked.extras.inputs(height, width)
+            check_unchanged(known, {path: file_sha256(path) for path in known})
+            return found
+
         work = Work(
             jobs=lambda: jobs(folder.prompts, asked.base, asked.schedule),
             total=total,
@@ -151,7 +159,7 @@ def launch(
             form=asked.form,
             extras=asked.extras.recorded()
             | {name: described["config"][name] for name in ("revision", "variant", "weights")},
-            inputs=asked.extras.inputs,
+            inputs=inputs,
             place=asked.place,
         )
         claims = stack.enter_context(Claims(folder.claims, asked.stale_after))

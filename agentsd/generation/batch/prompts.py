@@ -16,10 +16,10 @@ from typing import IO, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from ...errors import AgentSDError, SettingsError
+from ...image_settings import ImageSettings, check_steps, image_seed
 from ...schedule import Schedule
 from ...settings import shown
 from ...text_files import NOT_TEXT, text_stream
-from ..images import ImageSettings, check_steps, image_seed
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """Names of the column of a .csv or .tsv that prompts are read from, the first there is."""
@@ -119,7 +119,7 @@ def read_prompts(
     *,
     template: str = "{}",
     count: int = 1,
-    strength: float = 1.0,
+    check: Callable[[ImageSettings], None] = lambda row: check_steps(row.num_inference_steps, 1.0),
     on_error: Literal["stop", "skip"] = "stop",
     report: Callable[[str], None] = lambda _: None,
 ) -> Plan:
@@ -134,7 +134,7 @@ def read_prompts(
         base: Settings that a row may override: fields of :class:`ImageSettings`.
         template: What each prompt is put into, in the place of ``{}``.
         count: Images of each prompt, unless its row says.
-        strength: The share of a row's steps that is run; below 1 with an image to begin from.
+        check: Refuses rows that the model's extras have no use for: see :meth:`Extras.check`.
         on_error: Whether bad rows stop the run, or are left out.
         report: Called with what is wrong with each bad row, by file and line.
 
@@ -156,7 +156,7 @@ def read_prompts(
                 row = row | {"prompt": template.replace("{}", row["prompt"])}
             row = {"count": count, **row}
             checked = Row(**{**base, **row})
-            check_steps(checked.num_inference_steps, strength)
+            check(checked)
             if checked.schedule is not None:
                 plan = _schedule(json.dumps(checked.schedule))
                 row["schedule"] = plan.to_dict() if plan else "none"
@@ -333,6 +333,8 @@ def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
     reader = csv.reader(lines, **(plain if tab else {"strict": True}))
     header = [column.strip().lower() for column in next(reader, [])]
     found = next((column for column in PROMPT_COLUMNS if column in header), None)
+    if any(map(UNDECODED.search, header)):
+        raise SettingsError(f"{name}: {NOT_TEXT}")
     if found is None:
         raise SettingsError(
             f"{name}:1: no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]} "

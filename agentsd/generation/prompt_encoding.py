@@ -1,0 +1,107 @@
+"""Prompts to embeddings, each once and by itself, and what a model will miss of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+from ..image_settings import ImageSettings
+from ..settings import shown
+
+WHOLE_WORDS = 4096
+"""A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
+
+
+class PromptEncoder:
+    """Embeds prompts, each once and by itself, so that batch mates cannot matter.
+
+    Args:
+        pipe: A text-to-image pipeline. For one without a diffusers UNet, whose embeddings go by
+            other names, the pipeline is handed the texts.
+        keep: How many prompts' embeddings to keep.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, keep: int = 64) -> None:
+        self._pipe = pipe
+        self._embeds = isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
+        self._device = pipe._execution_device  # milliseconds each time: it asks every module
+        self._encoded = lru_cache(maxsize=keep)(self._encode)
+
+    def __call__(self, batch: Sequence[ImageSettings]) -> dict[str, Any]:
+        """What to call the pipeline with for the prompts of a batch."""
+        if not self._embeds:
+            return {name: [getattr(s, name) for s in batch] for name in TEXTS}
+        parts = [
+            self._encoded(
+                s.prompt, s.negative_prompt, s.guidance_scale > 1 and is_guided(self._pipe)
+            )
+            for s in batch
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _encode(self, prompt: str, negative: str, guided: bool) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            found = self._pipe.encode_prompt(
+                prompt=prompt,
+                negative_prompt=negative or None,
+                device=self._device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        # Stable Diffusion has the first two, Stable Diffusion XL all four.
+        return {n: value for n, value in zip(_EMBEDS, found, strict=False) if value is not None}
+
+
+TEXTS = ("prompt", "negative_prompt")
+_EMBEDS = (
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
+
+
+def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
+    """What a model will miss of its prompts: their ends, words that it never saw, or all."""
+    found = _missed(pipe, "prompt", settings.prompt)
+    if not settings.negative_prompt:
+        return found
+    if settings.guidance_scale <= 1:
+        scale = f"{settings.guidance_scale:g}"
+        return [*found, f"the negative prompt is not used: guidance_scale {scale} is not above 1"]
+    if not is_guided(pipe):
+        return [*found, "the negative prompt is not used: the model has its guidance built in"]
+    return found + _missed(pipe, "negative prompt", settings.negative_prompt)
+
+
+def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
+    # SDXL's refiner has the second tokenizer alone.
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None:
+        return []
+    found = []
+    limit = tokenizer.model_max_length
+    ids = tokenizer(text, truncation=False).input_ids
+    if len(ids) > limit:
+        lost = tokenizer.decode(ids[limit - 1 : -1])
+        found.append(
+            f"the {name} is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
+        )
+    if len(tokenizer) < WHOLE_WORDS:
+        vocabulary = tokenizer.get_vocab()
+        words = re.findall(r"\w+", text.lower())
+        unknown = list(dict.fromkeys(w for w in words if f"{w}</w>" not in vocabulary))
+        if unknown:
+            of = "" if name == "prompt" else f" of the {name}"
+            more = ", …" if len(unknown) > 10 else ""
+            found.append(f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}")
+    return found
+
+
+def is_guided(pipe: DiffusionPipeline) -> bool:
+    """Whether guidance runs the UNet on the negative prompt, rather than tell it the scale."""
+    unet = getattr(pipe, "unet", None)
+    return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is None
