@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from .errors import ScheduleError
-from .methods.token_grid import cells, strides_for
+from .methods import METHODS, Phase, Plan
 from .settings import Strict, dump_yaml, parse_yaml, shown
 from .text_files import read_text
 
@@ -18,183 +18,7 @@ _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
 """Folder of the preset schedules: beside the package in a clone, inside it once installed."""
 
-_MERGING = ("ratio", "sx", "sy", "use_rand", "merge_crossattn", "merge_mlp")
-_EVERY = ("attn_precision", "max_downsample", "min_tokens")
-METHODS: dict[str, tuple[str, ...]] = {
-    "agent": (*_MERGING, "agent_ratio", "agents", "k_scale2", "k_shortcut", *_EVERY),
-    "merge": (*_MERGING, *_EVERY),
-    "keys": ("sx", "sy", "keys", "select", *_EVERY),
-    "full": ("max_downsample", "min_tokens"),
-}
-"""The parameters each method reads."""
-
-
-class Plan(NamedTuple):
-    """What a phase makes of one grid of tokens, after every cap."""
-
-    tokens: int
-    merged_tokens: int
-    """Tokens left after merging; equal to ``tokens`` where nothing merges."""
-    agents: int
-    """Agent tokens; 0 where plain softmax attention is used."""
-    keys: int
-    """Keys that each query (or, with agents, each agent) attends to."""
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the layer does just what it would unpatched."""
-        return not self.agents and self.merged_tokens == self.keys == self.tokens
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Stride = Annotated[int, Field(ge=1, le=64)]
-Count = Annotated[int, Field(ge=1, le=65536)]
-
-
-class Phase(Strict):
-    """A stretch of denoising steps that share one method and its parameters.
-
-    Those worth changing first are ``method``, ``sx``, ``sy`` and ``ratio``. A parameter that the
-    method does not read is an error, so that no setting is silently without effect.
-
-    Args:
-        method: ``agent``: agent attention over merged tokens. ``merge``: softmax attention over
-            merged tokens. ``keys``: every query, but one token of each cell as key and value.
-            ``full``: as unpatched.
-        until: The phase holds for steps before this share of the run, in (0, 1]. Every phase but
-            the last needs this or ``until_step``; the last runs to the end.
-        until_step: The same as a number of steps, at least 1.
-        ratio: Share of the tokens to merge, in [0, 1], capped at all that are not destinations
-            (0.9375 at stride 4). More is faster and coarser.
-        sx, sy: Width and height of a cell, in tokens, 1 to 64. A cell has one destination (or
-            key); larger cells mean fewer agents (or keys).
-        agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped likewise.
-            Agents are used only where twice their number is below the merged tokens' number.
-        agents: At most so many agents, at any resolution: where there would be more, cells are
-            larger than ``sx`` × ``sy``. Instead of ``agent_ratio``.
-        keys: At most so many keys, likewise.
-        k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
-        k_shortcut: Share of the values added to the output, in [-1, 1].
-        use_rand: Draw the destination of a cell at random rather than take its top-left token.
-        select: Key of a cell: its top-left token (``grid``), one drawn at each step (``random``),
-            or each in turn (``cycle``, the closest to full attention).
-        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: little
-            is gained, and details are lost.
-        merge_mlp: Also merge the tokens that go through the feed-forward network. Not
-            recommended, likewise.
-        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
-            float16); ``None`` leaves the model's precision.
-        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
-            the highest resolution at which the model has self-attention.
-        min_tokens: Leave layers of fewer tokens alone. ``None`` takes what was measured to gain
-            on this kind of device (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
-
-    Raises:
-        ScheduleError: On unknown keys, wrong types, values out of range, or a parameter that the
-            method does not read.
-
-    Example:
-        >>> Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(64, 64)
-        Plan(tokens=4096, merged_tokens=2458, agents=256, keys=2458)
-    """
-
-    error: ClassVar = ScheduleError
-
-    method: Literal["agent", "merge", "keys", "full"] = "agent"
-    until: Annotated[float, Field(gt=0, le=1)] | None = None
-    until_step: Annotated[int, Field(ge=1)] | None = None
-    ratio: Share = 0.5
-    sx: Stride = 2
-    sy: Stride = 2
-    agent_ratio: Share = 0.8
-    agents: Count | None = None
-    keys: Count | None = None
-    k_scale2: Annotated[float, Field(gt=0, le=2)] = 0.3
-    k_shortcut: Annotated[float, Field(ge=-1, le=1)] = 0.075
-    use_rand: bool = True
-    select: Literal["grid", "random", "cycle"] = "cycle"
-    merge_crossattn: bool = False
-    merge_mlp: bool = False
-    attn_precision: Literal["fp32"] | None = None
-    max_downsample: Literal[1, 2, 4, 8] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("max_downsample", mode="before")
-    @classmethod
-    def _is_whole(cls, value: Any) -> Any:
-        # A Literal compares with ==, which lets True and 1.0 pass for 1.
-        if value is not None and type(value) is not int:
-            raise ScheduleError(
-                f"max_downsample: input should be 1, 2, 4 or 8 (got {shown(value)})"
-            )
-        return value
-
-    def model_post_init(self, _: Any) -> None:
-        if self.until is not None and self.until_step is not None:
-            raise ScheduleError("give until or until_step, not both")
-        reads = METHODS[self.method]
-        if idle := self.model_fields_set - {"method", "until", "until_step", *reads}:
-            raise ScheduleError(
-                f"method {self.method!r} does not read {', '.join(sorted(idle))}; "
-                f"it reads {', '.join(reads)}"
-            )
-        if self.agents is not None and "agent_ratio" in self.model_fields_set:
-            raise ScheduleError("agents says how many there may be; drop agent_ratio")
-
-    def holds(self, step: int, num_steps: int) -> bool:
-        """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
-        if self.until_step is not None:
-            return step < self.until_step
-        # Divided, not multiplied: 0.14 * 50 is above 7 in floating point, 7 / 50 is 0.14.
-        return self.until is None or step / num_steps < self.until
-
-    @property
-    def keeps_matching(self) -> bool:
-        """Whether the layer's matching serves the rest of its block, too."""
-        return self.merge_crossattn or self.merge_mlp
-
-    def strides(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
-        count = self.agents or self.keys
-        if count is None:
-            return self.sy, self.sx
-        sy, sx = strides_for(height, width, count, partial=self.method == "keys")
-        return max(sy, self.sy), max(sx, self.sx)
-
-    def plan(self, height: int, width: int) -> Plan:
-        """Count what the phase makes of a grid of ``height × width`` tokens."""
-        tokens = height * width
-        partial = self.method == "keys"
-        rows, columns = cells(height, width, *self.strides(height, width), partial=partial)
-        chosen = rows * columns  # destinations, or keys
-        if self.method == "full" or not chosen:
-            return Plan(tokens, tokens, 0, tokens)
-        if self.method == "keys":
-            return Plan(tokens, tokens, 0, chosen)
-        merged = tokens - min(tokens - chosen, int(tokens * self.ratio))
-        agent_ratio = self.agent_ratio if self.agents is None else 1.0
-        agents = tokens - min(tokens - chosen, int(tokens * agent_ratio))
-        if self.method == "merge" or 2 * agents >= merged:
-            agents = 0
-        return Plan(tokens, merged, agents, merged)
-
-    def override(self, **changes: Any) -> Phase:
-        """A copy with those parameters changed that its method reads."""
-        changes = {k: v for k, v in changes.items() if k in METHODS[self.method]}
-        # The newer way of saying how many agents there are takes the place of the older.
-        ways = {"agents", "agent_ratio"}
-        dropped = ways if ways & changes.keys() else set()
-        return Phase(**{k: v for k, v in self.to_dict().items() if k not in dropped} | changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The method, its end and every parameter in effect, without those that are None."""
-        names = ("until", "until_step", "method", *METHODS[self.method])
-        return {
-            name: value
-            for name in names
-            if (value := getattr(self, name)) is not None
-            and not (name == "agent_ratio" and self.agents is not None)
-        }
+__all__ = ["METHODS", "Phase", "Plan", "Schedule"]
 
 
 class Schedule(Strict):
@@ -270,7 +94,7 @@ class Schedule(Strict):
 
     def asks(self, option: str) -> bool:
         """Whether any phase turns on ``option``."""
-        return any(getattr(phase, option) for phase in self.phases)
+        return any(phase.asks(option) for phase in self.phases)
 
     def override(self, **changes: Any) -> Schedule:
         """A copy with parameters changed in every phase whose method reads them.
@@ -279,7 +103,7 @@ class Schedule(Strict):
             ScheduleError: If no phase reads one of them, or a value is out of range.
         """
         for name in changes:
-            if not any(name in METHODS[phase.method] for phase in self.phases):
+            if not any(name in phase.parameters() for phase in self.phases):
                 raise ScheduleError(f"no phase of this schedule reads {name!r}")
         return Schedule(phases=tuple(p.override(**changes) for p in self.phases), seed=self.seed)
 

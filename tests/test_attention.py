@@ -12,7 +12,8 @@ from tiny_models import run_layer, tiny_layer
 from torch import Tensor
 
 from agentsd.methods.agent_attention import agent_attention, softmax_attention
-from agentsd.patching.runtime import Position, Runtime
+from agentsd.patching.denoising_step import Position
+from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

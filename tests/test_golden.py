@@ -34,7 +34,7 @@ class Golden(NamedTuple):
     config: dict[str, Any]
 
     def phase(self, **changes: Any) -> Phase:
-        settings = {k: v for k, v in self.config.items() if k in METHODS["agent"]}
+        settings = {k: v for k, v in self.config.items() if k in METHODS["agent"].parameters()}
         return Phase(**settings | changes)
 
     def distance(self, phase: Phase, expected: Tensor) -> float:

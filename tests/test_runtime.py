@@ -16,7 +16,8 @@ from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
 from agentsd import ScheduleError, apply_patch
-from agentsd.patching.runtime import Position, Step, locate
+from agentsd.patching.denoising_step import Position, locate
+from agentsd.patching.runtime import Step
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from agentsd.methods.token_grid import cells, cycled_places, draw, random_places, tokens_at
-from agentsd.patching.runtime import Position, Runtime
+from agentsd.patching.denoising_step import Position
+from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

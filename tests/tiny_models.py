@@ -13,8 +13,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from agentsd.patching.denoising_step import Position
 from agentsd.patching.processor import LAYER, AgentAttnProcessor, Layer
-from agentsd.patching.runtime import Position, Runtime, Step
+from agentsd.patching.runtime import Runtime, Step
 from agentsd.schedule import Phase, Schedule
 
 WIDTH = 32

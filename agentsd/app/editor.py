@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..errors import AgentSDError, ScheduleError
-from ..schedule import METHODS, Phase, Schedule
+from ..schedule import METHODS, Schedule
 from ..settings import dump_yaml
 from ..text_files import decode_text
 from . import markup
@@ -23,30 +23,15 @@ ROWS = 4
 CUSTOM = "your own"
 """Stands for a schedule that is no preset."""
 
-USUAL = {name: field.default for name, field in Phase.model_fields.items()}
+FIELDS = {name: field for kind in METHODS.values() for name, field in kind.model_fields.items()}
+"""The parameters of all methods, with their defaults and what they cost and gain."""
 
-ABOUT: dict[str, str] = {
-    "ratio": "Share of the tokens to merge. More: faster, coarser.",
-    "sx": "Width of a cell, in tokens. Larger: fewer agents or keys; faster, coarser.",
-    "sy": "Height of a cell, likewise.",
-    "agent_ratio": "Share merged to make the agents. More: fewer agents, faster.",
-    "agents": "At most so many at any size; 0: no bound. Fewer: faster, coarser.",
-    "keys": "At most so many at any size; 0: no bound. Fewer: faster, coarser.",
-    "select": "Which token of a cell is its key. cycle: each in its turn, the closest to full.",
-    "k_scale2": "Lower: each place listens to fewer agents. Costs nothing.",
-    "k_shortcut": "Share of the values added; brings variety back. Costs nothing.",
-}
-"""What the controls of a phase cost and gain, by its parameters."""
+USUAL = {name: field.default for name, field in FIELDS.items()} | {"method": "agent"}
 
 COUNTED = ("agents", "keys")
 """Parameters that bound how many there are; 0, on the page, is no bound."""
 
-WAYS = {
-    "agent": "agent: a few agents stand between queries and keys",
-    "merge": "merge: alike tokens become one",
-    "keys": "keys: every query, a few of the keys",
-    "full": "full: as unpatched",
-}
+WAYS = {name: f"{name}: {kind.summary}" for name, kind in METHODS.items()}
 
 
 def brief(schedule: Schedule) -> dict[str, Any]:
@@ -92,7 +77,7 @@ def changed(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> 
         last: Whether it runs to the end.
     """
     method = values["method"] if values["method"] in METHODS else "full"
-    reads = METHODS[method]
+    reads = METHODS[method].parameters()
     replaced = {"agent_ratio"} if method == "agent" and values.get("agents") else set()
     kept = {name: v for name, v in phase.items() if name in reads and name not in values}
     said = {
@@ -141,7 +126,7 @@ class Row(NamedTuple):
         if phase is None:
             return {self.box: gr.update(visible=False)}
         method = phase.get("method", USUAL["method"])
-        reads = METHODS.get(method, ())
+        reads = METHODS[method].parameters() if method in METHODS else ()
         told: dict[Any, Any] = {
             self.box: gr.update(visible=True),
             self.more: gr.update(visible=method != "full"),
@@ -383,7 +368,7 @@ def _row(number: int) -> Row:
                 controls[name] = _slider(name, 1, 64, 1)
             for name in COUNTED:
                 controls[name] = gr.Number(
-                    0, precision=0, minimum=0, label=name, info=ABOUT[name], min_width=240
+                    0, precision=0, minimum=0, min_width=240, **_labelled(name)
                 )
             controls["select"] = _choice("select", ["cycle", "random", "grid"])
         with gr.Accordion("more of this phase", open=False) as more, gr.Row():
@@ -399,12 +384,15 @@ def _slider(name: str, low: float, high: float, step: float) -> Any:
         high,
         USUAL[name],
         step=step,
-        label=name,
-        info=ABOUT[name],
         min_width=240,
+        **_labelled(name),
         **whole,
     )
 
 
 def _choice(name: str, choices: list[str]) -> Any:
-    return gr.Dropdown(choices, value=USUAL[name], label=name, info=ABOUT[name], min_width=240)
+    return gr.Dropdown(choices, value=USUAL[name], min_width=240, **_labelled(name))
+
+
+def _labelled(name: str) -> dict[str, Any]:
+    return {"label": name, "info": FIELDS[name].description}

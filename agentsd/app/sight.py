@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..methods.merge import Merge
 from ..methods.token_merging import merge
 from ..patching.layers import find_sites, find_unet
-from ..patching.processor import LAYER, Layer, matched, split_heads
+from ..patching.processor import LAYER, Layer, Projections
 from ..patching.runtime import Step
 from .limits import Request
 from .worker import Job
@@ -122,26 +123,23 @@ def _watched(
 def _see(attn: Any, x: Tensor, step: Step, layer: Layer, height: int, width: int) -> Seen:
     """What the layer is about to do, for the last image of the batch: the guided one."""
     method, plan = step.phase.method, step.plans[layer.downsample]
-    if method == "full":
-        return Seen(method, height, width, None, None, None, None)
-    if method == "keys":
+    projections = Projections(attn, in_float32=False)
+    if not isinstance(step.phase, Merge):
         chosen = step.chosen[layer.downsample, attn.heads][0]  # [n], of the first head
-        q, k = (
-            split_heads(attn, project(tokens))[:, 0]
-            for project, tokens in ((attn.to_q, x[-1:]), (attn.to_k, x[-1:, chosen]))
-        )  # [1, N, d], [1, n, d]
+        q = projections.queries(x[-1:])[:, 0]  # [1, N, d]
+        k = projections.keys_and_values(x[-1:, chosen])[0][:, 0]  # [1, n, d]
         is_key = np.full(plan.tokens, -1, np.int32)
         is_key[chosen.cpu().numpy()] = np.arange(len(chosen), dtype=np.int32)
         listens = _favourites(q[None], k[None], q.shape[-1] ** -0.5)
         return Seen(method, height, width, None, is_key, listens, _ints(chosen))
-    owner, agent_owner = matched(attn, x, step, layer)  # as the layer will, and so kept by it
+    owner, agent_owner = step.phase.match(x, step.chosen[layer.downsample, attn.heads], plan)
     owned = _ints(owner[-1])
     if agent_owner is None:
         return Seen(method, height, width, owned, None, None, None)
     merged = merge(x, owner, plan.merged_tokens)
     agents = merge(x, agent_owner, plan.agents)
-    q, a = (split_heads(attn, attn.to_q(tokens[-1:])) for tokens in (merged, agents))
-    scale = (q.shape[-1] ** -0.5) ** step.phase.k_scale2
+    q, a = (projections.queries(tokens[-1:]) for tokens in (merged, agents))
+    scale = (q.shape[-1] ** -0.5) ** getattr(step.phase, "k_scale2", 1)
     best = _favourites(q, a, scale)
     whose = _ints(agent_owner[-1])
     places = np.unique(whose, return_index=True)[1].astype(np.int32)

@@ -112,13 +112,10 @@ def _row(number: int, phase: Phase, span: tuple[int, int] | None, tokens: list[T
 
 
 def counts(plan: Plan, phase: Phase) -> str:
-    """Tokens, merged tokens, and agents or keys, in words."""
+    """The tokens, and what the phase makes of them, in words."""
     if plan.untouched:
         return f"{plan.tokens:,}, as unpatched"
-    if phase.method == "keys":
-        return f"{plan.tokens:,} → {plan.keys:,} keys"
-    agents = f" → {plan.agents:,} agents" if plan.agents else ", no agents"
-    return f"{plan.tokens:,} → {plan.merged_tokens:,}{agents if phase.method == 'agent' else ''}"
+    return f"{plan.tokens:,} → {phase.describe(plan)}"
 
 
 def pairs(plan: Plan) -> int:
@@ -136,21 +133,6 @@ def notes(phase: Phase, level: Tokens) -> list[str]:
         >>> notes(phase, Tokens(1, 1, phase.plan(64, 64), True))
         ['ratio 0.9 is capped to 0.75: a token of each cell stays']
     """
-    plan, found = level.plan, []
     if not level.works:
         return ["left alone"] if phase.method != "full" else []
-    if phase.method in ("agent", "merge"):
-        merged = plan.tokens - plan.merged_tokens
-        if merged < int(plan.tokens * phase.ratio):
-            found.append(_capped("ratio", phase.ratio, merged / plan.tokens))
-    if phase.method == "agent":
-        merged = plan.tokens - plan.agents
-        if not plan.agents:
-            found.append("agents off: they must be fewer than half of the merged tokens")
-        elif phase.agents is None and merged < int(plan.tokens * phase.agent_ratio):
-            found.append(_capped("agent_ratio", phase.agent_ratio, merged / plan.tokens))
-    return found
-
-
-def _capped(name: str, value: float, true: float) -> str:
-    return f"{name} {value:g} is capped to {true:.4g}: a token of each cell stays"
+    return phase.caps(level.plan)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import UNet2DConditionModel
 
+from ..methods import METHODS, Plan
 from .layers import Site, find_sites
 from .processor import LAYER, AgentAttnProcessor
-from .runtime import Runtime
+from .runtime import UNTOUCHED, Runtime
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,13 +82,13 @@ def _ends(name: str) -> tuple[str, str]:
 
 
 def _phase_text(phase: dict[str, Any]) -> str:
-    method = phase["method"]
-    if method == "full":
-        return "full"
-    if method == "keys":
-        return f"keys: {phase['keys']:,}"
-    agents = f", {phase['agents']:,} agents" if phase["agents"] else ""
-    return f"{method}: {phase['merged_tokens']:,}{agents}"
+    numbers = {name: phase[name] for name in Plan._fields}
+    method = METHODS[phase["method"]]()
+    return (
+        method.method
+        if method == UNTOUCHED
+        else f"{method.method}: {method.describe(Plan(**numbers))}"
+    )
 
 
 def describe(
@@ -126,9 +127,9 @@ def _describe_layer(
     if installed and runtime is not None:
         for phase in runtime.schedule.phases:
             plan = runtime.plan(phase, site.downsample, rows, columns, device)
-            method = "full" if plan.untouched else phase.method
+            method = UNTOUCHED.method if plan.untouched else phase.method
             phases.append({"method": method, **plan._asdict()})
-    works = any(phase["method"] != "full" for phase in phases)
+    works = any(phase["method"] != UNTOUCHED.method for phase in phases)
     if site.obstacle is not None:
         reason: str | None = site.obstacle
     elif runtime is None:

@@ -21,7 +21,8 @@ from ..schedule import Phase, Schedule
 from .diffusers_internals import Attention, AttnProcessor2_0
 from .inspection import Inspection, describe
 from .layers import REPLACEABLE, find_sites, find_unet
-from .processor import LAYER, AgentAttnProcessor, Layer, MergedPart
+from .merged_parts import MergedPart
+from .processor import LAYER, AgentAttnProcessor, Layer
 from .runtime import Runtime
 
 T = TypeVar("T")

@@ -10,17 +10,16 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ScheduleError
-from ..methods.token_grid import cells, cycled_places, random_places, tokens_at
+from ..methods.base import Draw
+from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
-
-TRAIN_TIMESTEPS = 1000
-"""Length of the noise scale that Stable Diffusion's timesteps count on."""
+from .denoising_step import Position, locate
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
 """Layers of fewer tokens are left alone, by kind of device; where unlisted, as on CUDA.
@@ -29,58 +28,7 @@ On a CPU no method lost time from 512 tokens on, at any width from 32 to 1,280 c
 of 320 and more, none did from 256 on. On other devices these are guesses, not yet measured.
 """
 
-UNTOUCHED = Phase(method="full")
-
-
-class Position(NamedTuple):
-    """Where a call of the UNet stands in its run: denoising step ``step`` of ``num_steps``."""
-
-    step: int
-    num_steps: int
-    listed: bool = True
-    """False where no list of timesteps was found and the two only tell the level of noise."""
-
-
-def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
-    """Tell the denoising step from the timestep a UNet was called with.
-
-    Pipelines and loops hand the UNet one entry of the scheduler's list of timesteps, as a view
-    of it. Its place in memory is its place in the list: unambiguous where the list repeats a
-    timestep (PNDM, Heun), the whole list's where a run starts in its middle (img2img), and known
-    without waiting for the device. Calls that belong to one step (Heun makes two, PNDM two for
-    its first) share its number. Only a timestep that is no view is told by its value, which may
-    wait for the device.
-
-    Args:
-        timestep: What the UNet was called with: a tensor of no or one dimension, or a number.
-        scheduler: The pipeline's scheduler, or None for a UNet on its own.
-
-    Returns:
-        The step and the number of steps. Without any list to look into, the step's place on
-        the noise scale out of 1,000 stands for both.
-    """
-    known = getattr(scheduler, "timesteps", None)
-    known = known if isinstance(known, Tensor) and known.ndim == 1 and len(known) else None
-    index = length = None
-    if isinstance(timestep, Tensor):
-        storage = timestep.untyped_storage()
-        size = storage.nbytes() // timestep.element_size()
-        if known is not None and storage.data_ptr() == known.untyped_storage().data_ptr():
-            index, length = timestep.storage_offset() - known.storage_offset(), len(known)
-        elif size > 1 and (timestep.numel() == 1 or not any(timestep.stride())):
-            index, length = timestep.storage_offset(), size
-    if index is None or length is None:
-        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-        found = [i for i, t in enumerate(known.tolist()) if t == value] if known is not None else []
-        if known is None or not found:
-            step = TRAIN_TIMESTEPS - 1 - round(value)
-            return Position(min(max(step, 0), TRAIN_TIMESTEPS - 1), TRAIN_TIMESTEPS, listed=False)
-        index, length = found[0], len(known)
-    num_steps = length
-    if known is not None and length == len(known):
-        num_steps = getattr(scheduler, "num_inference_steps", None) or length
-    # Solvers that call the UNet more often than there are steps list more timesteps than steps.
-    return Position(min(index * num_steps // length, num_steps - 1), num_steps)
+UNTOUCHED = Full()
 
 
 @dataclass(frozen=True)
@@ -165,7 +113,7 @@ class Runtime:
 
     def _tell_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn where the schedule would change layers, but changes none of this size."""
-        phases = [phase for phase in self.schedule.phases if phase.method != "full"]
+        phases = [phase for phase in self.schedule.phases if not isinstance(phase, Full)]
         plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
         if not phases or not all(plan.untouched for plan in plans):
             return
@@ -192,8 +140,9 @@ class Runtime:
         device = torch.device(device)
         plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
         works = frozenset(d for d, plan in plans.items() if not plan.untouched)
+        draw = Draw(position.step, position.listed, self.schedule.seed, device)
         chosen = {
-            (d, heads): self._choose(position, phase, heads, *_grid(d, height, width), device)
+            (d, heads): phase.choose(draw, heads, *_grid(d, height, width))
             for d, heads in self.layers
             if not plans[d].untouched
         }
@@ -214,30 +163,6 @@ class Runtime:
         """Tokens that a layer must have to be changed."""
         usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
         return usual if phase.min_tokens is None else phase.min_tokens
-
-    def _choose(
-        self,
-        position: Position,
-        phase: Phase,
-        heads: int,
-        height: int,
-        width: int,
-        device: torch.device,
-    ) -> Tensor:
-        """Draw a token of each cell: keys in every head, or destinations, the same for all."""
-        keys = phase.method == "keys"
-        sy, sx = phase.strides(height, width)
-        rows, columns = cells(height, width, sy, sx, partial=keys)
-        shape = (heads, rows * columns) if keys else (rows * columns,)
-        select = phase.select if keys else ("random" if phase.use_rand else "grid")
-        if select == "grid":
-            place = torch.zeros(shape, dtype=torch.int64, device=device)
-        else:
-            # A cycle needs steps that follow each other; a level of noise does not tell them.
-            cycle = select == "cycle" and position.listed
-            draw = cycled_places if cycle else random_places
-            place = draw(shape, sy * sx, position.step, self.schedule.seed, device)
-        return tokens_at(place, height, width, sy, sx, rows)
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:

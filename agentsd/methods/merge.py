@@ -1,0 +1,112 @@
+"""``merge``: softmax attention over merged tokens (Bolya & Hoffman 2023, arXiv 2303.17604)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import Draw, Phase, Plan, SelfAttention, Share, Stride
+from .token_grid import cells, random_places, tokens_at
+from .token_merging import match, merge, owners, unmerge
+
+RATIO = "Share of the tokens to merge. More: faster, coarser."
+
+
+class Merge(Phase):
+    """Merge similar tokens, attend, and give each of them its mean's output.
+
+    Args:
+        ratio: Share of the tokens to merge, in [0, 1], capped at all that are not destinations
+            (0.9375 at stride 4). More is faster and coarser.
+        sx, sy: Width and height of a cell, in tokens, 1 to 64. A cell has one destination.
+        use_rand: Draw the destination of a cell at random rather than take its top-left token.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: little
+            is gained, and details are lost.
+        merge_mlp: Also merge the tokens that go through the feed-forward network. Not
+            recommended, likewise.
+        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
+            float16); ``None`` leaves the model's precision.
+    """
+
+    summary: ClassVar = "similar tokens become one"
+
+    method: Literal["merge"] = "merge"
+    ratio: Annotated[Share, Field(description=RATIO)] = 0.5
+    sx: Annotated[Stride, Field(description="Width of a cell. Larger: faster, coarser.")] = 2
+    sy: Annotated[Stride, Field(description="Height of a cell, likewise.")] = 2
+    use_rand: bool = True
+    merge_crossattn: bool = False
+    merge_mlp: bool = False
+    attn_precision: Literal["fp32"] | None = None
+
+    def strides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
+        return self.sy, self.sx
+
+    def plan(self, height: int, width: int) -> Plan:
+        """Count the tokens that are left."""
+        tokens = height * width
+        rows, columns = cells(height, width, *self.strides(height, width), partial=False)
+        if not rows * columns:
+            return Plan(tokens, tokens, 0, tokens)
+        merged = tokens - min(tokens - rows * columns, int(tokens * self.ratio))
+        return Plan(tokens, merged, self._agents(tokens, rows * columns, merged), merged)
+
+    def _agents(self, tokens: int, destinations: int, merged: int) -> int:
+        """How many agents the merged tokens attend through; 0 for none."""
+        return 0
+
+    def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
+        """The destinations ``[cells]``, the same for all heads."""
+        sy, sx = self.strides(height, width)
+        rows, columns = cells(height, width, sy, sx, partial=False)
+        shape = (rows * columns,)
+        if self.use_rand:
+            place = random_places(shape, sy * sx, draw.step, draw.seed, draw.device)
+        else:
+            place = torch.zeros(shape, dtype=torch.int64, device=draw.device)
+        return tokens_at(place, height, width, sy, sx, rows)
+
+    def match(self, x: Tensor, chosen: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
+        """Owners ``[B, N]`` of the tokens among the merged ones, and among the agents if any."""
+        matching = match(x, chosen)
+        owner = owners(matching, plan.tokens - plan.merged_tokens)
+        return owner, owners(matching, plan.tokens - plan.agents) if plan.agents else None
+
+    def attention(
+        self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
+    ) -> tuple[Tensor, Tensor | None]:
+        """Merge into the chosen tokens, attend, unmerge."""
+        owner, agent_owner = self.match(x, chosen, plan)
+        merged = merge(x, owner, plan.merged_tokens)  # [B, M, C]
+        q = layer.queries(merged)
+        k, v = layer.keys_and_values(merged)
+        if agent_owner is None:
+            out = layer.attend(q, k, v, q.shape[-1] ** -0.5)
+        else:
+            agents = layer.queries(merge(x, agent_owner, plan.agents))  # [B, H, n, d]
+            out = self._through_agents(layer, q, k, v, agents)
+        return unmerge(layer.output(out), owner), owner
+
+    def _through_agents(
+        self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
+    ) -> Tensor:
+        raise NotImplementedError("token merging alone has no agents")
+
+    def describe(self, plan: Plan) -> str:
+        """A plan of the phase in a few words."""
+        return f"{plan.merged_tokens:,}"
+
+    def caps(self, plan: Plan) -> list[str]:
+        """Where a plan is not what the parameters ask for, and why."""
+        return capped("ratio", self.ratio, plan.tokens - plan.merged_tokens, plan.tokens)
+
+
+def capped(name: str, ratio: float, merged: int, tokens: int) -> list[str]:
+    """Say that fewer tokens merge than a ratio asks for, if so."""
+    if merged >= int(tokens * ratio):
+        return []
+    return [f"{name} {ratio:g} is capped to {merged / tokens:.4g}: a token of each cell stays"]

@@ -1,0 +1,43 @@
+"""``merge_crossattn`` and ``merge_mlp``: the rest of a block, merged as its self-attention is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..methods import Plan
+from ..methods.token_merging import merge, unmerge
+from .processor import Layer
+
+
+@dataclass(frozen=True)
+class MergedPart:
+    """Hooks that merge the tokens of another part of a block as its self-attention does."""
+
+    layer: Layer
+    option: str
+    """The phase's parameter that asks for it: ``merge_crossattn`` or ``merge_mlp``."""
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Merge the tokens that go in; a forward pre-hook."""
+        plan, owner = self._owner()
+        if owner is None or args[0].shape[1] != plan.tokens:
+            return None
+        return merge(args[0], owner, plan.merged_tokens), *args[1:]
+
+    def leave(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Unmerge what comes out; a forward hook."""
+        plan, owner = self._owner()
+        if owner is None or out.shape[1] != plan.merged_tokens:
+            return out
+        return unmerge(out, owner)
+
+    def _owner(self) -> tuple[Plan, Tensor | None]:
+        step, layer = self.layer.runtime.step, self.layer
+        if step is None:
+            return Plan(0, 0, 0, 0), None
+        plan = step.plans[layer.downsample]
+        wanted = step.phase.asks(self.option) and plan.merged_tokens < plan.tokens
+        return plan, step.owners.get(layer.number) if wanted else None
