@@ -589,14 +589,17 @@ def test_an_image_that_changes_during_a_run_stops_counting(
     path = tmp_path / "init.png"
     Image.new("RGB", (64, 64)).save(path)
     extras = Extras(init_image=str(path), strength=1)
-    before, real = extras.recorded()["init_image_sha256"], agentsd.batch.engine.make_batch
+    before, real = (
+        extras.recorded()["init_image_sha256"],
+        agentsd.generation.batch.engine.make_batch,
+    )
 
     def changing(*args: Any) -> list[Drawn]:
         made = real(*args)
         Image.new("RGB", (64, 64), "white").save(path)
         return made
 
-    monkeypatch.setattr(agentsd.batch.engine, "make_batch", changing)
+    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", changing)
     summary, _ = start(prompts=["a", "b"], extras=extras, batch_size=1)
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert [line["init_image_sha256"] for line in manifest(tmp_path / "run")] == [before]

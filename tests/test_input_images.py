@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agentsd.fingerprints import file_sha256
 from PIL import Image
 
 from agentsd import SettingsError
-from agentsd.generation import ImageSettings
+from agentsd.image_settings import ImageSettings
 from agentsd.models.adapters import Extras
+from agentsd.models.fingerprints import file_sha256
 from agentsd.models.input_images import read_input_image
 
 ORIENTATION = 0x0112
