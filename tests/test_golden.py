@@ -14,8 +14,8 @@ from safetensors import safe_open
 from tiny_models import run_layer
 from torch import Tensor
 
+from agentsd.methods import merge as merging_method
 from agentsd.methods import token_merging as merging
-from agentsd.patching import processor
 from agentsd.schedule import METHODS, Phase
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -155,6 +155,6 @@ def test_wrong_merging_fails(
     golden: Golden, control: str, must_fail: Callable[[float, str], None]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processor, *WRONG_MERGING[control])
+        patch.setattr(merging_method, *WRONG_MERGING[control])
         distance = golden.distance(golden.phase(), golden.output)
     must_fail(distance, control)

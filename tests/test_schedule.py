@@ -27,6 +27,7 @@ seed: 7
 """
 
 READS = {name: kind.parameters() for name, kind in METHODS.items()}
+FIELDS = {name: field for kind in METHODS.values() for name, field in kind.model_fields.items()}
 
 
 def refused(make: Any, *says: str) -> None:
@@ -78,9 +79,9 @@ class TestPhaseRefuses:
     @pytest.mark.parametrize(
         ("settings", "allowed"),
         [
-            ({"method": "agents"}, "'agent', 'merge', 'keys' or 'full'"),
-            ({"method": 3}, "'agent', 'merge', 'keys' or 'full'"),
-            ({"method": None}, "'agent', 'merge', 'keys' or 'full'"),
+            ({"method": "agents"}, "'agent', 'full', 'keys' or 'merge'"),
+            ({"method": 3}, "'agent', 'full', 'keys' or 'merge'"),
+            ({"method": None}, "'agent', 'full', 'keys' or 'merge'"),
             ({"method": "keys", "select": "rand"}, "'grid', 'random' or 'cycle'"),
             ({"attn_precision": "fp16"}, "'fp32'"),
             ({"attn_precision": True}, "'fp32'"),
@@ -97,7 +98,7 @@ class TestPhaseRefuses:
         name, value = list(settings.items())[-1]
         refused(lambda: Phase(**settings), f"{name}: ", allowed, f"(got {value!r})")
 
-    @pytest.mark.parametrize("name", [n for n, f in Phase.model_fields.items() if f.default])
+    @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.default])
     def test_none_where_none_means_nothing(self, name: str) -> None:
         method = {"method": "keys"} if name == "select" else {}
         refused(lambda: Phase(**method | {name: None}), f"{name}: ", "(got None)")
@@ -127,7 +128,7 @@ class TestPhaseRefuses:
         ],
     )
     def test_parameters_that_the_method_does_not_read(self, method: str, name: str) -> None:
-        value = Phase.model_fields[name].default
+        value = FIELDS[name].default
         says = f"method {method!r} does not read {name}"
         refused(lambda: Phase(method=method, **{name: value}), says, "it reads")
 

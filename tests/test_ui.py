@@ -132,7 +132,9 @@ def test_pairs_are_those_that_softmaxes_see() -> None:
 
 def test_rows_say_what_yaml_says() -> None:
     before = {"until": 0.5, "method": "agent", "sx": 4, "min_tokens": 0, "agent_ratio": 0.9}
-    values = {name: editor.USUAL[name] for name in editor.ABOUT} | {
+    values = {
+        name: editor.USUAL[name] for name, field in editor.FIELDS.items() if field.description
+    } | {
         "method": "keys",
         "until": 0.3,
         "sx": 8,

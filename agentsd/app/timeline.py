@@ -115,7 +115,7 @@ def counts(plan: Plan, phase: Phase) -> str:
     """The tokens, and what the phase makes of them, in words."""
     if plan.untouched:
         return f"{plan.tokens:,}, as unpatched"
-    return f"{plan.tokens:,} → {phase.describe(plan)}"
+    return " → ".join((f"{plan.tokens:,}", *phase.stages(plan)))
 
 
 def pairs(plan: Plan) -> int:

@@ -30,9 +30,9 @@ from torch import Tensor
 from ..baselines import tiles, todo, tomesd
 from ..errors import SettingsError
 from ..generation.records import VERSIONS
+from ..methods import merge as merging
 from ..models.architectures import SHAPES
 from ..models.loading import load_pipeline
-from ..patching import processor
 from ..patching.layers import exchanged, top_sites
 from ..patching.patch import patched
 from ..schedule import Phase, Schedule
@@ -248,7 +248,7 @@ class Stopwatch:
             for module in self.watched:
                 for hook in self._watch(module):
                     stack.callback(hook.remove)
-            for name in ("matched", "merge", "unmerge"):
+            for name in ("match", "owners", "merge", "unmerge"):
                 stack.enter_context(self._timed(name))
             yield
 
@@ -267,8 +267,8 @@ class Stopwatch:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        """Count the time within a function of the processor's."""
-        function = getattr(processor, name)
+        """Count the time within a function that merging calls."""
+        function = getattr(merging, name)
 
         def timed(*args: Any) -> Any:
             self._wait()
@@ -278,7 +278,7 @@ class Stopwatch:
             self.merging += time.perf_counter() - begun
             return out
 
-        with mock.patch.object(processor, name, timed):
+        with mock.patch.object(merging, name, timed):
             yield
 
     def _wait(self) -> None:

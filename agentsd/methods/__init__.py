@@ -10,5 +10,8 @@ from .base import METHODS, Phase, Plan
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
+_sorted = sorted(METHODS.items())  # not in the order in which one file imports another
+METHODS.clear()
+METHODS.update(_sorted)
 
 __all__ = ["METHODS", "Phase", "Plan"]

@@ -64,10 +64,10 @@ class Agent(Merge):
         scales = {"k_scale2": self.k_scale2, "k_shortcut": self.k_shortcut}
         return agent_attention(q, k, v, agents, **scales, attend=layer.attend)
 
-    def describe(self, plan: Plan) -> str:
-        """A plan of the phase in a few words."""
-        agents = f" → {plan.agents:,} agents" if plan.agents else ", no agents"
-        return super().describe(plan) + agents
+    def stages(self, plan: Plan) -> tuple[str, ...]:
+        """What the tokens of a plan become, one after the other, in a few words."""
+        agents = (f"{plan.agents:,} agents",) if plan.agents else ()
+        return super().stages(plan) + agents
 
     def caps(self, plan: Plan) -> list[str]:
         """Where a plan is not what the parameters ask for, and why."""

@@ -193,8 +193,8 @@ class Phase(Strict):
         """
         raise NotImplementedError
 
-    def describe(self, plan: Plan) -> str:
-        """What is left of the tokens of a plan, in a few words."""
+    def stages(self, plan: Plan) -> tuple[str, ...]:
+        """What the tokens of a plan become, one after the other, in a few words."""
         raise NotImplementedError
 
     def caps(self, plan: Plan) -> list[str]:

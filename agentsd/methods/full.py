@@ -19,6 +19,6 @@ class Full(Phase):
         tokens = height * width
         return Plan(tokens, tokens, 0, tokens)
 
-    def describe(self, plan: Plan) -> str:
-        """A plan of the phase in a few words."""
-        return "as unpatched"
+    def stages(self, plan: Plan) -> tuple[str, ...]:
+        """What the tokens of a plan become, in a few words."""
+        return ("as unpatched",)

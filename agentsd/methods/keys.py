@@ -77,6 +77,6 @@ class Keys(Phase):
         q = layer.queries(x)
         return layer.output(layer.attend(q, k, v, q.shape[-1] ** -0.5)), None
 
-    def describe(self, plan: Plan) -> str:
-        """A plan of the phase in a few words."""
-        return f"{plan.keys:,} keys"
+    def stages(self, plan: Plan) -> tuple[str, ...]:
+        """What the tokens of a plan become, in a few words."""
+        return (f"{plan.keys:,} keys",)

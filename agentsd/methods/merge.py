@@ -96,9 +96,9 @@ class Merge(Phase):
     ) -> Tensor:
         raise NotImplementedError("token merging alone has no agents")
 
-    def describe(self, plan: Plan) -> str:
-        """A plan of the phase in a few words."""
-        return f"{plan.merged_tokens:,}"
+    def stages(self, plan: Plan) -> tuple[str, ...]:
+        """What the tokens of a plan become, in a few words."""
+        return (f"{plan.merged_tokens:,}",)
 
     def caps(self, plan: Plan) -> list[str]:
         """Where a plan is not what the parameters ask for, and why."""

@@ -87,7 +87,7 @@ def _phase_text(phase: dict[str, Any]) -> str:
     return (
         method.method
         if method == UNTOUCHED
-        else f"{method.method}: {method.describe(Plan(**numbers))}"
+        else f"{method.method}: {', '.join(method.stages(Plan(**numbers)))}"
     )
 
 

@@ -53,8 +53,8 @@ class Request:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
-        place: See :class:`agentsd.batch.engine.Work`.
-        offload: See :func:`agentsd.extras.equip`.
+        place: See :class:`agentsd.generation.batch.engine.Work`.
+        offload: See :func:`agentsd.models.adapters.equip`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.
         progress: ``none``, ``plain`` or ``rich``.
