@@ -50,7 +50,8 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _agentsd(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Options of the command itself; its work is in the subcommands."""
@@ -115,7 +116,8 @@ def generate(
         ),
     ] = None,
     template: Annotated[
-        str, typer.Option(help="What each prompt is put into, for {}.", rich_help_panel=PROMPTS)
+        str,
+        typer.Option(help="Text around each prompt; {} stands for it.", rich_help_panel=PROMPTS),
     ] = "{}",
     on_error: Annotated[
         OnError,
@@ -123,7 +125,9 @@ def generate(
     ] = OnError.stop,
     from_image: Annotated[
         Path | None,
-        typer.Option(help="Make an image of agentsd again, as it says.", rich_help_panel=PROMPTS),
+        typer.Option(
+            help="Regenerate an image from the settings in its file.", rich_help_panel=PROMPTS
+        ),
     ] = None,
     num_images: Annotated[
         int,
@@ -134,7 +138,7 @@ def generate(
         typer.Option(help="faithful, fast or paper; a YAML file; or 'none' for no patch."),
     ] = SCHEDULE,
     seed: Annotated[
-        int, typer.Option(help="Of the first image; those of the others follow from it.")
+        int, typer.Option(help="Seed of the first image; later seeds are derived from it.")
     ] = 0,
     num_inference_steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
     guidance_scale: Annotated[
@@ -147,7 +151,7 @@ def generate(
     width: Annotated[
         int | None, typer.Option(help="In pixels, a multiple of 8.", show_default="the model's")
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What to avoid.")] = "",
     compare: Annotated[
         bool, typer.Option("--compare", help="Also make the unpatched image, and time both.")
     ] = False,
@@ -164,7 +168,7 @@ def generate(
     variant: Annotated[
         str | None,
         typer.Option(
-            help="Which weights to load (fp16, say).",
+            help="Weight variant, such as fp16.",
             show_default="those there are",
             rich_help_panel=MODEL,
         ),
@@ -173,7 +177,7 @@ def generate(
         bool,
         typer.Option(
             "--allow-pickle",
-            help="Load weights that can run any code, too.",
+            help="Allow pickle weights, which can execute arbitrary code.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -365,7 +369,9 @@ def generate(
             raise SettingsError("--compare takes one --prompt")
         if useless := _given(ctx) & NOT_COMPARED:
             drop = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
-            raise SettingsError(f"--compare is no run of many images; drop {drop}")
+            raise SettingsError(
+                f"--compare cannot be combined with other options of a run; drop {drop}"
+            )
         text = checked_template(template).replace("{}", prompt[0])
         settings = ImageSettings(prompt=text, **base)
         extras.check(settings)
@@ -574,13 +580,13 @@ def _told(summary: dict[str, Any]) -> str:
         f"({summary['images_per_second']:.2f} images/s): {summary['manifest']}"
     ]
     if missing:
-        parts.append(f"{missing} are still to make: give the same command again")
+        parts.append(f"still to be made: {missing}; give the same command again")
     if summary["failed"]:
         parts.append(f"{summary['failed']} failed: {summary['folder']}/failed.jsonl says why")
     if hidden := summary["nsfw_content_detected"]:
         parts.append(f"{hidden} of these: the model's safety checker returned a black image")
     if summary["bad_rows"]:
-        parts.append(f"{summary['bad_rows']} bad rows were left out")
+        parts.append(f"bad rows left out: {summary['bad_rows']}")
     return "\n".join(parts)
 
 
@@ -634,7 +640,7 @@ def main(argv: list[str] | None = None) -> None:
         # Nobody foresaw it, so no words of ours fit; the traceback is for who would mend it.
         if os.environ.get("AGENTSD_TRACEBACK"):
             raise
-        more = "(unforeseen; with AGENTSD_TRACEBACK=1 the whole of it is shown)"
+        more = "(unexpected error; set AGENTSD_TRACEBACK=1 for the traceback)"
         _end(f"{type(error).__name__}: {error!s:.500} {more}", 1)
 
 

@@ -33,7 +33,7 @@ class GenerationError(AgentSDError):
 
 
 class OutOfMemoryError(GenerationError):
-    """The device has not the memory that a batch needs; a smaller one may fit."""
+    """The device does not have enough memory for the batch; a smaller one may fit."""
 
 
 class OutputError(AgentSDError):

@@ -123,7 +123,7 @@ def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", load)
     code, _, err = run()
     assert (code, err.count("\n")) == (1, 1), err
-    assert err.startswith("error: ZeroDivisionError: of something (unforeseen")
+    assert err.startswith("error: ZeroDivisionError: of something (unexpected error")
     monkeypatch.setenv("AGENTSD_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         run()

@@ -214,10 +214,10 @@ def test_unfinished_runs_are_refused_unless_asked_for(
     pocket = ["--clip" if arguments[0] in ("clip-score", "paired") else "--features", "pocket"]
     code, out, err = run(*arguments, *pocket)
     assert (code, out) == (1, "")
-    assert "run: the run is unfinished, 2 of 24 images are missing" in err
+    assert "run: the run is unfinished; images missing: 2 of 24" in err
     code, out, err = run(*arguments, *pocket, "--unfinished", "--json")
     assert code == 0, err
-    assert "note: run: the run is unfinished, 2 of 24 images are missing" in err
+    assert "note: run: the run is unfinished; images missing: 2 of 24" in err
 
 
 @pytest.mark.usefixtures("sets")

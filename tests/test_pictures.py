@@ -59,14 +59,12 @@ def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     for lost in (0, 1, 2):
         for file in files[:lost]:
             file.rename(tmp_path / file.name)
-        with pytest.raises(
-            EvaluationError, match=r"unfinished, \d of 8 images are missing"
-        ) as told:
+        with pytest.raises(EvaluationError, match=r"unfinished; images missing: \d of 8") as told:
             pictures(run)
         assert "start agentsd generate again" in str(told.value)
         for file in files[:lost]:
             (tmp_path / file.name).rename(file)
-    with pytest.warns(UserWarning, match="unfinished, 4 of 8 images are missing"):
+    with pytest.warns(UserWarning, match="unfinished; images missing: 4 of 8"):
         found = pictures(run, unfinished=True)
     assert [p.seed for p in found] == [0, 1, 2, 5]
     assert [p.prompt for p in found] == [f"{n}{SEPARATORS}" for n in (0, 1, 2, 5)]
@@ -75,8 +73,8 @@ def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
 def test_a_run_of_one_process_that_was_stopped_is_unfinished_too(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", {"": [0, 1]}, failed=1, total=4)
     with (
-        pytest.warns(UserWarning, match="1 of 4 images could not be made"),
-        pytest.raises(EvaluationError, match="unfinished, 1 of 4"),
+        pytest.warns(UserWarning, match="could not be made: 1 of 4"),
+        pytest.raises(EvaluationError, match="unfinished; images missing: 1 of 4"),
     ):
         pictures(run)
 
@@ -92,7 +90,7 @@ def test_the_images_of_a_run_stand_for_the_run(tmp_path: Path) -> None:
 def test_a_finished_run_is_whole_before_its_parts_are_merged(tmp_path: Path) -> None:
     parts = {"1-cd": [1], "0-ab": [0, 2]}
     run = run_folder(tmp_path / "run", parts, failed=2, total=5)
-    with pytest.warns(UserWarning, match="2 of 5 images could not be made and are left out"):
+    with pytest.warns(UserWarning, match="left out because they could not be made: 2 of 5"):
         assert names(run) == ["000000.png", "000001.png", "000002.png"]
 
 
@@ -120,7 +118,7 @@ def test_all_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
         assert names(folder) == ["000.png", "001.png", "b.jfif", "linked.PNG"]
     for name in ("a.heic", "b.HEIC", "c.avif", "README"):
         (folder / name).write_text("")
-    with pytest.warns(UserWarning, match=r"4 files are left out \(1 .avif, 2 .heic, 1 README\)"):
+    with pytest.warns(UserWarning, match=r"files left out: 4 \(1 .avif, 2 .heic, 1 README\)"):
         assert len(pictures(folder)) == 4
 
 
@@ -133,7 +131,7 @@ def test_all_of_a_tar_is_read_or_told(tmp_path: Path) -> None:
         link = tarfile.TarInfo("d.png")
         link.type, link.linkname = tarfile.SYMTYPE, "a.png"
         tar.addfile(link)
-    with pytest.warns(UserWarning, match=r"3 files are left out \(1 .0.png, 1 .jpg, 1 link\)"):
+    with pytest.warns(UserWarning, match=r"files left out: 3 \(1 .0.png, 1 .jpg, 1 link\)"):
         assert names(tmp_path / "set.tar") == ["set.tar:a.png", "set.tar:c.gif"]
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(folder / "000.png", "a.png")

@@ -102,7 +102,7 @@ def _warn_of_others(place: Path, kinds: list[str]) -> None:
     """Say what of a source is not read."""
     if kinds:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(sorted(kinds)).items())
-        warnings.warn(f"{place}: {len(kinds)} files are left out ({counts})", stacklevel=2)
+        warnings.warn(f"{place}: files left out: {len(kinds)} ({counts})", stacklevel=2)
 
 
 def _read(file: Path) -> bytes:
@@ -156,12 +156,12 @@ def _of_run(folder: Path, entries: list[dict[str, Any]], unfinished: bool) -> li
         raise EvaluationError(f"{folder}: not a run of agentsd generate ({error!r})") from None
     if failed:
         warnings.warn(
-            f"{folder}: {len(failed)} of {total} images could not be made and are left out; "
+            f"{folder}: images left out because they could not be made: {len(failed)} of {total}; "
             "failed.jsonl says why",
             stacklevel=2,
         )
     if missing := total - len(made) - len(failed):
-        lack = f"{folder}: the run is unfinished, {missing} of {total} images are missing"
+        lack = f"{folder}: the run is unfinished; images missing: {missing} of {total}"
         if not unfinished:
             raise EvaluationError(
                 f"{lack}; start agentsd generate again with the same options to make them, "
