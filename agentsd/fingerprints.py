@@ -17,10 +17,18 @@ from .errors import SettingsError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; hashed again only when its size or time has changed."""
+def file_state(path: str | Path) -> tuple[int, ...]:
+    """What differs once a file has been written to or another has taken its place.
+
+    Its size and time alone do not: adapters of one shape have one size, and copies keep the time.
+    """
     now = Path(path).stat()
-    return _hashed(str(Path(path).resolve()), now.st_mtime_ns, now.st_size)
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal; hashed again only when it has changed."""
+    return _hashed(str(Path(path).resolve()), file_state(path))
 
 
 def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
@@ -84,8 +92,8 @@ def _counts(file: Path) -> bool:
     return file.suffix in WEIGHTS and not any(part.startswith(".") for part in file.parts)
 
 
-@lru_cache(maxsize=256)
-def _hashed(path: str, _time: int, _size: int) -> str:
+@lru_cache(maxsize=4096)
+def _hashed(path: str, _state: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -6,12 +6,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import SettingsError
+from .fingerprints import file_state
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Modes of grey images with 16 bits; "I" is what some releases of Pillow make of them."""
+
+TIFF_BITS, TIFF_PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1
+GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
+"""Largest value of a grey PNG's pixels by Pillow's raw mode, where it is below 255."""
 
 
 def read_input_image(path: str | Path) -> Image.Image:
@@ -21,30 +26,37 @@ def read_input_image(path: str | Path) -> Image.Image:
     pixels show white.
 
     Args:
-        path: Of the file. It is read again only when its size or time has changed.
+        path: Of the file, which is decoded again only when it has changed.
 
     Returns:
         The image, ``RGB`` with 8 bits a channel.
 
     Raises:
-        SettingsError: If it cannot be read, has several frames, or more than 16 bits a channel.
+        SettingsError: If it cannot be read, has several frames, or pixels of which Pillow does
+            not tell how bright or how transparent they are.
     """
     try:
-        now = Path(path).stat()
+        return _read(str(path), file_state(path))
     except (OSError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
         raise SettingsError(f"{path}: cannot be read ({_reason(error)})") from None
-    return _read(str(path), now.st_mtime_ns, now.st_size)
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, _time: int, _size: int) -> Image.Image:
+def _read(path: str, _state: tuple[int, ...]) -> Image.Image:
     try:
         with Image.open(path) as image:
             # The other frames of a phone's MPO are previews of the first.
             frames = getattr(image, "n_frames", 1)
             if image.format != "MPO" and frames > 1:
                 raise SettingsError(f"{path}: has {frames} frames; give a single image")
-            return _eight_bits(_upright(image), path)
+            _check_levels(image, path)
+            transparent = _transparent_value(image, path)
+            upright = _upright(image)
+            if transparent is not None:
+                upright.info["transparency"] = transparent
+            return _eight_bits(upright, path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, SettingsError):
             raise
@@ -57,19 +69,63 @@ def _upright(image: Image.Image) -> Image.Image:
     return turned
 
 
+def _check_levels(image: Image.Image, path: str) -> None:
+    """Refuse grey TIFFs whose values do not go from black at 0 to white at 65535.
+
+    Raises:
+        SettingsError: Says so.
+    """
+    if image.format != "TIFF" or image.mode not in DEEP:
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    sixteen = image.mode != "I" and tags.get(TIFF_BITS) == (16,)
+    if not sixteen or tags.get(TIFF_PHOTOMETRIC) != BLACK_IS_ZERO:
+        raise SettingsError(
+            f"{path}: is a grey TIFF of signed, inverted or 12-bit values, or of more than 16 bits "
+            "a channel; save it as PNG"
+        )
+
+
+def _transparent_value(image: Image.Image, path: str) -> int | None:
+    """The grey value that is transparent in a PNG, on the scale of the pixels that Pillow gives.
+
+    Raises:
+        SettingsError: If a colour of 16 bits a channel is, since Pillow gives only 8 of each.
+    """
+    value, raw = image.info.get("transparency"), _raw_mode(image)
+    if value is None or image.format != "PNG":
+        return None
+    if raw == "RGB;16B":
+        raise SettingsError(
+            f"{path}: has a transparent colour of 16 bits a channel; save it with an alpha channel"
+        )
+    if raw in GREY_LEVELS and value <= GREY_LEVELS[raw]:
+        return int(value) * 255 // GREY_LEVELS[raw]
+    return value if isinstance(value, int) else None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tile = getattr(image, "tile", None)
+    return str(tile[0][3]) if tile else ""
+
+
 def _eight_bits(image: Image.Image, path: str) -> Image.Image:
     if image.mode in DEEP:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise SettingsError(f"{path}: has more than 16 bits a channel; save it with 8 or 16")
-        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+        grey = (values / 257).round().astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         raise SettingsError(f"{path}: has floating-point pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("L") if image.mode == "1" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow knows; PNG, JPEG, WebP and TIFF are"
     return getattr(error, "strerror", None) or "not an image"
