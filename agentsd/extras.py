@@ -41,6 +41,10 @@ SCHEDULERS = {
 """Class names of diffusers' schedulers, by every spelling that is taken, in lower case."""
 
 
+IMAGES = ("control_image", "ip_image", "init_image")
+"""Settings that name an image file."""
+
+
 class Extras(Strict):
     """What is added to a pipeline and changes its images.
 
@@ -101,8 +105,7 @@ class Extras(Strict):
 
     def images(self) -> dict[str, str]:
         """The image files, by setting."""
-        names = ("control_image", "ip_image", "init_image")
-        return {name: path for name in names if (path := getattr(self, name)) is not None}
+        return {name: path for name in IMAGES if (path := getattr(self, name)) is not None}
 
     def recorded(self) -> dict[str, Any]:
         """The settings that were given, and hashes of the image files, for the record."""
@@ -114,7 +117,10 @@ class Extras(Strict):
 
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
-        added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
+        added = [self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras)]
+        if self.ip_adapter is not None:
+            encoder = Path(self.ip_adapter).with_name("image_encoder")  # diffusers looks there
+            added += [str(encoder)] if encoder.is_dir() else []
         return {source: fingerprint(source) for source in added if source is not None}
 
     @classmethod
@@ -136,6 +142,13 @@ class Extras(Strict):
         if self.ip_image is not None:
             told["ip_adapter_image"] = images["ip_image"]
         return told
+
+
+def recorded_fingerprints(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all files that a record tells of, weights and images, by path or hub id."""
+    images = {told[k]: told.get(f"{k}_sha256") for k in IMAGES if isinstance(told.get(k), str)}
+    weights = told.get("weights")
+    return images | (weights if isinstance(weights, dict) else {})
 
 
 def _size_for(image: Image | None, height: int | None, width: int | None) -> tuple[int, int] | None:

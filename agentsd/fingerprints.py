@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,8 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
     if os.path.isfile(path):  # which takes any text, however long
         return file_sha256(path)
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if _counts(file.relative_to(path)))
         digest = hashlib.sha256()
-        for file in files:
+        for file in sorted(_weights_in(path)):
             line = f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n"
             digest.update(line.encode())
         return digest.hexdigest()
@@ -85,11 +84,19 @@ def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt", ".model")
 
 
-def _counts(file: Path) -> bool:
-    return file.suffix in WEIGHTS and not any(part.startswith(".") for part in file.parts)
+def _weights_in(folder: Path) -> Iterator[Path]:
+    """The weights, configurations and vocabularies of a folder, those in linked folders too."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in entered]
+        entered.add(real)
+        for name in files:
+            if not name.startswith(".") and name.endswith(WEIGHTS):
+                yield Path(place, name)
 
 
 @lru_cache(maxsize=4096)

@@ -268,8 +268,9 @@ def test_inputs_that_changed_are_named(
         Image.new("RGB", (64, 64), "pink").save(files["init_image"])
     code, _, err = run(*more, "--num-images", "2")
     assert (code, "another configuration" in err) == (2, True), err
-    assert again(made, tmp_path / "other") == 2
     name = model if what == "model" else str(files[what])
+    assert f"{name} is not what the image was made with" in err
+    assert again(made, tmp_path / "other") == 2
     assert f"{name} is not what the image was made with" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 

@@ -17,6 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
 from agentsd.extras import Extras, equip, scheduler_for
+from agentsd.fingerprints import file_sha256
 from agentsd.generation import ImageSettings, PromptEncoder, make_batch, to_image
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
@@ -114,6 +115,15 @@ def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -
     file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
     first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
     assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
+    known = Extras(ip_adapter=file, ip_image=picture).weights()
+    assert known[file] == file_sha256(file)
+    build(lambda: CLIPVisionModelWithProjection(vision), seed=1).save_pretrained(
+        tmp_path / "image_encoder"
+    )
+    changed = Extras(ip_adapter=file, ip_image=picture).weights()
+    assert [name for name in known if changed[name] != known[name]] == [
+        str(tmp_path / "image_encoder")
+    ]
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ..errors import GenerationError, OutputError
-from ..extras import Extras, Offload, equip
-from ..fingerprints import fingerprint, snapshot_commit
+from ..errors import GenerationError, OutputError, SettingsError
+from ..extras import Extras, Offload, equip, recorded_fingerprints
+from ..fingerprints import check_unchanged, fingerprint, snapshot_commit
 from ..generation import VERSIONS
 from ..output import prepare_folder
 from ..pipelines import POCKET, load_pipeline, target_device
@@ -59,6 +59,8 @@ class Request:
         resume: Whether a run that is in ``out`` already may be taken up.
         progress: ``none``, ``plain`` or ``rich``.
         stale_after: Seconds of silence after which another process's work is taken over.
+        known: Fingerprints that files must have, by path or hub id; those of an image that is to
+            be made again.
     """
 
     out: Path
@@ -78,6 +80,7 @@ class Request:
     resume: bool = True
     progress: str = "plain"
     stale_after: float = 60.0
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     def loading(self) -> dict[str, str]:
         """What to tell :func:`agentsd.load_pipeline` of the model besides its name."""
@@ -93,6 +96,26 @@ class Request:
         """Fingerprints of all weights, by path or hub id."""
         place = POCKET if self.model == "pocket" else self.model
         return {self.model: fingerprint(place, self.revision), **self.extras.weights()}
+
+    def check_files(self) -> None:
+        """Compare the files as they are with :attr:`known`, and with the run that is in ``out``.
+
+        Raises:
+            SettingsError: Names the first file that is another.
+        """
+        folder = RunFolder(self.out)
+        begun = self.resume and folder.run_file.exists()
+        if not (self.known or begun):
+            return  # hashing takes a while
+        now = recorded_fingerprints(self.extras.recorded() | {"weights": self.weights()})
+        check_unchanged(self.known, now)
+        if begun:
+            try:
+                check_unchanged(recorded_fingerprints(folder.read_run()["config"]), now)
+            except SettingsError as error:
+                raise SettingsError(
+                    f"{self.out} holds a run of another configuration: {error}"
+                ) from None
 
 
 def launch(
@@ -114,6 +137,8 @@ def launch(
     state = PartialState(cpu=target_device(asked.device).type == "cpu")
     several, first = state.num_processes > 1, state.is_main_process
     plan = read() if first else None
+    if first:
+        asked.check_files()
     device = str(state.device) if several and asked.device is None else asked.device
     pipe = equip(
         load_pipeline(
@@ -127,6 +152,8 @@ def launch(
         offload=asked.offload,
         allow_pickle=asked.allow_pickle,
     )
+    if first:
+        asked.check_files()  # again, since the hub's may have come only now
     folder = RunFolder(
         asked.out, f"{state.process_index}-{secrets.token_hex(4)}" if several else ""
     )
@@ -143,15 +170,22 @@ def launch(
         total = described["config"]["images"]
         folder.open(total)
         there, begun = folder.made, time.monotonic()
+        added = asked.extras.recorded()
+
+        def inputs(height: int | None, width: int | None) -> dict[str, Any]:
+            now = asked.extras.recorded()  # a file may change in the hours of a run
+            check_unchanged(recorded_fingerprints(added), recorded_fingerprints(now))
+            return asked.extras.inputs(height, width)
+
         work = Work(
             jobs=lambda: jobs(folder.prompts, asked.base, asked.schedule),
             total=total,
             batch_size=described["batch_size"],
             model=asked.model,
             form=asked.form,
-            extras=asked.extras.recorded()
+            extras=added
             | {name: described["config"][name] for name in ("revision", "variant", "weights")},
-            inputs=asked.extras.inputs,
+            inputs=inputs,
             place=asked.place,
         )
         claims = stack.enter_context(Claims(folder.claims, asked.stale_after))
