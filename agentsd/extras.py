@@ -20,10 +20,11 @@ from diffusers import (
     DiffusionPipeline,
 )
 from PIL.Image import Image
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from .errors import AgentSDError, LoadError, SettingsError
 from .fingerprints import file_sha256, fingerprint
+from .generation import LONGEST_SIDE
 from .input_images import read_input_image
 from .internals import DTYPE
 from .output import SAMPLERS
@@ -83,6 +84,8 @@ class Extras(Strict):
     attention_backend: str | None = None
     compile: bool = False
 
+    _size: tuple[int, int] | None = PrivateAttr(default=None)
+
     @field_validator("loras", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
@@ -125,13 +128,32 @@ class Extras(Strict):
 
     @classmethod
     def from_record(cls, told: Mapping[str, Any]) -> Extras:
-        """Read what :meth:`recorded` told, out of a record of more."""
-        return cls(**{key: told[key] for key in cls.model_fields if key in told})
+        """Read what :meth:`recorded` told, out of a record of more.
+
+        Where no size is asked for, images to follow are then of the size on record, which may be
+        one that :class:`agentsd.generation.ImageSettings` do not take.
+        """
+        extras = cls(**{key: told[key] for key in cls.model_fields if key in told})
+        match told:
+            case {"width": int(width), "height": int(height)} if min(width, height) > 0:
+                extras._size = width, height
+        return extras
 
     def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
-        """What to call the pipeline with for images of a height and width."""
+        """What to call the pipeline with for images of a height and width.
+
+        Raises:
+            SettingsError: If an image to follow would become too large.
+        """
         images = {name: read_input_image(path) for name, path in self.images().items()}
         size = _size_for(images.get("init_image") or images.get("control_image"), height, width)
+        if height is width is None:
+            size = self._size or size
+        if size is not None and max(size) > LONGEST_SIDE:
+            raise SettingsError(
+                f"the image to follow would be of {size[0]} × {size[1]} pixels, and at most "
+                f"{LONGEST_SIDE} a side are made; give a height and a width"
+            )
         fitted = {k: image.resize(size) if size else image for k, image in images.items()}
         told: dict[str, Any] = {}
         if self.init_image is not None:

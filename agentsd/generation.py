@@ -39,7 +39,10 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 MOST_STEPS = 1000
 """Denoising steps; models are trained with as many."""
 
-Side = Annotated[int, Field(ge=64, le=8192)]
+LONGEST_SIDE = 8192
+"""Pixels of an image's height or width."""
+
+Side = Annotated[int, Field(ge=64, le=LONGEST_SIDE)]
 Pixels = NDArray[np.floating[Any]]
 """An image as a pipeline's ``output_type="np"`` gives it: ``[H, W, 3]`` in [0, 1]."""
 

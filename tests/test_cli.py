@@ -288,14 +288,20 @@ def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
 def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
     """The model's own size may be one that may not be asked for; that of an init image, too."""
     Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")
-    for number, more in enumerate(
-        ((), ("--init-image", str(tmp_path / "init.png"), "--strength", "1"))
+    follow = ("--init-image", str(tmp_path / "init.png"), "--strength", "1")
+    for number, (more, size) in enumerate(
+        (
+            ((), (32, 32)),
+            (follow, (72, 48)),
+            ((*follow, "--width", "64"), (64, 40)),
+            ((*follow, "--height", "64"), (96, 64)),
+        )
     ):
         out = tmp_path / f"sizes{number}"
         assert run("--out", str(out), *more)[0] == 0
         made = out / "images" / "000000.png"
         with Image.open(made) as image:
-            assert image.size == ((72, 48) if more else (32, 32))
+            assert image.size == size
         assert again(made, tmp_path / f"again{number}") == 0
         other = tmp_path / f"again{number}" / "images" / "000000.png"
         assert other.read_bytes() == made.read_bytes()

@@ -192,3 +192,19 @@ def test_sizes_beside_an_image(
     both = Extras(init_image=init, controlnet="net", control_image=control).inputs(*given)
     assert both["image"].size == both["control_image"].size == becomes
     assert Extras(init_image=init).inputs(*given)["image"].size == becomes
+
+
+def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
+    init = str(save(tmp_path, Image.new("RGB", (251, 93))))
+    for size in ((251, 93), (248, 92), (48, 48)):
+        told = Extras(init_image=init).recorded() | {"width": size[0], "height": size[1]}
+        again = Extras.from_record(told)
+        assert again.inputs(None, None)["image"].size == size
+        assert again.inputs(64, 72)["image"].size == (72, 64)
+
+
+def test_a_side_that_would_be_too_long_is_refused(tmp_path: Path) -> None:
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (2000, 8)))))
+    with pytest.raises(SettingsError, match=r"16000 × 64 pixels.* at most 8192"):
+        extras.inputs(64, None)
+    assert extras.inputs(64, 2000)["image"].size == (2000, 64)
