@@ -67,6 +67,7 @@ class Extras(Strict):
 
     Raises:
         SettingsError: Names the setting, its value and what is allowed.
+        LoadError: If there is no such file of weights.
     """
 
     error: ClassVar = SettingsError
@@ -105,6 +106,12 @@ class Extras(Strict):
             raise SettingsError("strength: is of init_image, and there is none")
         for path in self.images().values():
             read_input_image(path)
+        if self.controlnet is not None:
+            _must_be_there("the ControlNet", self.controlnet)
+        for lora in self.loras:
+            _must_be_there("the LoRA", _scaled(lora)[0])
+        if self.ip_adapter is not None:
+            _must_be_there("the IP-Adapter", self.ip_adapter, a_file=True)
 
     def images(self) -> dict[str, str]:
         """The image files, by setting."""
@@ -221,8 +228,7 @@ def equip(
     if extras.sampler is not None:
         pipe.scheduler = scheduler_for(pipe, extras.sampler)
     if extras.controlnet is not None:
-        _must_be_there("the ControlNet", extras.controlnet)
-        with _loading(f"the ControlNet {shown(extras.controlnet)}"):
+        with _loading("the ControlNet", extras.controlnet):
             net = ControlNetModel.from_pretrained(
                 extras.controlnet,
                 use_safetensors=not allow_pickle or None,
@@ -237,16 +243,14 @@ def equip(
     for name, lora in zip(names, extras.loras, strict=True):
         path, scale = _scaled(lora)
         scales.append(scale)
-        _must_be_there("the LoRA", path)
-        with _loading(f"the LoRA {shown(path)}", needs="peft"):
+        with _loading("the LoRA", path, needs="peft"):
             safe = {} if allow_pickle else {"use_safetensors": True}
             pipe.load_lora_weights(path, adapter_name=name, **safe)
     if names:
         pipe.set_adapters(names, scales)
     if extras.ip_adapter is not None:
         place = _ip_adapter(extras.ip_adapter, allow_pickle)
-        _must_be_there("the IP-Adapter", extras.ip_adapter)
-        with _loading(f"the IP-Adapter {shown(extras.ip_adapter)}"):
+        with _loading("the IP-Adapter", extras.ip_adapter):
             pipe.load_ip_adapter(**place)
     if extras.vae_tiling:
         pipe.vae.enable_tiling()
@@ -315,20 +319,22 @@ def _scaled(lora: str) -> tuple[str, float]:
         return lora, 1.0
 
 
-def _must_be_there(what: str, source: str) -> None:
+def _must_be_there(what: str, source: str, *, a_file: bool = False) -> None:
     """Refuse what is neither on the disk nor can be on the hub, before the hub is asked.
+
+    On the hub are repositories, ``OWNER/NAME``, or, where it must be a file, one in a repository:
+    ``OWNER/NAME/FOLDER/FILE``.
 
     Raises:
         LoadError: Says that there is no such file.
     """
-    path = Path(source)
-    if os.path.exists(path):
+    if os.path.exists(source):
         return
-    repository = "/".join(source.split("/")[:2])
-    in_repository = source.count("/") >= 2  # OWNER/NAME/FOLDER/FILE
-    is_local = path.is_absolute() or source.startswith((".", "~"))
-    is_file = path.suffix in FILES and not in_repository
-    if is_local or is_file or not HUB_ID.fullmatch(repository):
+    repository = "/".join(source.split("/")[:2]) if a_file else source
+    may_be_a_file = a_file and source.count("/") >= 2
+    is_path = source.startswith((".", "~", "/")) or not HUB_ID.fullmatch(repository)
+    files = ".safetensors" if a_file else FILES  # a pickle is refused in words of its own
+    if is_path or (source.endswith(files) and not may_be_a_file):
         raise LoadError(f"{what} {shown(source)}: there is no such file or folder")
 
 
@@ -357,7 +363,7 @@ def _offload(pipe: DiffusionPipeline, how: Offload, device: torch.device) -> Non
 
 
 @contextmanager
-def _loading(what: str, needs: str | None = None) -> Iterator[None]:
+def _loading(what: str, source: str | None = None, needs: str | None = None) -> Iterator[None]:
     """Tell what diffusers and the hub raise, of kinds of their own, as an error of ours."""
     try:
         yield
@@ -366,6 +372,10 @@ def _loading(what: str, needs: str | None = None) -> Iterator[None]:
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = ""
+        if source is not None:
+            what = f"{what} {shown(source)}"
+            if not os.path.exists(source):
+                hint = "; it is neither a folder nor a file here, nor did the hub give it"
         if needs is not None and needs.upper() in said:
             hint = f"; pip install {needs}"
         raise LoadError(f"{what} cannot be loaded ({shown(said)}){hint}") from error

@@ -190,15 +190,37 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
     [
         ({"loras": ("nowhere.safetensors",)}, "the LoRA"),
         ({"loras": ("./nowhere:0.5",)}, "the LoRA"),
+        ({"loras": ("models/loras/nowhere.safetensors:0.5",)}, "the LoRA"),
+        ({"loras": ("models/loras/nowhere",)}, "the LoRA"),
         ({"controlnet": "/no/such/net"}, "the ControlNet"),
+        ({"controlnet": "models/nets/nowhere"}, "the ControlNet"),
         ({"ip_adapter": "./nowhere.safetensors"}, "the IP-Adapter"),
+        ({"ip_adapter": "models/nowhere.safetensors"}, "the IP-Adapter"),
     ],
 )
-def test_files_that_are_not_there(
-    pipe: Any, picture: str, given: dict[str, Any], what: str
-) -> None:
-    """Told in plain words, and the hub is not asked."""
-    images = {"controlnet": "control_image", "ip_adapter": "ip_image"}
-    followed = {images[name]: picture for name in given if name in images}
+def test_files_that_are_not_there(picture: str, given: dict[str, Any], what: str) -> None:
+    """Told in plain words before anything is loaded, and the hub is not asked."""
     with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
-        equip(pipe, Extras(**given, **followed))
+        Extras(**given, **followed(given, picture))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loras": ("nobody/nowhere",)},
+        {"controlnet": "nobody/nowhere"},
+        {"ip_adapter": "nobody/nowhere/models/a.safetensors"},
+    ],
+)
+def test_what_may_be_on_the_hub(
+    pipe: Any, picture: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LoadError, match="neither a folder nor a file here, nor did the hub"):
+        equip(pipe, Extras(**given, **followed(given, picture)))
+
+
+def followed(given: dict[str, Any], picture: str) -> dict[str, str]:
+    """The image that a ControlNet or an IP-Adapter needs."""
+    images = {"controlnet": "control_image", "ip_adapter": "ip_image"}
+    return {images[name]: picture for name in given if name in images}
