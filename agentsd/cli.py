@@ -387,7 +387,7 @@ def generate(
             schedule=plan,
             model=model,
             num_images=num_images,
-            extras=extras.recorded() | {"weights": asked.weights()},
+            extras=asked.recorded(),
             inputs=extras.inputs(settings.height, settings.width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)

@@ -19,6 +19,7 @@ from tiny_models import tiny_unet, with_safety_checker
 from agentsd import __version__
 from agentsd.cli import main
 from agentsd.generation import image_seed
+from agentsd.output import read_record
 
 
 @pytest.fixture
@@ -312,6 +313,19 @@ def test_a_scheduler_is_one_run_however_it_is_spelled(run: Any) -> None:
     summaries = [run("--scheduler", spelled, "--json") for spelled in spellings]
     assert [json.loads(out)["there_before"] for _, out, _ in summaries] == [0, 1, 1, 1]
     assert run("--scheduler", "DDIM")[0] == 2
+
+
+def test_a_variant_found_by_itself_is_on_record(run: Any, model: str, tmp_path: Path) -> None:
+    for plain in Path(model).glob("*/*.safetensors"):
+        plain.rename(plain.with_name(plain.name.replace(".", ".fp16.", 1)))
+    made = tmp_path / "out" / "images" / "000000.png"
+    assert run()[0] == 0
+    assert read_record(made)["variant"] == "fp16"
+    code, out, _ = run("--variant", "fp16", "--json")
+    assert (code, json.loads(out)["there_before"]) == (0, 1)
+    assert again(made, tmp_path / "again") == 0
+    assert run("--compare", "--out", str(tmp_path / "both"))[0] == 0
+    assert read_record(tmp_path / "both" / "00000.png")["variant"] == "fp16"
 
 
 def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:

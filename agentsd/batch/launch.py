@@ -27,7 +27,7 @@ from ..extras import Extras, Offload, equip, recorded_fingerprints
 from ..fingerprints import check_unchanged, fingerprint, snapshot_commit
 from ..generation import VERSIONS
 from ..output import prepare_folder
-from ..pipelines import POCKET, load_pipeline, target_device
+from ..pipelines import POCKET, load_pipeline, only_variant, target_device
 from ..progress import Bar
 from ..schedule import Schedule
 from .claims import Claims
@@ -84,8 +84,24 @@ class Request:
 
     def loading(self) -> dict[str, str]:
         """What to tell :func:`agentsd.load_pipeline` of the model besides its name."""
-        given = {"revision": self.revision, "variant": self.variant}
+        given = {"revision": self.revision, "variant": self.loaded_variant()}
         return {name: value for name, value in given.items() if value is not None}
+
+    def loaded_variant(self) -> str | None:
+        """The variant that was asked for, or is the only one in the model's folder."""
+        folder = Path(self.model)
+        if self.variant is not None or not os.path.isdir(folder):
+            return self.variant
+        return only_variant(folder, allow_pickle=self.allow_pickle)
+
+    def recorded(self) -> dict[str, Any]:
+        """What was loaded, for the record: the extras, and which of the model's weights."""
+        return {
+            "revision": self.commit(),
+            "variant": self.loaded_variant(),
+            "weights": self.weights(),
+            **self.extras.recorded(),
+        }
 
     def commit(self) -> str | None:
         """The commit of a model that was loaded from the hub; None for what lies on the disk."""
@@ -216,9 +232,6 @@ def launch(
 def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipeline) -> None:
     config = {
         "model": asked.model,
-        "revision": asked.commit(),
-        "variant": asked.variant,
-        "weights": asked.weights(),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "prompts_sha256": plan.digest,
         "images": plan.images,
@@ -226,7 +239,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
         **asked.base,
         "schedule": asked.schedule.to_dict() if asked.schedule else None,
         "format": asked.form,
-        **asked.extras.recorded(),
+        **asked.recorded(),
     }
     old = folder.prepare(config, plan, resume=asked.resume)
     size = asked.batch_size
