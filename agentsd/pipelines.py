@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from safetensors import SafetensorError, safe_open
 
 from .errors import LoadError
+from .fingerprints import fingerprint
 from .internals import DTYPE
 from .validation import shown
 
@@ -22,6 +23,11 @@ POCKET = Path(__file__).resolve().parent / "pocket"
 
 POCKET_GUIDANCE = 2.0
 """Guidance scale that suits the embedded model best, as its card shows."""
+
+
+def model_fingerprint(model: str, revision: str | None = None) -> str | None:
+    """The fingerprint of what :func:`load_pipeline` loads under a name; hashes it at first."""
+    return fingerprint(POCKET if model == "pocket" else model, revision)
 
 
 def default_guidance(model: str) -> float:

@@ -24,10 +24,10 @@ from rich.console import Console
 
 from ..errors import GenerationError, OutputError, SettingsError
 from ..extras import Extras, Offload, equip, recorded_fingerprints
-from ..fingerprints import check_unchanged, fingerprint, snapshot_commit
+from ..fingerprints import check_unchanged, snapshot_commit
 from ..generation import VERSIONS
 from ..output import prepare_folder
-from ..pipelines import POCKET, load_pipeline, only_variant, target_device
+from ..pipelines import load_pipeline, model_fingerprint, only_variant, target_device
 from ..progress import Bar
 from ..schedule import Schedule
 from .claims import Claims
@@ -110,8 +110,8 @@ class Request:
 
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of all weights, by path or hub id."""
-        place = POCKET if self.model == "pocket" else self.model
-        return {self.model: fingerprint(place, self.revision), **self.extras.weights()}
+        model = model_fingerprint(self.model, self.revision)
+        return {self.model: model, **self.extras.weights()}
 
     def check_files(self) -> None:
         """Compare the files as they are with :attr:`known`, and with the run that is in ``out``.
