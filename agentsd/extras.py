@@ -5,6 +5,7 @@ All of it is diffusers' own; here it is checked, recorded, and put on.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,13 @@ class Extras(Strict):
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("loras")
+    @classmethod
+    def _one_spelling(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
+        # Likewise one weight: a, a:1 and a:1.0 are one run.
+        scaled = map(_scaled, loras)
+        return tuple(path if scale == 1 else f"{path}:{scale}" for path, scale in scaled)
 
     @field_validator("sampler")
     @classmethod
@@ -311,12 +319,23 @@ def scheduled(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
 
 
 def _scaled(lora: str) -> tuple[str, float]:
-    """``PATH:SCALE`` taken apart; the weight of a path alone is 1."""
-    path, colon, scale = lora.rpartition(":")
+    """``PATH:SCALE`` taken apart; the weight of a path alone is 1.
+
+    Raises:
+        SettingsError: If the weight is infinite or no number (``nan``).
+    """
+    path, colon, told = lora.rpartition(":")
     try:
-        return (path, float(scale)) if path and colon else (lora, 1.0)
+        scale = float(told) if path and colon else None
     except ValueError:
+        scale = None
+    if scale is None:
         return lora, 1.0
+    if not math.isfinite(scale):
+        raise SettingsError(
+            f"loras: the weight of {shown(path)} must be a finite number (got {told})"
+        )
+    return path, scale
 
 
 def _must_be_there(what: str, source: str, *, a_file: bool = False) -> None:

@@ -89,6 +89,8 @@ def load_pipeline(
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""
+    if os.path.exists(path) and kwargs.get("revision") is not None:
+        raise LoadError(f"{name} is on the disk, and only the hub has revisions; drop revision")
     if os.path.isfile(path) and kwargs.get("variant") is not None:
         raise LoadError(f"{name} is a single file, which has no variants; drop variant")
     if os.path.isdir(path) and kwargs.get("variant") is None:

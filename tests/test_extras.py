@@ -133,6 +133,12 @@ def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
     assert pipe.vae.use_tiling
 
 
+def test_a_weight_has_one_spelling() -> None:
+    for spelled in ("a", "a:1", "a:1.0"):
+        assert Extras(loras=(spelled,)).loras == ("a",)
+    assert Extras(loras=("a:.50", "a:-2")).loras == ("a:0.5", "a:-2.0")
+
+
 def test_the_record_gives_them_back(picture: str) -> None:
     extras = Extras(sampler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True)
     told = extras.recorded()
@@ -164,6 +170,7 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
         (lambda image: {"controlnet": "x"}, "one needs the other"),
         (lambda image: {"ip_image": image}, "one needs the other"),
         (lambda image: {"compile": "yes"}, "valid boolean"),
+        (lambda image: {"loras": ("a:nan",)}, "weight of 'a' must be a finite number"),
     ],
 )
 def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:

@@ -175,6 +175,12 @@ def test_a_variant_of_pickles(folder: Path) -> None:
         load_pipeline(folder, device="cpu")
 
 
+def test_only_the_hub_has_revisions(folder: Path) -> None:
+    for model in ("pocket", str(folder)):
+        with pytest.raises(LoadError, match="only the hub has revisions"):
+            load_pipeline(model, device="cpu", revision="main")
+
+
 def test_a_single_file_has_no_variants(pipe: Any, tmp_path: Path) -> None:
     file = save_single_file(pipe, tmp_path / "model.safetensors")
     with pytest.raises(LoadError, match="single file, which has no variants"):
