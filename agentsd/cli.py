@@ -285,25 +285,25 @@ def generate(
     from .generation.image_files import read_record
     from .generation.prompt_encoding import warnings_for
     from .generation.records import VERSIONS
-    from .image_settings import ImageSettings
-    from .models.adapters import Extras, equip
-    from .models.fingerprints import check_unchanged, file_sha256
+    from .image_settings import ImageSettings, is_size
+    from .models.adapters import Extras, equip, recorded_fingerprints
     from .models.loading import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
 
     names = list(ImageSettings.model_fields)
-    place = None
+    place, known = None, {}
     if from_image is not None:
         _only_of_the_run(ctx)
         told = read_record(from_image)
         base = {name: told[name] for name in names if name in told}
         plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
         extras = Extras.from_record(told)
-        base |= extras.sides(base.get("height"), base.get("width"))
+        if not is_size(base.get("height"), base.get("width")):
+            base |= {"height": None, "width": None}  # of the model's size, or the one on record
         model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
         dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
         prompt = [str(base.pop("prompt", ""))]
-        place = _place(told.get("batch"))
+        place, known = _place(told.get("batch")), recorded_fingerprints(told)
         for name, version in VERSIONS.items():
             if told.get(name) != version:
                 _note(f"made with {name} {told.get(name)}, made again with {version}")
@@ -357,11 +357,8 @@ def generate(
         resume=resume,
         progress=progress.value if progress else ("rich" if stderr.is_terminal else "plain"),
         stale_after=stale_after,
+        known=known,
     )
-    if from_image is not None:
-        images = {f"{k}_sha256": path for k, path in extras.images().items()}
-        known = {path: told.get(name) for name, path in images.items()} | told.get("weights", {})
-        check_unchanged(known, {p: file_sha256(p) for p in images.values()} | asked.weights())
     if compare:
         if plan is None:
             raise SettingsError("--compare needs a schedule other than 'none'")
@@ -397,7 +394,7 @@ def generate(
             schedule=plan,
             model=model,
             num_images=num_images,
-            extras=extras.recorded() | {"weights": asked.weights()},
+            extras=asked.recorded(),
             inputs=extras.inputs(settings.height, settings.width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)

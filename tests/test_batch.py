@@ -34,7 +34,7 @@ from agentsd.generation.batch.launch import Request, launch
 from agentsd.generation.batch.prompts import read_prompts
 from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.generation.image_files import parameters, read_record
-from agentsd.generation.images import Drawn
+from agentsd.generation.images import Drawn, make_batch
 from agentsd.image_settings import ImageSettings
 from agentsd.models.adapters import Extras
 
@@ -102,6 +102,44 @@ def test_a_run_writes_images_and_what_made_them(start: Any, tmp_path: Path) -> N
         told = json.loads(image.text["agentsd"])
         assert image.text["parameters"].startswith("b c\n")
     assert told.items() <= lines[1].items()
+
+
+def test_an_image_that_changes_during_a_run_is_not_followed(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the record of what is made of it would not be true."""
+    init = tmp_path / "init.png"
+    Image.new("RGB", (64, 64), "teal").save(init)
+
+    def made_and_exchanged(*args: Any) -> Any:
+        made = make_batch(*args)
+        Image.new("RGB", (64, 64), "pink").save(init)
+        return made
+
+    monkeypatch.setattr("agentsd.generation.batch.engine.make_batch", made_and_exchanged)
+    summary, _ = start(
+        prompts=PROMPTS[:4], batch_size=2, extras=Extras(init_image=str(init), strength=1.0)
+    )
+    assert (summary["made"], summary["failed"]) == (2, 2)
+    failed = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
+    assert all(f"{init} is not what" in json.loads(line)["error"] for line in failed)
+
+
+def test_files_are_compared_again_once_the_hub_gave_them(
+    pipe: Any, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentsd.models.fingerprints.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--owner--name" / "refs"
+
+    def download(*_: Any, **__: Any) -> Any:
+        refs.mkdir(parents=True, exist_ok=True)
+        (refs / "main").write_text("1" * 40)
+        return pipe
+
+    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", download)
+    with pytest.raises(SettingsError, match="owner/name is not what"):
+        start(prompts=["a"], model="owner/name", known={"owner/name": "2" * 40})
+    assert start(prompts=["a"], model="owner/name", known={"owner/name": "1" * 40})
 
 
 def test_resuming_makes_what_is_missing(start: Any, tmp_path: Path) -> None:

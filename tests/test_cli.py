@@ -18,6 +18,7 @@ from tiny_models import tiny_unet, with_safety_checker
 
 from agentsd import __version__
 from agentsd.cli import main
+from agentsd.generation.image_files import read_record
 from agentsd.image_settings import image_seed
 
 
@@ -268,8 +269,9 @@ def test_inputs_that_changed_are_named(
         Image.new("RGB", (64, 64), "pink").save(files["init_image"])
     code, _, err = run(*more, "--num-images", "2")
     assert (code, "another configuration" in err) == (2, True), err
-    assert again(made, tmp_path / "other") == 2
     name = model if what == "model" else str(files[what])
+    assert f"{name} is not what the image was made with" in err
+    assert again(made, tmp_path / "other") == 2
     assert f"{name} is not what the image was made with" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
@@ -287,14 +289,20 @@ def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
 def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
     """The model's own size may be one that may not be asked for; that of an init image, too."""
     Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")
-    for number, more in enumerate(
-        ((), ("--init-image", str(tmp_path / "init.png"), "--strength", "1"))
+    follow = ("--init-image", str(tmp_path / "init.png"), "--strength", "1")
+    for number, (more, size) in enumerate(
+        (
+            ((), (32, 32)),
+            (follow, (72, 48)),
+            ((*follow, "--width", "64"), (64, 40)),
+            ((*follow, "--height", "64"), (96, 64)),
+        )
     ):
         out = tmp_path / f"sizes{number}"
         assert run("--out", str(out), *more)[0] == 0
         made = out / "images" / "000000.png"
         with Image.open(made) as image:
-            assert image.size == ((72, 48) if more else (32, 32))
+            assert image.size == size
         assert again(made, tmp_path / f"again{number}") == 0
         other = tmp_path / f"again{number}" / "images" / "000000.png"
         assert other.read_bytes() == made.read_bytes()
@@ -305,6 +313,19 @@ def test_a_scheduler_is_one_run_however_it_is_spelled(run: Any) -> None:
     summaries = [run("--scheduler", spelled, "--json") for spelled in spellings]
     assert [json.loads(out)["there_before"] for _, out, _ in summaries] == [0, 1, 1, 1]
     assert run("--scheduler", "DDIM")[0] == 2
+
+
+def test_a_variant_found_by_itself_is_on_record(run: Any, model: str, tmp_path: Path) -> None:
+    for plain in Path(model).glob("*/*.safetensors"):
+        plain.rename(plain.with_name(plain.name.replace(".", ".fp16.", 1)))
+    made = tmp_path / "out" / "images" / "000000.png"
+    assert run()[0] == 0
+    assert read_record(made)["variant"] == "fp16"
+    code, out, _ = run("--variant", "fp16", "--json")
+    assert (code, json.loads(out)["there_before"]) == (0, 1)
+    assert again(made, tmp_path / "again") == 0
+    assert run("--compare", "--out", str(tmp_path / "both"))[0] == 0
+    assert read_record(tmp_path / "both" / "00000.png")["variant"] == "fp16"
 
 
 def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:

@@ -17,7 +17,7 @@ from tiny_models import smallest_unet, tiny_pipeline
 
 from agentsd import ProtocolError, progress
 from agentsd.cli import main
-from agentsd.errors import EvaluationError
+from agentsd.errors import EvaluationError, SettingsError
 from agentsd.evaluation import experiment, likeness, report
 from agentsd.evaluation.protocol import UNPATCHED, load_protocol
 
@@ -186,6 +186,20 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
     run(
         variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
     )  # but more may be
+
+
+def test_a_model_exchanged_under_its_name_does_not_mix(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def now(commit: str) -> None:
+        monkeypatch.setattr(experiment, "model_fingerprint", lambda _: commit)
+
+    now("1" * 40)
+    run()
+    run()
+    now("2" * 40)
+    with pytest.raises(SettingsError, match=r"is not what the image was made with .*1 then"):
+        run()
 
 
 def test_reference_of_real_images(run: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from agentsd.generation.images import make_batch, to_image
 from agentsd.generation.prompt_encoding import PromptEncoder
 from agentsd.image_settings import ImageSettings
 from agentsd.models.adapters import Extras, equip
+from agentsd.models.fingerprints import file_sha256
 from agentsd.models.schedulers import scheduler_for
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
@@ -117,8 +118,15 @@ def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -
     file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
     first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
     assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
-    told = Extras(ip_adapter=file, ip_image=other).weights()
-    assert set(told) == {file, str(tmp_path / "image_encoder")}
+    known = Extras(ip_adapter=file, ip_image=picture).weights()
+    assert known[file] == file_sha256(file)
+    build(lambda: CLIPVisionModelWithProjection(vision), seed=1).save_pretrained(
+        tmp_path / "image_encoder"
+    )
+    changed = Extras(ip_adapter=file, ip_image=picture).weights()
+    assert [name for name in known if changed[name] != known[name]] == [
+        str(tmp_path / "image_encoder")
+    ]
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
@@ -126,6 +134,12 @@ def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
     assert made(pipe, asked)
     assert pipe.vae.use_slicing
     assert pipe.vae.use_tiling
+
+
+def test_a_weight_has_one_spelling() -> None:
+    for spelled in ("a", "a:1", "a:1.0"):
+        assert Extras(loras=(spelled,)).loras == ("a",)
+    assert Extras(loras=("a:.50", "a:-2")).loras == ("a:0.5", "a:-2.0")
 
 
 def test_the_record_gives_them_back(picture: str) -> None:
@@ -148,8 +162,12 @@ def test_the_record_gives_them_back(picture: str) -> None:
         ("loras", [("a:2:1",), ("a:2:1.0",)]),  # of a file called a:2
     ],
 )
-def test_one_spelling_is_on_record(setting: str, spellings: list[Any]) -> None:
+def test_one_spelling_is_on_record(
+    setting: str, spellings: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a resumed run would count as another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:2").touch()
     told = [Extras(**{setting: spelling}) for spelling in spellings]
     assert len({getattr(extras, setting) for extras in told}) == 1
     assert Extras.from_record(told[0].recorded()) == told[0]
@@ -187,6 +205,7 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
         (lambda image: {"controlnet": "x"}, "one needs the other"),
         (lambda image: {"ip_image": image}, "one needs the other"),
         (lambda image: {"compile": "yes"}, "valid boolean"),
+        (lambda image: {"loras": ("a:nan",)}, "weight of 'a' must be a finite number"),
     ],
 )
 def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
@@ -213,15 +232,37 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
     [
         ({"loras": ("nowhere.safetensors",)}, "the LoRA"),
         ({"loras": ("./nowhere:0.5",)}, "the LoRA"),
+        ({"loras": ("models/loras/nowhere.safetensors:0.5",)}, "the LoRA"),
+        ({"loras": ("models/loras/nowhere",)}, "the LoRA"),
         ({"controlnet": "/no/such/net"}, "the ControlNet"),
+        ({"controlnet": "models/nets/nowhere"}, "the ControlNet"),
         ({"ip_adapter": "./nowhere.safetensors"}, "the IP-Adapter"),
+        ({"ip_adapter": "models/nowhere.safetensors"}, "the IP-Adapter"),
     ],
 )
-def test_files_that_are_not_there(
-    pipe: Any, picture: str, given: dict[str, Any], what: str
-) -> None:
-    """Told in plain words, and the hub is not asked."""
-    images = {"controlnet": "control_image", "ip_adapter": "ip_image"}
-    followed = {images[name]: picture for name in given if name in images}
+def test_files_that_are_not_there(picture: str, given: dict[str, Any], what: str) -> None:
+    """Told in plain words before anything is loaded, and the hub is not asked."""
     with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
-        equip(pipe, Extras(**given, **followed))
+        Extras(**given, **followed(given, picture))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loras": ("nobody/nowhere",)},
+        {"controlnet": "nobody/nowhere"},
+        {"ip_adapter": "nobody/nowhere/models/a.safetensors"},
+    ],
+)
+def test_what_may_be_on_the_hub(
+    pipe: Any, picture: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LoadError, match="neither a folder nor a file here, nor did the hub"):
+        equip(pipe, Extras(**given, **followed(given, picture)))
+
+
+def followed(given: dict[str, Any], picture: str) -> dict[str, str]:
+    """The image that a ControlNet or an IP-Adapter needs."""
+    images = {"controlnet": "control_image", "ip_adapter": "ip_image"}
+    return {images[name]: picture for name in given if name in images}

@@ -46,6 +46,20 @@ def test_of_a_folder(tmp_path: Path, change: str) -> None:
     assert fingerprint(tmp_path) != before
 
 
+def test_of_linked_folders(tmp_path: Path) -> None:
+    """Parts that models share are often links; one that leads back is followed once."""
+    shared, model = tmp_path / "shared", tmp_path / "model"
+    shared.mkdir()
+    model.mkdir()
+    (shared / "a.safetensors").write_bytes(b"one")
+    (model / "vae").symlink_to(shared)
+    (shared / "loop").symlink_to(model)
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    (shared / "a.safetensors").write_bytes(b"other")
+    assert fingerprint(model) != before
+
+
 def test_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprints, "HF_HUB_CACHE", str(tmp_path))
     refs = tmp_path / "models--owner--name" / "refs"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from agentsd import SettingsError
-from agentsd.image_settings import ImageSettings
+from agentsd.image_settings import ImageSettings, is_size
 from agentsd.models.adapters import Extras
 from agentsd.models.fingerprints import file_sha256
 from agentsd.models.input_images import read_input_image
@@ -27,6 +27,36 @@ HALVES[:3] = 255
 def save(folder: Path, image: Image.Image, name: str = "a.png", **how: Any) -> Path:
     image.save(folder / name, **how)
     return folder / name
+
+
+def png(folder: Path, depth: int, colours: int, pixels: bytes, transparent: bytes) -> Path:
+    """A PNG of 2 × 1 pixels with a transparent value, as Pillow does not write them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    (folder / "raw.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0))
+        + chunk(b"tRNS", transparent)
+        + chunk(b"IDAT", zlib.compress(b"\0" + pixels))
+        + chunk(b"IEND", b"")
+    )
+    return folder / "raw.png"
+
+
+def tiff(folder: Path, bits: int, photometric: int, data: bytes, signed: bool = False) -> Path:
+    """A grey TIFF of 2 × 1 pixels; ``photometric`` 0 says that 0 is white."""
+    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    tags += [(278, 1), (279, len(data)), (339, 2 if signed else 1)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (folder / "raw.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 12) + data[:4].ljust(4, b"\0") + directory
+    )
+    return folder / "raw.tif"
 
 
 def grey(path: Path) -> list[list[int]]:
@@ -66,6 +96,37 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     assert grey(save(tmp_path, hidden.convert("RGB"))) == [[200, 0]]  # the control
 
 
+@pytest.mark.parametrize(
+    ("depth", "pixels", "value", "shows"),
+    [
+        (1, b"\x40", 0, [255, 255]),
+        (1, b"\x40", 1, [0, 255]),
+        (2, b"\x70", 1, [255, 255]),
+        (4, b"\x3a", 3, [255, 170]),
+        (4, b"\x3a", 9, [51, 170]),
+        (8, b"\x03\xc8", 3, [255, 200]),
+        (16, struct.pack(">HH", 1000, 30_000), 1000, [255, 117]),
+        (16, struct.pack(">HH", 1000, 30_000), 1001, [4, 117]),
+    ],
+)
+def test_a_transparent_grey_of_any_depth_is_white(
+    tmp_path: Path, depth: int, pixels: bytes, value: int, shows: list[int]
+) -> None:
+    assert grey(png(tmp_path, depth, 0, pixels, struct.pack(">H", value))) == [shows]
+
+
+def test_tiffs_whose_greys_pillow_does_not_scale_are_refused(tmp_path: Path) -> None:
+    words = struct.pack("<HH", 0, 65_535)
+    assert grey(tiff(tmp_path, 16, 1, words)) == [[0, 255]]
+    for bits, photometric, data, signed in (
+        (12, 1, b"\xff\xf0\x00", False),
+        (16, 0, words, False),
+        (16, 1, words, True),
+    ):
+        with pytest.raises(SettingsError, match=r"signed, inverted or 12-bit values.* as PNG"):
+            read_input_image(tiff(tmp_path, bits, photometric, data, signed))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB"])
 def test_any_other_mode_is_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.new("RGB", (2, 2), "white").convert(mode)
@@ -80,7 +141,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:]), "2 frames"),
         (save(tmp_path, deep, "deep.tif"), "more than 16 bits"),
         (save(tmp_path, Image.new("F", (2, 2)), "f.tif"), "floating-point"),
-        (tmp_path / "text.png", "not an image"),
+        (tmp_path / "text.png", "not an image that Pillow knows; PNG, JPEG"),
+        (png(tmp_path, 16, 2, bytes(12), b"\x9c\x40\0\0\0\0"), "save it with an alpha channel"),
         (tmp_path / "none.png", "No such file"),
         (tmp_path, "Is a directory"),
         (Path("x" * 5000), "name too long"),
@@ -97,6 +159,20 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     save(tmp_path, Image.new("RGB", (8, 8), "blue"))
     assert extras.inputs(8, 8)["image"].tobytes() != first.tobytes()
     assert extras.recorded()["init_image_sha256"] != known["init_image_sha256"]
+
+
+def test_a_file_exchanged_for_one_of_its_size_and_time(tmp_path: Path) -> None:
+    """As copies that keep the time, and adapters of one shape, are."""
+    path = save(tmp_path, Image.new("RGB", (8, 8), "red"), "a.bmp")
+    other = save(tmp_path, Image.new("RGB", (8, 8), "blue"), "b.bmp")
+    first, known = read_input_image(path).tobytes(), file_sha256(path)
+    before = path.stat()
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+    now = path.stat()
+    assert (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert read_input_image(path).tobytes() != first
+    assert file_sha256(path) != known
 
 
 @pytest.mark.parametrize(
@@ -152,13 +228,30 @@ def test_an_image_of_any_size_is_made_again(
     """Its record tells the size that it has, which may be smaller than what can be asked for."""
     extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", of))))
     width, height = extras.inputs(*given)["image"].size
-    again = extras.sides(height, width)
-    ImageSettings(prompt="a", **again)
-    assert extras.inputs(**again)["image"].size == (width, height)
+    again = Extras.from_record(extras.recorded() | {"width": width, "height": height})
+    sides = {"width": width, "height": height} if is_size(height, width) else {}
+    made = again.inputs(sides.get("height"), sides.get("width"))
+    assert made["image"].size == (width, height)
 
 
 def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
     extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (3000, 1)))))
-    with pytest.raises(SettingsError, match="1536000×512 would follow from an image of 3000×1"):
+    with pytest.raises(SettingsError, match=r"1536000 × 512 pixels.* at most 8192"):
         extras.check(ImageSettings(prompt="a", height=512))
     extras.check(ImageSettings(prompt="a", height=512, width=512))
+
+
+def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
+    init = str(save(tmp_path, Image.new("RGB", (251, 93))))
+    for size in ((251, 93), (248, 92), (48, 48)):
+        told = Extras(init_image=init).recorded() | {"width": size[0], "height": size[1]}
+        again = Extras.from_record(told)
+        assert again.inputs(None, None)["image"].size == size
+        assert again.inputs(64, 72)["image"].size == (72, 64)
+
+
+def test_a_side_that_would_be_too_long_is_refused(tmp_path: Path) -> None:
+    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (2000, 8)))))
+    with pytest.raises(SettingsError, match=r"16000 × 64 pixels.* at most 8192"):
+        extras.inputs(64, None)
+    assert extras.inputs(64, 2000)["image"].size == (2000, 64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from single_file import save_single_file
 
 from agentsd import LoadError, load_pipeline
@@ -144,3 +144,44 @@ def test_several_variants_are_not_chosen_from(folder: Path) -> None:
         plain.with_name(f"diffusion_pytorch_model.{variant}.safetensors").write_bytes(b"")
     plain.unlink()
     assert only_variant(folder) is None
+    with pytest.raises(LoadError, match=r"variants alone \(ema, fp16\); choose one"):
+        load_pipeline(folder, device="cpu")
+    other = next(folder.glob("vae/*.safetensors"))  # the one that all parts have is no choice
+    other.rename(other.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert only_variant(folder) == "fp16"
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_one_part_may_be_of_a_variant(folder: Path, part: str) -> None:
+    expected = getattr(load_pipeline(folder, device="cpu"), part).state_dict()
+    (plain,) = folder.glob(f"{part}/*.safetensors")
+    plain.rename(plain.with_name(plain.name.replace(".", ".fp16.", 1)))
+    (folder / part / "old.bin").write_bytes(b"")
+    again = getattr(load_pipeline(folder, device="cpu"), part).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    with pytest.raises(LoadError) as raised:
+        load_pipeline(folder, device="cpu", variant="ema")
+    assert "pickle" not in str(raised.value)
+
+
+def test_a_variant_of_pickles(folder: Path) -> None:
+    (plain,) = folder.glob("unet/*.safetensors")
+    torch.save(load_file(plain), plain.with_name("diffusion_pytorch_model.fp16.bin"))
+    expected = load_file(plain)
+    plain.unlink()
+    again = load_pipeline(folder, device="cpu", allow_pickle=True).unet.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    with pytest.raises(LoadError, match="pickles can run any code"):
+        load_pipeline(folder, device="cpu")
+
+
+def test_only_the_hub_has_revisions(folder: Path) -> None:
+    for model in ("pocket", str(folder)):
+        with pytest.raises(LoadError, match="only the hub has revisions"):
+            load_pipeline(model, device="cpu", revision="main")
+
+
+def test_a_single_file_has_no_variants(pipe: Any, tmp_path: Path) -> None:
+    file = save_single_file(pipe, tmp_path / "model.safetensors")
+    with pytest.raises(LoadError, match="single file, which has no variants"):
+        load_pipeline(file, device="cpu", variant="fp16")

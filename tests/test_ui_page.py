@@ -140,7 +140,11 @@ def test_yaml_is_checked_as_one_types(page: Page, server: Server) -> None:
 
 def test_a_bad_file_says_what_is_wrong(page: Page, tmp_path: Path) -> None:
     for name, data, says in (
-        ("bad.yaml", b"phases:\n- method: kees\n", "method: input should be 'agent', 'merge'"),
+        (
+            "bad.yaml",
+            b"phases:\n- method: kees\n",
+            "method: input should be 'agent', 'full', 'keys' or 'merge'",
+        ),
         ("broken.yaml", b"phases: [", "line 1: not valid YAML"),
         ("binary.yaml", b"\xff\xfe\x00", "must be UTF-8"),
         ("large.yaml", b"#" * 20_000, "at most 16,384 bytes"),

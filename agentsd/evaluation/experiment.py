@@ -14,6 +14,8 @@ from ..generation.image_files import encode_image, prepare_folder, write_whole
 from ..generation.images import Made, make_image
 from ..generation.records import made_by
 from ..image_settings import ImageSettings
+from ..models.fingerprints import check_unchanged
+from ..models.loading import model_fingerprint
 from ..models.schedulers import scheduled
 from .pictures import MANIFEST, read_manifest
 from .protocol import Protocol, Variant
@@ -68,7 +70,8 @@ def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") 
 def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
     """Make the images that are not there yet; the variants take turns, so that times compare."""
     wanted, ways = protocol.images(), protocol.ways()
-    by = {way.name: made_by(pipe, protocol.model, way.schedule) for way in ways}
+    weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
+    by = {way.name: made_by(pipe, protocol.model, way.schedule, weights) for way in ways}
     there = {way.name: _begun(out, way, wanted, by[way.name]) for way in ways}
     done, total = sum(map(len, there.values())), len(wanted) * len(ways)
     warm: set[str] = set()
@@ -99,6 +102,7 @@ def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, A
 
     Raises:
         EvaluationError: If one was made otherwise.
+        SettingsError: If one was made with other weights of that name.
     """
     folder = out / "images" / way.name
     prepare_folder(folder / "images")
@@ -116,6 +120,7 @@ def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, A
         # Through JSON, as the entry went, so that tuples are lists.
         recorded = wanted[number].model_dump() | by
         expected = json.loads(json.dumps(_entry(way, number, recorded), sort_keys=True))
+        check_unchanged(entry.get("weights") or {}, expected.pop("weights"))
         for key, value in expected.items():
             if key not in TIMING and entry.get(key) != value:
                 raise EvaluationError(

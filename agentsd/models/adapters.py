@@ -5,6 +5,7 @@ All of it is diffusers' own; here it is checked, recorded, and put on.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from diffusers import (
     DiffusionPipeline,
 )
 from PIL.Image import Image
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from ..errors import AgentSDError, LoadError, SettingsError
-from ..image_settings import LONGEST_SIDE, ImageSettings, check_steps, is_size
+from ..image_settings import LONGEST_SIDE, ImageSettings, check_steps
 from ..patching.diffusers_internals import DTYPE
 from ..settings import Strict, shown
 from .fingerprints import file_sha256, fingerprint
@@ -31,6 +32,10 @@ from .loading import FILES, HUB_ID, only_variant
 from .schedulers import class_name, scheduler_for
 
 Offload = Literal["model", "sequential", "group"]
+
+
+IMAGES = ("control_image", "ip_image", "init_image")
+"""Settings that name an image file."""
 
 
 class Extras(Strict):
@@ -54,6 +59,7 @@ class Extras(Strict):
 
     Raises:
         SettingsError: Names the setting, its value and what is allowed.
+        LoadError: If there is no such file of weights.
     """
 
     error: ClassVar = SettingsError
@@ -71,6 +77,8 @@ class Extras(Strict):
     attention_backend: str | None = None
     compile: bool = False
 
+    _size: tuple[int, int] | None = PrivateAttr(default=None)
+
     @field_validator("loras", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
@@ -79,7 +87,7 @@ class Extras(Strict):
     @field_validator("loras")
     @classmethod
     def _one_spelling(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
-        # One weight has one spelling on record; 1 is left out.
+        # Likewise one weight: a, a:1 and a:1.0 are one run.
         scaled = map(_scaled, loras)
         return tuple(path if _scaled(path) == (path, of) else f"{path}:{of}" for path, of in scaled)
 
@@ -97,11 +105,16 @@ class Extras(Strict):
             raise SettingsError("strength: is of init_image, and there is none")
         for path in self.images().values():
             read_input_image(path)
+        if self.controlnet is not None:
+            _must_be_there("the ControlNet", self.controlnet)
+        for lora in self.loras:
+            _must_be_there("the LoRA", _scaled(lora)[0])
+        if self.ip_adapter is not None:
+            _must_be_there("the IP-Adapter", self.ip_adapter, a_file=True)
 
     def images(self) -> dict[str, str]:
         """The image files, by setting."""
-        names = ("control_image", "ip_image", "init_image")
-        return {name: path for name in names if (path := getattr(self, name)) is not None}
+        return {name: path for name in IMAGES if (path := getattr(self, name)) is not None}
 
     def recorded(self) -> dict[str, Any]:
         """The settings that were given, and hashes of the image files, for the record."""
@@ -113,18 +126,24 @@ class Extras(Strict):
 
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of the files of weights, by path or hub id; the first time hashes them."""
-        added = (self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras))
-        found = {source: fingerprint(source) for source in added if source is not None}
+        added = [self.controlnet, self.ip_adapter, *(_scaled(lora)[0] for lora in self.loras)]
         if self.ip_adapter is not None:
-            encoder = Path(self.ip_adapter).with_name("image_encoder")  # it is loaded, too
-            if encoder.is_dir():
-                found[str(encoder)] = fingerprint(encoder)
-        return found
+            encoder = Path(self.ip_adapter).with_name("image_encoder")  # diffusers looks there
+            added += [str(encoder)] if encoder.is_dir() else []
+        return {source: fingerprint(source) for source in added if source is not None}
 
     @classmethod
     def from_record(cls, told: Mapping[str, Any]) -> Extras:
-        """Read what :meth:`recorded` told, out of a record of more."""
-        return cls(**{key: told[key] for key in cls.model_fields if key in told})
+        """Read what :meth:`recorded` told, out of a record of more.
+
+        Where no size is asked for, images to follow are then of the size on record, which may be
+        one that :class:`agentsd.image_settings.ImageSettings` do not take.
+        """
+        extras = cls(**{key: told[key] for key in cls.model_fields if key in told})
+        match told:
+            case {"width": int(width), "height": int(height)} if min(width, height) > 0:
+                extras._size = width, height
+        return extras
 
     def check(self, settings: ImageSettings) -> None:
         """Refuse an image that cannot be made with these extras.
@@ -137,24 +156,21 @@ class Extras(Strict):
         if (settings.height is None) != (settings.width is None):
             self.inputs(settings.height, settings.width)
 
-    def sides(self, height: Any, width: Any) -> dict[str, int | None]:
-        """The height and width to ask for, so that an image of this size is made once more.
-
-        One that followed from an image may be smaller than what can be asked for.
-        """
-        if is_size(height, width):
-            return {"height": height, "width": width}
-        path = self.init_image or self.control_image
-        image = read_input_image(path) if path else None
-        for tall, wide in ((height, None), (None, width)):
-            if is_size(tall, wide) and _size_for(image, tall, wide) == (width, height):
-                return {"height": tall, "width": wide}
-        return {"height": None, "width": None}  # the image's or the model's own
-
     def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
-        """What to call the pipeline with for images of a height and width."""
+        """What to call the pipeline with for images of a height and width.
+
+        Raises:
+            SettingsError: If an image to follow would become too large.
+        """
         images = {name: read_input_image(path) for name, path in self.images().items()}
         size = _size_for(images.get("init_image") or images.get("control_image"), height, width)
+        if height is width is None:
+            size = self._size or size
+        if size is not None and max(size) > LONGEST_SIDE:
+            raise SettingsError(
+                f"the image to follow would be of {size[0]} × {size[1]} pixels, and at most "
+                f"{LONGEST_SIDE} a side are made; give a height and a width"
+            )
         fitted = {k: image.resize(size) if size else image for k, image in images.items()}
         told: dict[str, Any] = {}
         if self.init_image is not None:
@@ -165,6 +181,13 @@ class Extras(Strict):
         if self.ip_image is not None:
             told["ip_adapter_image"] = images["ip_image"]
         return told
+
+
+def recorded_fingerprints(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all files that a record tells of, weights and images, by path or hub id."""
+    images = {told[k]: told.get(f"{k}_sha256") for k in IMAGES if isinstance(told.get(k), str)}
+    weights = told.get("weights")
+    return images | (weights if isinstance(weights, dict) else {})
 
 
 def _size_for(image: Image | None, height: int | None, width: int | None) -> tuple[int, int] | None:
@@ -180,11 +203,6 @@ def _size_for(image: Image | None, height: int | None, width: int | None) -> tup
     if height is not None or width is not None:
         tall = height or _in_eights((width or 0) * image.height / image.width)
         wide = width or _in_eights((height or 0) * image.width / image.height)
-        if max(tall, wide) > LONGEST_SIDE:
-            raise SettingsError(
-                f"height and width: {wide}×{tall} would follow from an image of "
-                f"{image.width}×{image.height} pixels, and {LONGEST_SIDE} is the most; give both"
-            )
         return wide, tall
     return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
 
@@ -220,8 +238,7 @@ def equip(
     if extras.sampler is not None:
         pipe.scheduler = scheduler_for(pipe, extras.sampler)
     if extras.controlnet is not None:
-        _must_be_there("the ControlNet", extras.controlnet)
-        with _loading(f"the ControlNet {shown(extras.controlnet)}"):
+        with _loading("the ControlNet", extras.controlnet):
             net = ControlNetModel.from_pretrained(
                 extras.controlnet,
                 use_safetensors=not allow_pickle or None,
@@ -237,16 +254,14 @@ def equip(
     for name, lora in zip(names, extras.loras, strict=True):
         path, scale = _scaled(lora)
         scales.append(scale)
-        _must_be_there("the LoRA", path)
-        with _loading(f"the LoRA {shown(path)}", needs="peft"):
+        with _loading("the LoRA", path, needs="peft"):
             safe = {} if allow_pickle else {"use_safetensors": True}
             pipe.load_lora_weights(path, adapter_name=name, **safe)
     if names:
         pipe.set_adapters(names, scales)
     if extras.ip_adapter is not None:
         place = _ip_adapter(extras.ip_adapter, allow_pickle)
-        _must_be_there("the IP-Adapter", extras.ip_adapter)
-        with _loading(f"the IP-Adapter {shown(extras.ip_adapter)}"):
+        with _loading("the IP-Adapter", extras.ip_adapter):
             pipe.load_ip_adapter(**place)
     if extras.vae_tiling:
         pipe.vae.enable_tiling()
@@ -265,28 +280,41 @@ def equip(
 
 
 def _scaled(lora: str) -> tuple[str, float]:
-    """``PATH:SCALE`` taken apart; the weight of a path alone is 1."""
-    path, colon, scale = lora.rpartition(":")
+    """``PATH:SCALE`` taken apart; the weight of a path alone is 1.
+
+    Raises:
+        SettingsError: If the weight is infinite or no number (``nan``).
+    """
+    path, colon, told = lora.rpartition(":")
     try:
-        return (path, float(scale)) if path and colon else (lora, 1.0)
+        scale = float(told) if path and colon else None
     except ValueError:
+        scale = None
+    if scale is None:
         return lora, 1.0
+    if not math.isfinite(scale):
+        raise SettingsError(
+            f"loras: the weight of {shown(path)} must be a finite number (got {told})"
+        )
+    return path, scale
 
 
-def _must_be_there(what: str, source: str) -> None:
+def _must_be_there(what: str, source: str, *, a_file: bool = False) -> None:
     """Refuse what is neither on the disk nor can be on the hub, before the hub is asked.
+
+    On the hub are repositories, ``OWNER/NAME``, or, where it must be a file, one in a repository:
+    ``OWNER/NAME/FOLDER/FILE``.
 
     Raises:
         LoadError: Says that there is no such file.
     """
-    path = Path(source)
-    if os.path.exists(path):
+    if os.path.exists(source):
         return
-    repository = "/".join(source.split("/")[:2])
-    in_repository = source.count("/") >= 2  # OWNER/NAME/FOLDER/FILE
-    is_local = path.is_absolute() or source.startswith((".", "~"))
-    is_file = path.suffix in FILES and not in_repository
-    if is_local or is_file or not HUB_ID.fullmatch(repository):
+    repository = "/".join(source.split("/")[:2]) if a_file else source
+    may_be_a_file = a_file and source.count("/") >= 2
+    is_path = source.startswith((".", "~", "/")) or not HUB_ID.fullmatch(repository)
+    files = ".safetensors" if a_file else FILES  # a pickle is refused in words of its own
+    if is_path or (source.endswith(files) and not may_be_a_file):
         raise LoadError(f"{what} {shown(source)}: there is no such file or folder")
 
 
@@ -315,7 +343,7 @@ def _offload(pipe: DiffusionPipeline, how: Offload, device: torch.device) -> Non
 
 
 @contextmanager
-def _loading(what: str, needs: str | None = None) -> Iterator[None]:
+def _loading(what: str, source: str | None = None, needs: str | None = None) -> Iterator[None]:
     """Tell what diffusers and the hub raise, of kinds of their own, as an error of ours."""
     try:
         yield
@@ -324,6 +352,10 @@ def _loading(what: str, needs: str | None = None) -> Iterator[None]:
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = ""
+        if source is not None:
+            what = f"{what} {shown(source)}"
+            if not os.path.exists(source):
+                hint = "; it is neither a folder nor a file here, nor did the hub give it"
         if needs is not None and needs.upper() in said:
             hint = f"; pip install {needs}"
         raise LoadError(f"{what} cannot be loaded ({shown(said)}){hint}") from error

@@ -77,10 +77,10 @@ def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt", ".model")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _hashed(path: str, _state: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

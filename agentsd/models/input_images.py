@@ -6,13 +6,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import SettingsError
 from ..files import file_state
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Modes of grey images with 16 bits; "I" is what some releases of Pillow make of them."""
+
+TIFF_BITS, TIFF_PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1
+GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
+"""Largest value of a grey PNG's pixels by Pillow's raw mode, where it is below 255."""
 
 
 def read_input_image(path: str | Path) -> Image.Image:
@@ -28,13 +32,15 @@ def read_input_image(path: str | Path) -> Image.Image:
         The image, ``RGB`` with 8 bits a channel.
 
     Raises:
-        SettingsError: If it cannot be read, has several frames, or more than 16 bits a channel.
+        SettingsError: If it cannot be read, has several frames, or pixels of which Pillow does
+            not tell how bright or how transparent they are.
     """
     try:
-        state = file_state(path)
+        return _read(str(path), file_state(path)).copy()  # a caller may draw on it
     except (OSError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
         raise SettingsError(f"{path}: cannot be read ({_reason(error)})") from None
-    return _read(str(path), state).copy()
 
 
 @lru_cache(maxsize=8)
@@ -45,7 +51,12 @@ def _read(path: str, _state: tuple[int, ...]) -> Image.Image:
             frames = getattr(image, "n_frames", 1)
             if image.format != "MPO" and frames > 1:
                 raise SettingsError(f"{path}: has {frames} frames; give a single image")
-            return _eight_bits(_upright(image), path)
+            _check_levels(image, path)
+            transparent = _transparent_value(image, path)
+            upright = _upright(image)
+            if transparent is not None:
+                upright.info["transparency"] = transparent
+            return _eight_bits(upright, path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, SettingsError):
             raise
@@ -56,6 +67,46 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()  # a PNG may tell its orientation after the pixels
     turned: Image.Image = ImageOps.exif_transpose(image)
     return turned
+
+
+def _check_levels(image: Image.Image, path: str) -> None:
+    """Refuse grey TIFFs whose values do not go from black at 0 to white at 65535.
+
+    Raises:
+        SettingsError: Says so.
+    """
+    if image.format != "TIFF" or image.mode not in DEEP:
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    sixteen = image.mode != "I" and tags.get(TIFF_BITS) == (16,)
+    if not sixteen or tags.get(TIFF_PHOTOMETRIC) != BLACK_IS_ZERO:
+        raise SettingsError(
+            f"{path}: is a grey TIFF of signed, inverted or 12-bit values, or of more than 16 bits "
+            "a channel; save it as PNG"
+        )
+
+
+def _transparent_value(image: Image.Image, path: str) -> int | None:
+    """The grey value that is transparent in a PNG, on the scale of the pixels that Pillow gives.
+
+    Raises:
+        SettingsError: If a colour of 16 bits a channel is, since Pillow gives only 8 of each.
+    """
+    value, raw = image.info.get("transparency"), _raw_mode(image)
+    if value is None or image.format != "PNG":
+        return None
+    if raw == "RGB;16B":
+        raise SettingsError(
+            f"{path}: has a transparent colour of 16 bits a channel; save it with an alpha channel"
+        )
+    if raw in GREY_LEVELS and value <= GREY_LEVELS[raw]:
+        return int(value) * 255 // GREY_LEVELS[raw]
+    return value if isinstance(value, int) else None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tile = getattr(image, "tile", None)
+    return str(tile[0][3]) if tile else ""
 
 
 def _eight_bits(image: Image.Image, path: str) -> Image.Image:
@@ -69,10 +120,12 @@ def _eight_bits(image: Image.Image, path: str) -> Image.Image:
     if image.mode == "F":
         raise SettingsError(f"{path}: has floating-point pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("L") if image.mode == "1" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow knows; PNG, JPEG, WebP and TIFF are"
     return getattr(error, "strerror", None) or "not an image"

@@ -16,12 +16,18 @@ from safetensors import SafetensorError, safe_open
 from ..errors import LoadError
 from ..patching.diffusers_internals import DTYPE
 from ..settings import shown
+from .fingerprints import fingerprint
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
 """Folder of the embedded model."""
 
 POCKET_GUIDANCE = 2.0
 """Guidance scale that suits the embedded model best, as its card shows."""
+
+
+def model_fingerprint(model: str, revision: str | None = None) -> str | None:
+    """The fingerprint of what :func:`load_pipeline` loads under a name; hashes it at first."""
+    return fingerprint(POCKET if model == "pocket" else model, revision)
 
 
 def default_guidance(model: str) -> float:
@@ -83,8 +89,15 @@ def load_pipeline(
     path = POCKET if model == "pocket" else Path(model)
     name = f"the model {shown(str(model))}"
     hint = ""
+    if os.path.exists(path) and kwargs.get("revision") is not None:
+        raise LoadError(f"{name} is on the disk, and only the hub has revisions; drop revision")
+    if os.path.isfile(path) and kwargs.get("variant") is not None:
+        raise LoadError(f"{name} is a single file, which has no variants; drop variant")
     if os.path.isdir(path) and kwargs.get("variant") is None:
-        kwargs["variant"] = only_variant(path)
+        kwargs["variant"] = only_variant(path, allow_pickle=allow_pickle)
+        if kwargs["variant"] is None and (parts := _variants(path, allow_pickle)):
+            there = ", ".join(sorted(set().union(*parts)))
+            raise LoadError(f"{name} has weights of variants alone ({there}); choose one (variant)")
     # None takes safetensors where there are, and pickles where there are none.
     safe = {"use_safetensors": None if allow_pickle else True}
     try:
@@ -94,7 +107,7 @@ def load_pipeline(
         elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
                 raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
-            if not allow_pickle and any(path.rglob("*.bin")):
+            if not allow_pickle and _only_pickles(path):
                 hint = (
                     "; weights must be whole .safetensors files: pickles can run any code when "
                     "loaded and are refused (--allow-pickle to insist)"
@@ -104,6 +117,8 @@ def load_pipeline(
             raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
         else:
             hint = "; it is neither a folder nor a file here, nor did the hub give it"
+            if kwargs.get("variant") is None:
+                hint += "; if its weights are of a variant alone, name it (variant)"
             pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
     except LoadError:
         raise
@@ -113,7 +128,7 @@ def load_pipeline(
     return pipe.to(target)
 
 
-def only_variant(folder: Path) -> str | None:
+def only_variant(folder: Path, *, allow_pickle: bool = False) -> str | None:
     """The variant (``fp16``, say) to load of a folder, where a part has no weights without one.
 
     Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
@@ -121,17 +136,41 @@ def only_variant(folder: Path) -> str | None:
 
     Args:
         folder: Of a pipeline, whose parts have folders of their own, or of one model.
+        allow_pickle: Whether ``.bin`` files count, too.
 
     Returns:
         The variant, or None where each part has weights of none, or several variants to choose.
     """
-    found = set()
+    parts = _variants(folder, allow_pickle)
+    common = set.intersection(*parts) if parts else set()
+    return common.pop() if len(common) == 1 else None
+
+
+def _variants(folder: Path, allow_pickle: bool) -> list[set[str]]:
+    """The variants of each part that has no weights without one."""
+    parts = []
+    for part in _parts(folder):
+        kinds = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
+        names = [file.stem for file in part.iterdir() if file.suffix in kinds]
+        found = {SHARD.sub("", name.partition(".")[2]) for name in names}
+        if found and "" not in found:
+            parts.append(found)
+    return parts
+
+
+SHARD = re.compile(r"-\d+-of-\d+$")
+"""End of the names of weights in several files."""
+
+
+def _only_pickles(folder: Path) -> bool:
+    """Whether a part has weights, and none that are safetensors."""
+    kinds = [{file.suffix for file in part.iterdir()} for part in _parts(folder)]
+    return any(".bin" in found and ".safetensors" not in found for found in kinds)
+
+
+def _parts(folder: Path) -> list[Path]:
     is_model = (folder / "config.json").is_file()
-    for part in {file.parent for file in folder.glob(f"{'' if is_model else '*/'}*.safetensors")}:
-        names = [file.name.split(".") for file in part.glob("*.safetensors")]
-        if all(len(name) > 2 for name in names):
-            found |= {name[-2].partition("-")[0] for name in names}
-    return found.pop() if len(found) == 1 else None
+    return [folder] if is_model else [part for part in folder.iterdir() if part.is_dir()]
 
 
 def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline]:

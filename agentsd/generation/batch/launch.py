@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ...errors import GenerationError, OutputError
-from ...models.adapters import Extras, Offload, equip
-from ...models.fingerprints import check_unchanged, file_sha256, fingerprint, snapshot_commit
-from ...models.loading import POCKET, load_pipeline, target_device
+from ...errors import GenerationError, OutputError, SettingsError
+from ...models.adapters import Extras, Offload, equip, recorded_fingerprints
+from ...models.fingerprints import check_unchanged, snapshot_commit
+from ...models.loading import load_pipeline, model_fingerprint, only_variant, target_device
 from ...progress import Bar
 from ...schedule import Schedule
 from ..image_files import prepare_folder
@@ -43,7 +43,7 @@ class Request:
     Args:
         out: Folder of the run.
         base: Settings of images whose row does not say otherwise: fields of
-            :class:`agentsd.generation.ImageSettings`.
+            :class:`agentsd.image_settings.ImageSettings`.
         schedule: ``None`` for unpatched images.
         extras: What is added to the model.
         model: What to load; see :func:`agentsd.load_pipeline`.
@@ -53,12 +53,14 @@ class Request:
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
-        place: See :class:`agentsd.generation.batch.engine.Work`.
-        offload: See :func:`agentsd.models.adapters.equip`.
+        place: See :class:`agentsd.batch.engine.Work`.
+        offload: See :func:`agentsd.extras.equip`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.
         progress: ``none``, ``plain`` or ``rich``.
         stale_after: Seconds of silence after which another process's work is taken over.
+        known: Fingerprints that files must have, by path or hub id; those of an image that is to
+            be made again.
     """
 
     out: Path
@@ -78,11 +80,28 @@ class Request:
     resume: bool = True
     progress: str = "plain"
     stale_after: float = 60.0
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     def loading(self) -> dict[str, str]:
         """What to tell :func:`agentsd.load_pipeline` of the model besides its name."""
-        given = {"revision": self.revision, "variant": self.variant}
+        given = {"revision": self.revision, "variant": self.loaded_variant()}
         return {name: value for name, value in given.items() if value is not None}
+
+    def loaded_variant(self) -> str | None:
+        """The variant that was asked for, or is the only one in the model's folder."""
+        folder = Path(self.model)
+        if self.variant is not None or not os.path.isdir(folder):
+            return self.variant
+        return only_variant(folder, allow_pickle=self.allow_pickle)
+
+    def recorded(self) -> dict[str, Any]:
+        """What was loaded, for the record: the extras, and which of the model's weights."""
+        return {
+            "revision": self.commit(),
+            "variant": self.loaded_variant(),
+            "weights": self.weights(),
+            **self.extras.recorded(),
+        }
 
     def commit(self) -> str | None:
         """The commit of a model that was loaded from the hub; None for what lies on the disk."""
@@ -91,8 +110,28 @@ class Request:
 
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of all weights, by path or hub id."""
-        place = POCKET if self.model == "pocket" else self.model
-        return {self.model: fingerprint(place, self.revision), **self.extras.weights()}
+        model = model_fingerprint(self.model, self.revision)
+        return {self.model: model, **self.extras.weights()}
+
+    def check_files(self) -> None:
+        """Compare the files as they are with :attr:`known`, and with the run that is in ``out``.
+
+        Raises:
+            SettingsError: Names the first file that is another.
+        """
+        folder = RunFolder(self.out)
+        begun = self.resume and folder.run_file.exists()
+        if not (self.known or begun):
+            return  # hashing takes a while
+        now = recorded_fingerprints(self.extras.recorded() | {"weights": self.weights()})
+        check_unchanged(self.known, now)
+        if begun:
+            try:
+                check_unchanged(recorded_fingerprints(folder.read_run()["config"]), now)
+            except SettingsError as error:
+                raise SettingsError(
+                    f"{self.out} holds a run of another configuration: {error}"
+                ) from None
 
 
 def launch(
@@ -114,6 +153,8 @@ def launch(
     state = PartialState(cpu=target_device(asked.device).type == "cpu")
     several, first = state.num_processes > 1, state.is_main_process
     plan = read() if first else None
+    if first:
+        asked.check_files()
     device = str(state.device) if several and asked.device is None else asked.device
     pipe = equip(
         load_pipeline(
@@ -127,6 +168,8 @@ def launch(
         offload=asked.offload,
         allow_pickle=asked.allow_pickle,
     )
+    if first:
+        asked.check_files()  # again, since the hub's may have come only now
     folder = RunFolder(
         asked.out, f"{state.process_index}-{secrets.token_hex(4)}" if several else ""
     )
@@ -143,13 +186,12 @@ def launch(
         total = described["config"]["images"]
         folder.open(total)
         there, begun = folder.made, time.monotonic()
-        pictures = asked.extras.images()
-        known = {path: described["config"][f"{name}_sha256"] for name, path in pictures.items()}
+        added = asked.extras.recorded()
 
         def inputs(height: int | None, width: int | None) -> dict[str, Any]:
-            found = asked.extras.inputs(height, width)
-            check_unchanged(known, {path: file_sha256(path) for path in known})
-            return found
+            now = asked.extras.recorded()  # a file may change in the hours of a run
+            check_unchanged(recorded_fingerprints(added), recorded_fingerprints(now))
+            return asked.extras.inputs(height, width)
 
         work = Work(
             jobs=lambda: jobs(folder.prompts, asked.base, asked.schedule),
@@ -157,7 +199,7 @@ def launch(
             batch_size=described["batch_size"],
             model=asked.model,
             form=asked.form,
-            extras=asked.extras.recorded()
+            extras=added
             | {name: described["config"][name] for name in ("revision", "variant", "weights")},
             inputs=inputs,
             place=asked.place,
@@ -190,9 +232,6 @@ def launch(
 def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipeline) -> None:
     config = {
         "model": asked.model,
-        "revision": asked.commit(),
-        "variant": asked.variant,
-        "weights": asked.weights(),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "prompts_sha256": plan.digest,
         "images": plan.images,
@@ -200,7 +239,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
         **asked.base,
         "schedule": asked.schedule.to_dict() if asked.schedule else None,
         "format": asked.form,
-        **asked.extras.recorded(),
+        **asked.recorded(),
     }
     old = folder.prepare(config, plan, resume=asked.resume)
     size = asked.batch_size
