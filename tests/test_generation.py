@@ -270,6 +270,8 @@ def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
     assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
     assert told("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
-    assert told("a", "b") == ["the negative prompt is not used: the model has its guidance built in"]
+    assert told("a", "b") == [
+        "the negative prompt is not used: the model has its guidance built in"
+    ]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
     assert told(long) == [says.format("prompt")]

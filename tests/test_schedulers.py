@@ -65,7 +65,7 @@ def test_a_scheduler_whose_package_is_missing(pipe: Any, monkeypatch: pytest.Mon
         raise ImportError("\nDDPMScheduler requires the x library but it was not found")
 
     monkeypatch.setattr(DDPMScheduler, "from_config", missing)
-    with pytest.raises(SettingsError, match="^scheduler: DDPMScheduler requires the x library"):
+    with pytest.raises(SettingsError, match=r"^scheduler: DDPMScheduler requires the x library"):
         scheduler_for(pipe, "DDPM")
 
 

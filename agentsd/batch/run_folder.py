@@ -30,7 +30,6 @@ from ..output import PART, prepare_folder, write_whole, writing
 from ..validation import shown
 from .prompts import Plan
 
-
 _NOTED = (
     *("id", "number", "prompt_index", "image_index", "prompt", "seed"),
     "nsfw_content_detected",
