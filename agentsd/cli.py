@@ -605,6 +605,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
+    warnings.filterwarnings("ignore", message="Should have t[ab][<>]=t")  # torchsde's rounding
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
