@@ -597,10 +597,8 @@ def _compared(summary: dict[str, Any], out: Path) -> str:
         image["nsfw_content_detected"] or image["unpatched_nsfw_content_detected"]
         for image in summary["images"]
     ]
-    if summary["psnr"] is not None:
-        alike = f"PSNR {summary['psnr']:.1f} dB"
-    else:
-        alike = "not measured" if all(hidden) else "the same image"
+    equal = "not measured" if all(hidden) else "the same image"
+    alike = equal if summary["psnr"] is None else f"PSNR {summary['psnr']:.1f} dB"
     lines.append(
         f"unpatched {summary['unpatched_seconds']:.1f} s, agentsd {summary['seconds']:.1f} s: "
         f"{summary['speedup']:.2f}× as fast; likeness to the unpatched image: {alike}"
@@ -626,6 +624,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
+    warnings.filterwarnings("ignore", message="Should have t[ab][<>]=t")  # torchsde's rounding
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone

@@ -31,15 +31,16 @@ def folder(path: Path, count: int = 6, first: int = 0) -> Path:
     return path
 
 
-def manifest(path: Path, count: int = 6, first: int = 0) -> Path:
-    """A folder as agentsd makes it: of a prompt there are two seeds."""
+def manifest(path: Path, count: int = 6, first: int = 0, hidden: tuple[int, ...] = ()) -> Path:
+    """A folder as agentsd makes it: of a prompt there are two seeds; some images are hidden."""
     folder(path / "images", count, first)
     lines = []
     for i in range(count):
         file = f"images/{i:03}.png"
         digest = hashlib.sha256((path / file).read_bytes()).hexdigest()
         prompt = f"a {COLOURS[i // 2 % 8]} circle on a black background"
-        lines.append({"id": i, "prompt": prompt, "seed": i, "file": file, "sha256": digest})
+        line = {"id": i, "prompt": prompt, "seed": i, "file": file, "sha256": digest}
+        lines.append(line | {"nsfw_content_detected": i in hidden})
     (path / "manifest.jsonl").write_text(
         "".join(json.dumps(line | {"model": "pocket"}) + "\n" for line in lines)
     )

@@ -62,6 +62,28 @@ def test_fid_and_kid(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("sets")
+@pytest.mark.parametrize("command", [("fid", "made"), ("clip-score",), ("paired", "made")])
+def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Their figures are those of a set without them, and how many they were is told."""
+    picture_sets.manifest(tmp_path / "some", 24, hidden=(1, 22, 23))
+    code, out, err = run(command[0], "some", *command[1:], "--json")
+    found = json.loads(out)
+    assert (code, found["hidden"]) == (0, 3), err
+    assert "left out: 3 replaced with a black image by a safety checker" in err
+    assert found.get("pairs", found.get("images")) == 21
+    file = tmp_path / "some" / "manifest.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"nsfw_content_detected": false' in line))
+    if command[0] != "paired":
+        without = json.loads(run(command[0], "some", *command[1:], "--json")[1])
+        assert without == found | {"hidden": 0}
+    picture_sets.manifest(tmp_path / "all", 24, hidden=tuple(range(24)))
+    code, _, err = run(command[0], "all", *command[1:])
+    assert (code, err.count("\n")) == (1, 1), err
+    assert "replaced with a black image" in err
+
+
+@pytest.mark.usefixtures("sets")
 def test_statistics_serve_fid(run: Run) -> None:
     assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
     from_file = json.loads(run("fid", "made", "real.npz", "--json")[1])

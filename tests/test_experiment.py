@@ -13,7 +13,7 @@ import numpy as np
 import picture_sets
 import pytest
 from PIL import Image
-from tiny_models import smallest_unet, tiny_pipeline
+from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 
 from agentsd import ProtocolError, progress
 from agentsd.cli import main
@@ -101,6 +101,20 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     assert f"| {UNPATCHED} |" in call("report", str(out))
     assert "3 prompts: the intervals are as wide" in page
     assert (out / "report.html").read_text() == page
+
+
+def test_a_hidden_image_is_left_out_of_all_variants(run: Any, small_pipe: Any) -> None:
+    """They are compared in pairs, so that an image hidden in one is missed in all."""
+    whole = run("whole")
+    with_safety_checker(small_pipe, lambda number: number == 5)  # a variant's first, after warm-ups
+    found = run()
+    assert found["images_per_variant"] == len(found["prompts"]) == 2
+    (note,) = (note for note in found["notes"] if "black" in note)
+    assert note.startswith("1 of 3 images are left out")
+    assert not any("black" in note for note in whole["notes"])
+    assert [p for p in "abc" if p not in found["prompts"]] == ["a"]
+    assert found["values"]["keys"]["psnr"] == whole["values"]["keys"]["psnr"][1:]
+    assert run()["values"] == found["values"]
 
 
 @pytest.mark.usefixtures("small_grids")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from test_models import PICTURE, of, refiner, xl
-from tiny_models import latents, watch
+from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 
-from agentsd import Phase, Schedule, apply_patch
+from agentsd import Phase, Schedule, SettingsError, apply_patch
+from agentsd.generation.images import make_batch
+from agentsd.generation.prompt_encoding import PromptEncoder
+from agentsd.image_settings import ImageSettings
 from agentsd.models.schedulers import scheduler_for
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -20,13 +26,30 @@ NAMES = sorted(kind.__name__ for kind in DDIMScheduler().compatibles)
 TWO = Schedule(phases=[Phase(method="keys", until=0.5), Phase(method="merge")])
 
 
-@pytest.mark.cell("Schedulers")
-@pytest.mark.parametrize("name", NAMES)
-def test_the_phase_changes_at_the_right_step(pipe: Any, name: str) -> None:
+NOTES = {
+    "DPMSolverSDEScheduler": "agentsd's commands and page feed it each image's seed; in code of "
+    "your own, set `pipe.scheduler.noise_sampler_seed` to the list of seeds"
+}
+SCHEDULERS = [
+    pytest.param(name, marks=pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")))
+    for name in NAMES
+]
+
+
+def given(pipe: Any, name: str) -> Any:
+    """The pipeline with another scheduler."""
     try:
         pipe.scheduler = scheduler_for(pipe, name)
-    except ImportError as error:  # torchsde, scipy: diffusers' own needs
-        pytest.skip(str(error).strip())
+    except SettingsError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        pytest.skip(str(error))
+    return pipe
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_phase_changes_at_the_right_step(pipe: Any, name: str) -> None:
+    given(pipe, name)
     plain = latents(pipe, steps=6)
     assert torch.isfinite(plain).all()
     apply_patch(pipe, TWO, max_downsample=2)
@@ -39,6 +62,132 @@ def test_the_phase_changes_at_the_right_step(pipe: Any, name: str) -> None:
     assert {method for step, method in steps if step < 3} == {"keys"}
     assert {method for step, method in steps if step >= 3} == {"merge"}
     assert {step for step, _ in steps} == set(range(6))
+
+
+def test_a_scheduler_whose_package_is_missing(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("\nDDPMScheduler requires the x library but it was not found")
+
+    monkeypatch.setattr(DDPMScheduler, "from_config", missing)
+    with pytest.raises(SettingsError, match=r"^scheduler: DDPMScheduler requires the x library"):
+        scheduler_for(pipe, "DDPM")
+
+
+Make = Callable[[Sequence[int]], list[Any]]
+"""Makes images from seeds; ``[H, W, 3]`` in [0, 1] each."""
+
+
+def faults(make: Make) -> set[str]:
+    """What is wrong with how images depend on their seeds."""
+    before = torch.get_rng_state()
+    together, again, (alone,) = make([3, 4]), make([3, 4]), make([4])
+    found = {
+        "global state": not torch.equal(before, torch.get_rng_state()),
+        "twice": not all(map(np.array_equal, together, again)),
+        # Kernels differ in their last bits between sizes of a batch.
+        "batch": abs(together[1] - alone).max() > 0.01,
+        "seed": abs(together[0] - together[1]).max() < 0.05,
+    }
+    return {fault for fault, there in found.items() if there}
+
+
+def ours(pipe: Any) -> Make:
+    def make(seeds: Sequence[int]) -> list[Any]:
+        settings = {"prompt": "a", "num_inference_steps": 3, "height": 64, "width": 64}
+        batch = [ImageSettings(seed=seed, **settings) for seed in seeds]
+        return [drawn.pixels for drawn in make_batch(pipe, batch, PromptEncoder(pipe))]
+
+    return make
+
+
+def diffusers_own(pipe: Any) -> Make:
+    def make(seeds: Sequence[int]) -> list[Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        told = {"generator": generators, "num_inference_steps": 3, "output_type": "np"}
+        return list(pipe(["a"] * len(seeds), height=64, width=64, **told).images)
+
+    return make
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    return tiny_pipeline(tmp_path, smallest_unet())
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_seeds_and_nothing_else_decide(small: Any, name: str) -> None:
+    assert faults(ours(given(small, name))) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverSDEScheduler", {"noise_sampler_seed": 7}),
+        ("DPMSolverSDEScheduler", {"use_karras_sigmas": True}),
+        ("SASolverScheduler", {}),
+        ("LCMScheduler", {}),
+        ("TCDScheduler", {}),
+        ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("CosineDPMSolverMultistepScheduler", {}),
+        ("CMStochasticIterativeScheduler", {}),
+        ("DDPMParallelScheduler", {}),
+        ("IPNDMScheduler", {}),
+    ],
+)
+def test_seeds_decide_with_what_a_model_may_bring(
+    small: Any, kind: str, config: dict[str, Any]
+) -> None:
+    try:
+        small.scheduler = getattr(diffusers, kind).from_config(small.scheduler.config, **config)
+    except (AttributeError, ImportError) as error:  # an old diffusers; torchsde, SciPy
+        pytest.skip(str(error).strip())
+    own = vars(small.scheduler).get("noise_sampler_seed")
+    assert faults(ours(small)) == set()
+    assert "step" not in vars(small.scheduler)
+    assert vars(small.scheduler).get("noise_sampler_seed") == own
+
+
+class Heedless(DDIMScheduler):
+    """Draws from PyTorch's global random state, at its second step."""
+
+    def step(self, output: Any, timestep: Any, sample: Any, **_: Any) -> Any:
+        found = super().step(output, timestep, sample)[0]
+        return (found + torch.randn_like(found) if timestep < 400 else found,)
+
+
+class First(DDIMScheduler):
+    """Draws for all images of a batch from the generator of the first."""
+
+    def step(self, output: Any, timestep: Any, sample: Any, generator: Any, **_: Any) -> Any:
+        found = super().step(output, timestep, sample)[0]
+        first = generator[0] if isinstance(generator, list) else generator
+        return (found + torch.randn(found.shape, generator=first),)
+
+
+def test_the_check_of_seeds_can_fail(small: Any) -> None:
+    assert faults(diffusers_own(small)) == set()
+    assert faults(lambda seeds: ours(small)([3] * len(seeds))) == {"seed"}
+    small.scheduler = First.from_config(small.scheduler.config)
+    assert faults(diffusers_own(small)) == {"batch"}
+    small.scheduler = Heedless.from_config(small.scheduler.config)
+    assert faults(diffusers_own(small)) == {"global state", "twice", "batch"}
+
+
+def test_diffusers_own_noise_does_not_depend_on_seeds(small: Any) -> None:
+    """Or else the row of the page needs its note no longer."""
+    given(small, "DPMSolverSDEScheduler")
+    assert faults(diffusers_own(small)) == {"global state", "twice", "batch"}
+
+
+def test_a_scheduler_that_seeds_cannot_feed_is_refused(small: Any) -> None:
+    small.scheduler = Heedless.from_config(small.scheduler.config)
+    before = torch.get_rng_state()
+    with pytest.raises(SettingsError, match="Heedless draws noise from PyTorch's global random"):
+        ours(small)([3])
+    assert torch.equal(before, torch.get_rng_state())
+    assert "step" not in vars(small.scheduler)
 
 
 OWN = "Runs cut otherwise"

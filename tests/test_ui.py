@@ -112,6 +112,22 @@ def test_what_is_told_is_no_markup() -> None:
         assert "&lt;script" in html
 
 
+@pytest.mark.parametrize(
+    ("psnr", "flags", "says"),
+    [
+        (None, (None, None), "the same image"),
+        (None, (False, False), "the same image"),
+        (None, (True, False), "not measured"),
+        (None, (True, True), "not measured"),
+        (31.5, (False, False), "31.5 dB"),
+    ],
+)
+def test_a_hidden_image_is_not_the_same(psnr: Any, flags: Any, says: str) -> None:
+    found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2}
+    names = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
+    assert f"<dd>{says}</dd>" in markup.figures(found | dict(zip(names, flags, strict=True)))
+
+
 def test_a_timeline_tells_the_tokens_and_the_true_caps(pipe: Any) -> None:
     line = Timeline(pipe)
     html = line.draw(Schedule.preset("paper"), 50, 64, 64)

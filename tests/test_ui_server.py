@@ -13,8 +13,9 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from gradio_client.utils import Status
+from PIL import Image
 from serving import BAD, BASE, ask, handler, idle, leave, pixels, served
-from tiny_models import patched_layers, tiny_pipeline
+from tiny_models import patched_layers, tiny_pipeline, with_safety_checker
 
 from agentsd.app.limits import Limits
 from agentsd.app.server import Place, Server, read_auth, start
@@ -45,6 +46,7 @@ def untouched(server: Server) -> bool:
 def test_compare_by_the_api(server: Server, client: Client) -> None:
     found = client.predict(**BASE, seed=3, schedule="faithful", scheduler="Euler a")
     assert found["psnr"] > 0
+    assert (found["nsfw_content_detected"], found["notes"]) == (None, [])
     assert found["speedup"] == pytest.approx(
         found["unpatched_seconds"] / found["seconds"], rel=0.05
     )
@@ -72,6 +74,24 @@ def test_an_image_is_that_of_the_library(tmp_path: Path, client: Client) -> None
     assert make_image(pipe, settings).image.tobytes() == pixels(found["unpatched"])
     with patched(pipe, "paper"):
         assert make_image(pipe, settings).image.tobytes() == pixels(found["patched"])
+
+
+def test_what_is_hidden_or_not_used_is_told(server: Server, client: Client) -> None:
+    pipe = server.worker.pipes["tiny"]
+    given = BASE | {"negative_prompt": "b", "guidance_scale": 1}
+    (note,) = client.predict(**given)["notes"]
+    assert "the negative prompt is not used" in note
+    with_safety_checker(pipe)
+    try:
+        found = client.predict(**given)
+    finally:
+        pipe.safety_checker = pipe.feature_extractor = None
+    assert (found["psnr"], found["nsfw_content_detected"]) == (None, True)
+    assert not Image.open(found["patched"]).getbbox()
+    assert [note.partition(":")[0] for note in found["notes"][:2]] == [
+        "unpatched image",
+        "patched image",
+    ]
 
 
 @pytest.mark.parametrize(

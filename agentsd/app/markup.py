@@ -45,8 +45,8 @@ def figures(found: dict[str, Any]) -> str:
     """What a comparison found, the speed-up first."""
     psnr = found["psnr"]
     hidden = found["unpatched_nsfw_content_detected"] or found["nsfw_content_detected"]
-    same = "not measured" if hidden else "the same image"
-    alike = same if psnr is None else f"{psnr:.1f} dB"
+    equal = "not measured" if hidden else "the same image"
+    alike = equal if psnr is None else f"{psnr:.1f} dB"
     cells = {
         f"{found['speedup']:.2f}×": "as fast as unpatched",
         f"{found['unpatched_seconds']:.1f} s": "unpatched",

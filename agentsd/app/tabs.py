@@ -7,6 +7,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from itertools import chain
 from typing import Any
 
 import gradio as gr
@@ -214,11 +215,9 @@ def plot(
                     yield {now: markup.progress(event)}
                 elif isinstance(event, Finished):
                     file = keep_plain(folder, event.result, "agentsd-plot.png")
-                    missed = [
-                        w for cell in planned.cells for w in warnings_for(pipe, cell.settings)
-                    ]
-                    told = "; ".join(["Done.", *dict.fromkeys(missed)])
-                    yield {now: markup.note(told), picture: file}
+                    cells = [cell.settings for cell in planned.cells]
+                    missed = dict.fromkeys(chain(*(warnings_for(pipe, one) for one in cells)))
+                    yield {now: markup.note("; ".join(["Done.", *missed])), picture: file}
                 else:
                     yield {now: gr.skip()}
 

@@ -55,7 +55,8 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
             PLMS: without the Runge-Kutta steps in which Stable Diffusion never begins.
 
     Raises:
-        SettingsError: If there is none of that name for this pipeline; lists those there are.
+        SettingsError: If there is none of that name for this pipeline (lists those there are), or
+            it needs a package that is not installed.
     """
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
     kind = class_name(name)
@@ -65,7 +66,10 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
             f"scheduler: no {shown(name)} for this model; there are {', '.join(fit)}"
         )
     settings = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
-    return known[kind].from_config(pipe.scheduler.config, **settings)
+    try:
+        return known[kind].from_config(pipe.scheduler.config, **settings)
+    except ImportError as error:  # SciPy, torchsde
+        raise SettingsError(f"scheduler: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
