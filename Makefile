@@ -14,8 +14,8 @@ test: .venv/.test
 
 # The core, and what stands right on it, with the oldest releases that pyproject.toml admits. Several
 # GB, as such a torch comes with CUDA; PYTHON must be one it was made for, 3.10 to 3.12.
-OLDEST_TESTS := $(patsubst %,tests/test_%.py,patch runtime attention merging keeping golden \
-	inspection schedule sites)
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,patch runtime attention merging merged_parts golden \
+	inspection schedule layers)
 test-oldest: OLDEST = .venv-oldest
 test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

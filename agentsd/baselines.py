@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PatchError
-from .patching.layers import exchanged, find_unet, top_sites
+from .patching.layers import find_unet, replaced_processors, top_attention_layers
 
 
 @contextmanager
@@ -173,10 +173,10 @@ class _Processor:
 @contextmanager
 def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
     unet = find_unet(x)
-    sites = top_sites(unet)
-    if not sites:
+    layers = top_attention_layers(unet)
+    if not layers:
         raise PatchError("no self-attention of this UNet can be changed")
-    top = sites[0].downsample
+    top = layers[0].downsample
     size = [(0, 0)]  # of the grid, noted before each call of the UNet
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
 
     hook = unet.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with exchanged(sites, lambda original: _Processor(original, attend, size)):
+        with replaced_processors(layers, lambda original: _Processor(original, attend, size)):
             yield x
     finally:
         hook.remove()

@@ -286,7 +286,7 @@ def generate(
     from .generation.prompt_encoding import warnings_for
     from .generation.records import VERSIONS
     from .image_settings import ImageSettings, is_size
-    from .models.adapters import Extras, equip, recorded_fingerprints
+    from .models.adapters import PipelineOptions, configure_pipeline, recorded_fingerprints
     from .models.loading import default_guidance, hide_loading_bars, load_pipeline
     from .schedule import Schedule
 
@@ -297,7 +297,7 @@ def generate(
         told = read_record(from_image)
         base = {name: told[name] for name in names if name in told}
         plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
-        extras = Extras.from_record(told)
+        options = PipelineOptions.from_record(told)
         if not is_size(base.get("height"), base.get("width")):
             base |= {"height": None, "width": None}  # of the model's size, or the one on record
         model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
@@ -320,8 +320,8 @@ def generate(
         }
         base = ImageSettings(prompt="-", **given).model_dump(exclude={"prompt"})
         plan = None if schedule == "none" else Schedule.load(schedule)
-        extras = Extras(
-            sampler=scheduler,
+        options = PipelineOptions(
+            scheduler=scheduler,
             loras=tuple(lora or ()),
             controlnet=controlnet,
             control_image=control_image,
@@ -343,7 +343,7 @@ def generate(
         out=out,
         base=base,
         schedule=plan,
-        extras=extras,
+        options=options,
         model=model,
         revision=revision,
         variant=variant,
@@ -371,9 +371,9 @@ def generate(
             )
         text = checked_template(template).replace("{}", prompt[0])
         settings = ImageSettings(prompt=text, **base)
-        extras.check(settings)
+        options.check(settings)
         with stderr.status(Text(f"loading {model} …")):
-            pipe = equip(
+            pipe = configure_pipeline(
                 load_pipeline(
                     model,
                     device=device,
@@ -381,7 +381,7 @@ def generate(
                     allow_pickle=allow_pickle,
                     **asked.loading(),
                 ),
-                extras,
+                options,
                 offload=cpu_offload.value if cpu_offload else None,
                 allow_pickle=allow_pickle,
             )
@@ -394,8 +394,8 @@ def generate(
             schedule=plan,
             model=model,
             num_images=num_images,
-            extras=asked.recorded(),
-            inputs=extras.inputs(settings.height, settings.width),
+            options=asked.recorded(),
+            inputs=options.inputs(settings.height, settings.width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)
         if both["nsfw_content_detected"]:
@@ -417,7 +417,7 @@ def generate(
             base,
             template=template,
             count=num_images,
-            check=extras.check,
+            check=options.check,
             on_error=on_error.value,
             report=report,
         ),
@@ -487,12 +487,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Tell what a schedule does to each attention layer of a model, and why; needs no weights."""
-    from .models.architectures import shape_of
+    from .models.architectures import load_architecture
     from .models.loading import target_device
     from .patching.patch import apply_patch, inspect_patch
 
     kind = device if device in ("cpu", "cuda", "mps") else target_device(device).type
-    shape = shape_of(model)
+    shape = load_architecture(model)
     found = inspect_patch(apply_patch(shape, schedule), height, width, kind)
     if as_json:
         stdout.print(json.dumps(found), markup=False)
@@ -539,13 +539,15 @@ def serve(
     if find_spec("gradio") is None:
         raise LoadError("the app needs gradio: pip install gradio")
     from .app.limits import Limits
-    from .app.server import Place, read_auth, start
+    from .app.server import ServerAddress, read_auth, start
     from .models.loading import hide_loading_bars, load_pipeline
 
     limits = Limits(
         max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size
     )
-    place = Place(host, port, root_path, read_auth(auth_file, os.environ.get("AGENTSD_AUTH")))
+    place = ServerAddress(
+        host, port, root_path, read_auth(auth_file, os.environ.get("AGENTSD_AUTH"))
+    )
     hide_loading_bars()
     pipes = {}
     for name in model or ["pocket"]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from .errors import SettingsError
-from .settings import Strict
+from .settings import StrictModel
 
 LONGEST_PROMPT = 10_000
 """Characters; models read far fewer."""
@@ -27,7 +27,7 @@ LONGEST_SIDE = 8192
 Side = Annotated[int, Field(ge=64, le=LONGEST_SIDE)]
 
 
-class ImageSettings(Strict):
+class ImageSettings(StrictModel):
     """All that an image depends on, besides the model and the schedule.
 
     Args:
@@ -141,7 +141,7 @@ def image_seed(base: int, prompt_index: int, image_index: int) -> int:
 
     Args:
         base: Seed of the run, in [0, 2**63).
-        prompt_index: Place of the prompt in its list, from 0.
+        prompt_index: ServerAddress of the prompt in its list, from 0.
         image_index: Which of the prompt's images, from 0.
 
     Returns:

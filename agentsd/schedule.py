@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from .errors import ScheduleError
 from .methods import METHODS, Phase, Plan
-from .settings import Strict, dump_yaml, parse_yaml, shown
+from .settings import StrictModel, dump_yaml, parse_yaml, short_repr
 from .text_files import read_text
 
 _HERE = Path(__file__).resolve().parent
@@ -21,7 +21,7 @@ PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is
 __all__ = ["METHODS", "Phase", "Plan", "Schedule"]
 
 
-class Schedule(Strict):
+class Schedule(StrictModel):
     """The phases of a run, in order.
 
     Args:
@@ -52,7 +52,7 @@ class Schedule(Strict):
     def _read_phases(cls, value: Any) -> tuple[Phase, ...]:
         if not isinstance(value, list | tuple) or not value:
             raise ScheduleError(
-                f"phases: must be a list of one or more phases (got {shown(value)})"
+                f"phases: must be a list of one or more phases (got {short_repr(value)})"
             )
         phases = []
         for number, item in enumerate(value, start=1):
@@ -77,7 +77,9 @@ class Schedule(Strict):
         for kind in ("until", "until_step"):
             ends = [end for phase in early if (end := getattr(phase, kind)) is not None]
             if any(a >= b for a, b in pairwise(ends)):
-                raise ScheduleError(f"{kind} must rise from phase to phase (got {shown(ends)})")
+                raise ScheduleError(
+                    f"{kind} must rise from phase to phase (got {short_repr(ends)})"
+                )
 
     def phase_at(self, step: int, num_steps: int) -> Phase:
         """The phase of ``step`` (from 0) in a run of ``num_steps`` denoising steps."""
@@ -136,7 +138,7 @@ class Schedule(Strict):
             ScheduleError: Names the file and, for broken YAML, the line.
         """
         if not isinstance(source, str | Path):
-            raise ScheduleError(f"a path or YAML text was expected (got {shown(source)})")
+            raise ScheduleError(f"a path or YAML text was expected (got {short_repr(source)})")
         is_text = isinstance(source, str) and "\n" in source
         place = "YAML text" if is_text else str(source)
         text = str(source) if is_text else read_text(source, ScheduleError)
@@ -194,12 +196,14 @@ def _without_removed(phase: Any) -> Any:
         if phase.get(name, idle) != idle:
             raise ScheduleError(
                 f"{name} was removed in agentsd 0.2: keys are closer to the unpatched image at the "
-                f"same speed (got {name}: {shown(phase[name])})"
+                f"same speed (got {name}: {short_repr(phase[name])})"
             )
     return {name: value for name, value in phase.items() if name not in REMOVED}
 
 
 def _as_mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ScheduleError(f"{what} must be a mapping of names to values (got {shown(value)})")
+        raise ScheduleError(
+            f"{what} must be a mapping of names to values (got {short_repr(value)})"
+        )
     return dict(value)

@@ -1,14 +1,13 @@
-"""Settings that cannot be wrong: frozen, unknown keys and loose types refused, errors told.
-
-And the YAML that they are read from and written as.
-"""
+"""Strict models of settings, and the YAML that they are read from and written as."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -16,9 +15,12 @@ from ruamel.yaml.error import YAMLError
 
 from .errors import AgentSDError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def shown(value: object) -> str:
-    """A value as an error shows it: at a length for people, whatever a file may hold."""
+
+def short_repr(value: object) -> str:
+    """The ``repr`` of a value, cut to a length that fits an error message."""
     return _SHORT.repr(value)
 
 
@@ -27,22 +29,48 @@ _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = 200
 
 
-class Strict(BaseModel):
-    """Base of agentsd's settings; what is wrong with them is told as ``error``."""
+class StrictModel(BaseModel):
+    """Base of agentsd's settings: frozen; unknown keys, wrong types and NaN are errors.
+
+    Raises:
+        AgentSDError: Of the class's own kind, ``error``, in place of pydantic's; names each key
+            that is wrong, its value and what is allowed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     error: ClassVar[type[AgentSDError]] = AgentSDError
 
     def __init__(self, /, **data: Any) -> None:
-        try:
+        with self._errors_of_ours():
             super().__init__(**data)
+
+    @classmethod
+    def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
+        with cls._errors_of_ours():
+            return super().model_validate(*args, **kwargs)
+
+    @classmethod
+    def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
+        with cls._errors_of_ours():
+            return super().model_validate_json(*args, **kwargs)
+
+    @classmethod
+    def model_validate_strings(cls, *args: Any, **kwargs: Any) -> Self:
+        with cls._errors_of_ours():
+            return super().model_validate_strings(*args, **kwargs)
+
+    @classmethod
+    @contextmanager
+    def _errors_of_ours(cls) -> Iterator[None]:
+        try:
+            yield
         except ValidationError as error:
-            raise self.error(_tell(error, list(type(self).model_fields))) from None
+            raise cls.error(_format_errors(error, list(cls.model_fields))) from None
 
 
 def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
-    """What YAML text holds: plain values, nothing is executed.
+    """Parse YAML text into plain values; nothing in it is executed.
 
     Args:
         text: What to read.
@@ -60,7 +88,7 @@ def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
         what = getattr(problem, "problem", None) or str(problem).splitlines()[0]
         raise error(f"{place}:{line} not valid YAML ({what})") from None
     except (ValueError, KeyError, RecursionError) as problem:  # of values that are none, or depth
-        raise error(f"{place}: not valid YAML ({shown(str(problem))})") from None
+        raise error(f"{place}: not valid YAML ({short_repr(str(problem))})") from None
 
 
 def dump_yaml(data: Any) -> str:
@@ -72,8 +100,8 @@ def dump_yaml(data: Any) -> str:
     return out.getvalue()
 
 
-def _tell(error: ValidationError, names: list[str]) -> str:
-    """Say each problem as ``key: what is allowed (got value)``."""
+def _format_errors(error: ValidationError, names: list[str]) -> str:
+    """Format each problem as ``key: what is allowed (got value)``."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
@@ -87,5 +115,6 @@ def _tell(error: ValidationError, names: list[str]) -> str:
             lines.append(f"{key}: is missing")
         else:
             says = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"{key}: {says} (got {shown(problem['input'])})")
+            where = f"{key}: " if key else ""
+            lines.append(f"{where}{says} (got {short_repr(problem['input'])})")
     return "; ".join(lines)

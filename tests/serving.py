@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
 
 from agentsd.app.limits import Limits
-from agentsd.app.server import Place, Server, start
+from agentsd.app.server import Server, ServerAddress, start
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -77,7 +77,7 @@ def served(
     """Serve a pipeline whose images have 64 × 64 pixels, and 32 × 32 tokens, and ``more``."""
     folder.mkdir(parents=True, exist_ok=True)
     pipes = {"tiny": tiny_pipeline(folder, tiny_unet(sample_size=32)), **(more or {})}
-    where = Place(port=free_port(), **place)
+    where = ServerAddress(port=free_port(), **place)
     # gradio looks there for the folder of its files; another server may still be running.
     with mock.patch.dict(os.environ):
         server = start(pipes, limits or Limits(max_steps=50, max_images=6), where)

@@ -36,7 +36,7 @@ from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.generation.image_files import parameters, read_record
 from agentsd.generation.images import Drawn, make_batch
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import Extras
+from agentsd.models.adapters import PipelineOptions
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -57,7 +57,7 @@ def start(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         request = Request(
             out=tmp_path / name,
             schedule=asked.pop("schedule", Schedule.preset("faithful")),
-            extras=asked.pop("extras", Extras()),
+            options=asked.pop("options", PipelineOptions()),
             **{"base": BASE, "model": "tiny", "batch_size": 3, "device": "cpu", "progress": "none"}
             | asked,
         )
@@ -118,7 +118,9 @@ def test_an_image_that_changes_during_a_run_is_not_followed(
 
     monkeypatch.setattr("agentsd.generation.batch.engine.make_batch", made_and_exchanged)
     summary, _ = start(
-        prompts=PROMPTS[:4], batch_size=2, extras=Extras(init_image=str(init), strength=1.0)
+        prompts=PROMPTS[:4],
+        batch_size=2,
+        options=PipelineOptions(init_image=str(init), strength=1.0),
     )
     assert (summary["made"], summary["failed"]) == (2, 2)
     failed = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
@@ -421,11 +423,11 @@ def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> 
 
 def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ImageSettings(prompt="a", height=64, width=64)
-    assert largest_batch(pipe, settings, Extras().inputs) == 1
+    assert largest_batch(pipe, settings, PipelineOptions().inputs) == 1
     tried = short_of_memory(pipe, monkeypatch, 5)
     with monkeypatch.context() as patch:
         patch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
-        assert largest_batch(pipe, settings, Extras().inputs) == 4
+        assert largest_batch(pipe, settings, PipelineOptions().inputs) == 4
     assert sorted(set(tried)) == [2, 4, 8]
 
 
@@ -433,12 +435,12 @@ def test_the_largest_batch_from_an_image(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
-    extras = Extras(init_image=str(tmp_path / "init.png"), strength=0.1)
+    options = PipelineOptions(init_image=str(tmp_path / "init.png"), strength=0.1)
     pipe = AutoPipelineForImage2Image.from_pipe(pipe)
     short_of_memory(pipe, monkeypatch, 3)
     monkeypatch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
     settings = ImageSettings(prompt="a", height=64, width=64)
-    assert largest_batch(pipe, settings, extras.inputs) == 2
+    assert largest_batch(pipe, settings, options.inputs) == 2
 
 
 class Elsewhere(str):
@@ -626,9 +628,9 @@ def test_an_image_that_changes_during_a_run_stops_counting(
 ) -> None:
     path = tmp_path / "init.png"
     Image.new("RGB", (64, 64)).save(path)
-    extras = Extras(init_image=str(path), strength=1)
+    options = PipelineOptions(init_image=str(path), strength=1)
     before, real = (
-        extras.recorded()["init_image_sha256"],
+        options.recorded()["init_image_sha256"],
         agentsd.generation.batch.engine.make_batch,
     )
 
@@ -638,7 +640,7 @@ def test_an_image_that_changes_during_a_run_stops_counting(
         return made
 
     monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", changing)
-    summary, _ = start(prompts=["a", "b"], extras=extras, batch_size=1)
+    summary, _ = start(prompts=["a", "b"], options=options, batch_size=1)
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert [line["init_image_sha256"] for line in manifest(tmp_path / "run")] == [before]
     (failure,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()

@@ -16,7 +16,7 @@ from agentsd import cli
 from agentsd.benchmark import timing
 from agentsd.benchmark.timing import BASES, Case, floor, run, variants_of
 from agentsd.errors import SettingsError
-from agentsd.models.architectures import SHAPES
+from agentsd.models.architectures import ARCHITECTURES
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         class Zeros(timing._Zeros):
             pass
 
-        return timing.exchanged(timing.top_sites(unet), lambda _: Zeros())
+        return timing.replaced_processors(timing.top_attention_layers(unet), lambda _: Zeros())
 
     variants = BASES | {"anew": timing.Variant(anew)}
     *_, rows = run(Case("sd15-top", 16, 16, compiled=True), variants, rounds=2)
@@ -102,11 +102,11 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.compiled and row.attention_seconds == 0 for row in rows)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shapes_are_those_of_the_real_models(name: str) -> None:
     """As many parameters as their cards say, in millions."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SHAPES[name])
+        unet = UNet2DConditionModel(**ARCHITECTURES[name])
     count = sum(p.numel() for p in unet.parameters()) / 1e6
     assert count == pytest.approx({"sd15": 860, "sd21": 866, "sdxl": 2567}[name], abs=1)
 
@@ -114,9 +114,9 @@ def test_shapes_are_those_of_the_real_models(name: str) -> None:
 def test_the_top_block_is_one_of_the_whole() -> None:
     with torch.device("meta"):
         whole, top = (UNet2DConditionModel(**timing.TIMED[name]) for name in ("sd15", "sd15-top"))
-    [site] = timing.top_sites(top)
-    assert site.downsample == 1
-    assert str(site.module) == str(timing.top_sites(whole)[0].module)
+    [layer] = timing.top_attention_layers(top)
+    assert layer.downsample == 1
+    assert str(layer.module) == str(timing.top_attention_layers(whole)[0].module)
 
 
 class TestCommand:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from agentsd import SettingsError
 from agentsd.image_settings import ImageSettings, is_size
-from agentsd.models.adapters import Extras
+from agentsd.models.adapters import PipelineOptions
 from agentsd.models.fingerprints import file_sha256
 from agentsd.models.input_images import read_input_image
 
@@ -153,12 +153,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = save(tmp_path, Image.new("RGB", (8, 8), "red"))
-    extras = Extras(init_image=str(path))
-    first, known = extras.inputs(8, 8)["image"], extras.recorded()
-    assert extras.inputs(8, 8)["image"].tobytes() == first.tobytes()
+    options = PipelineOptions(init_image=str(path))
+    first, known = options.inputs(8, 8)["image"], options.recorded()
+    assert options.inputs(8, 8)["image"].tobytes() == first.tobytes()
     save(tmp_path, Image.new("RGB", (8, 8), "blue"))
-    assert extras.inputs(8, 8)["image"].tobytes() != first.tobytes()
-    assert extras.recorded()["init_image_sha256"] != known["init_image_sha256"]
+    assert options.inputs(8, 8)["image"].tobytes() != first.tobytes()
+    assert options.recorded()["init_image_sha256"] != known["init_image_sha256"]
 
 
 def test_a_file_exchanged_for_one_of_its_size_and_time(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_sizes_beside_an_image(
     """One side keeps the proportions; images to follow are of one size, whatever theirs is."""
     init = str(save(tmp_path, Image.new("RGB", (251, 93))))
     control = str(save(tmp_path, Image.new("RGB", (40, 40)), "b.png"))
-    both = Extras(init_image=init, controlnet="net", control_image=control).inputs(*given)
+    both = PipelineOptions(init_image=init, controlnet="net", control_image=control).inputs(*given)
     assert both["image"].size == both["control_image"].size == becomes
-    assert Extras(init_image=init).inputs(*given)["image"].size == becomes
+    assert PipelineOptions(init_image=init).inputs(*given)["image"].size == becomes
 
 
 def test_a_deep_grey_that_is_transparent_shows_white(tmp_path: Path) -> None:
@@ -226,32 +226,32 @@ def test_an_image_of_any_size_is_made_again(
     tmp_path: Path, of: tuple[int, int], given: tuple[int | None, int | None]
 ) -> None:
     """Its record tells the size that it has, which may be smaller than what can be asked for."""
-    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", of))))
-    width, height = extras.inputs(*given)["image"].size
-    again = Extras.from_record(extras.recorded() | {"width": width, "height": height})
+    options = PipelineOptions(init_image=str(save(tmp_path, Image.new("RGB", of))))
+    width, height = options.inputs(*given)["image"].size
+    again = PipelineOptions.from_record(options.recorded() | {"width": width, "height": height})
     sides = {"width": width, "height": height} if is_size(height, width) else {}
     made = again.inputs(sides.get("height"), sides.get("width"))
     assert made["image"].size == (width, height)
 
 
 def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
-    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (3000, 1)))))
+    options = PipelineOptions(init_image=str(save(tmp_path, Image.new("RGB", (3000, 1)))))
     with pytest.raises(SettingsError, match=r"1536000 × 512 pixels.* at most 8192"):
-        extras.check(ImageSettings(prompt="a", height=512))
-    extras.check(ImageSettings(prompt="a", height=512, width=512))
+        options.check(ImageSettings(prompt="a", height=512))
+    options.check(ImageSettings(prompt="a", height=512, width=512))
 
 
 def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
     init = str(save(tmp_path, Image.new("RGB", (251, 93))))
     for size in ((251, 93), (248, 92), (48, 48)):
-        told = Extras(init_image=init).recorded() | {"width": size[0], "height": size[1]}
-        again = Extras.from_record(told)
+        told = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
+        again = PipelineOptions.from_record(told)
         assert again.inputs(None, None)["image"].size == size
         assert again.inputs(64, 72)["image"].size == (72, 64)
 
 
 def test_a_side_that_would_be_too_long_is_refused(tmp_path: Path) -> None:
-    extras = Extras(init_image=str(save(tmp_path, Image.new("RGB", (2000, 8)))))
+    options = PipelineOptions(init_image=str(save(tmp_path, Image.new("RGB", (2000, 8)))))
     with pytest.raises(SettingsError, match=r"16000 × 64 pixels.* at most 8192"):
-        extras.inputs(64, None)
-    assert extras.inputs(64, 2000)["image"].size == (2000, 64)
+        options.inputs(64, None)
+    assert options.inputs(64, 2000)["image"].size == (2000, 64)

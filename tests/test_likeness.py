@@ -79,13 +79,13 @@ def test_lpips_is_torchmetrics_own(
     alexnet: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert lpips.at_hand() is None
+    assert lpips.load_if_cached() is None
     lpips.weights_file().parent.mkdir()
     torch.save(
         {f"features.{name}": value for name, value in alexnet.state_dict().items()},
         lpips.weights_file(),
     )
-    ours = lpips.at_hand()
+    ours = lpips.load_if_cached()
     assert ours is not None
     monkeypatch.setattr(their_lpips, "_get_tv_model_features", lambda *_: alexnet)
     theirs = their_lpips._LPIPS(net="alex")
@@ -98,7 +98,7 @@ def test_lpips_is_torchmetrics_own(
     assert ours.between(x, x) == 0 < ours.between(x, y)
     lpips.weights_file().write_text("none")
     with pytest.raises(EvaluationError, match="no weights of AlexNet"):
-        lpips.at_hand()
+        lpips.load_if_cached()
 
 
 def test_pairs_by_prompt_and_seed_or_by_name(tmp_path: Path) -> None:

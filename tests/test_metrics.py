@@ -16,11 +16,11 @@ from agentsd.evaluation.metrics import (
     Array,
     Estimate,
     Statistics,
-    caution,
     clip_score,
     cosine,
     difference,
     fid,
+    fid_bias_warning,
     fid_infinity,
     kid,
     load_statistics,
@@ -262,8 +262,8 @@ def test_other_dimensions_are_told() -> None:
 
 
 def test_few_images_are_warned_of() -> None:
-    assert "2000 images" in str(caution(2000, 2048))
-    assert caution(2049, 2048) is None
+    assert "2000 images" in str(fid_bias_warning(2000, 2048))
+    assert fid_bias_warning(2049, 2048) is None
 
 
 def test_clip_score_is_a_hundred_cosines() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_extensions import EXTENSIONS
-from test_models import PIPELINES
+from test_pipelines_of_diffusers import PIPELINES
 from test_schedulers import NAMES
 
 from agentsd import Schedule
@@ -72,8 +72,8 @@ def test_set_up_commands_are_those_of_the_makefile() -> None:
     assert "make demo" in TEXT
     assert "make test" in TEXT
     assert commands("python3 -m venv .venv")
-    for extras in (".", ".[test]"):
-        line = f'.venv/bin/pip install --constraint constraints.txt --editable "{extras}"'
+    for options in (".", ".[test]"):
+        line = f'.venv/bin/pip install --constraint constraints.txt --editable "{options}"'
         assert commands(line), line
     assert '--constraint constraints.txt --editable ".$(EXTRAS)"' in makefile
 

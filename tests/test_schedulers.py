@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_models import PICTURE, of, refiner, xl
+from test_pipelines_of_diffusers import PICTURE, of, refiner, xl
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 
 from agentsd import Phase, Schedule, SettingsError, apply_patch

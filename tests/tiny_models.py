@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from agentsd.patching.denoising_step import Position
-from agentsd.patching.processor import LAYER, AgentAttnProcessor, Layer
+from agentsd.patching.processor import LAYER, AgentAttnProcessor, PatchedLayer
 from agentsd.patching.runtime import Runtime, Step
 from agentsd.schedule import Phase, Schedule
 
@@ -177,7 +177,7 @@ def run_layer(
     runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), [(1, attn.heads)])
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
     original = attn.processor
-    setattr(attn, LAYER, Layer(runtime, 0, 1, original))
+    setattr(attn, LAYER, PatchedLayer(runtime, 0, 1, original))
     attn.set_processor(AgentAttnProcessor())
     try:
         return attn(x)

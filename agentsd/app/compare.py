@@ -11,7 +11,7 @@ from PIL import Image
 from ..evaluation.features import Clip, clip
 from ..evaluation.metrics import clip_score
 from ..generation.comparison import likeness
-from ..generation.images import Made
+from ..generation.images import TimedImage
 from ..generation.records import record
 from ..models.schedulers import scheduled
 from .limits import Request
@@ -24,8 +24,8 @@ Judge = Callable[[Image.Image, str], float]
 class Compared(NamedTuple):
     """Two images from one seed, and figures."""
 
-    unpatched: Made
-    ours: Made
+    unpatched: TimedImage
+    ours: TimedImage
     figures: dict[str, Any]
     """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, and where a safety
     checker hid one), whether it hid them and, where there is a judge, the CLIP scores."""
@@ -45,10 +45,9 @@ def pocket_judge() -> Judge:
 
 def recorded(pipe: DiffusionPipeline, request: Request, *, patched: bool) -> dict[str, Any]:
     """The record of a request's image, from which its settings can be read back."""
-    extras = {} if request.sampler is None else {"sampler": request.sampler}
     schedule = request.schedule if patched else None
-    with scheduled(pipe, request.sampler):
-        return record(pipe, request.settings, request.model, schedule, extras)
+    with scheduled(pipe, request.scheduler):
+        return record(pipe, request.settings, request.model, schedule)
 
 
 def compare(
@@ -60,10 +59,10 @@ def compare(
         Stopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
-    settings, sampler = request.settings, request.sampler
+    settings, scheduler = request.settings, request.scheduler
     job.warm_up(pipe, settings, request.schedule)
-    unpatched = job.make(pipe, settings, None, sampler, "unpatched")
-    ours = job.make(pipe, settings, request.schedule, sampler, "patched")
+    unpatched = job.make(pipe, settings, None, scheduler, "unpatched")
+    ours = job.make(pipe, settings, request.schedule, scheduler, "patched")
     figures: dict[str, Any] = {
         "unpatched_seconds": round(unpatched.seconds, 3),
         "seconds": round(ours.seconds, 3),

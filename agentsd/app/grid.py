@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import SettingsError
 from ..image_settings import ImageSettings
 from ..schedule import Schedule
-from ..settings import shown
-from .limits import OWN, Menu, Request
+from ..settings import short_repr
+from .limits import OWN, ModelCatalog, Request
 from .worker import Job
 
 UNPATCHED = "none"
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
     settings: ImageSettings
     schedule: Schedule | None
-    sampler: str | None
+    scheduler: str | None
 
 
 def _setting(name: str) -> Callable[[Cell, Any], Cell]:
@@ -53,8 +53,8 @@ def _schedule(cell: Cell, name: str) -> Cell:
     return cell._replace(schedule=None if name == UNPATCHED else Schedule.preset(name))
 
 
-def _sampler(cell: Cell, name: str) -> Cell:
-    return cell._replace(sampler=None if name == OWN else name)
+def _scheduler(cell: Cell, name: str) -> Cell:
+    return cell._replace(scheduler=None if name == OWN else name)
 
 
 class Axis(NamedTuple):
@@ -70,7 +70,7 @@ AXES: dict[str, Axis] = {
     "steps": Axis(int, _setting("num_inference_steps"), "10, 25, 50"),
     "seed": Axis(int, _setting("seed"), "0, 1, 2"),
     "guidance": Axis(float, _setting("guidance_scale"), "1, 2, 5"),
-    "scheduler": Axis(str, _sampler, "DDIM, Euler a, UniPC"),
+    "scheduler": Axis(str, _scheduler, "DDIM, Euler a, UniPC"),
     "ratio": Axis(float, _parameter("ratio"), "0.2, 0.4, 0.6"),
     "stride": Axis(int, _parameter("sx", "sy"), "2, 4, 8"),
     "agent_ratio": Axis(float, _parameter("agent_ratio"), "0.8, 0.95"),
@@ -102,7 +102,7 @@ def values_of(name: str, text: Any) -> list[Any]:
         [0.2, 0.4]
     """
     if name not in AXES:
-        raise SettingsError(f"axis: there are {', '.join(AXES)} (got {shown(name)})")
+        raise SettingsError(f"axis: there are {', '.join(AXES)} (got {short_repr(name)})")
     if not isinstance(text, str) or len(text) > LONGEST:
         raise SettingsError(f"{name}: values with commas between, at most {LONGEST} characters")
     values = []
@@ -111,17 +111,21 @@ def values_of(name: str, text: Any) -> list[Any]:
             values.append(AXES[name].kind(part))
         except ValueError:
             kind = "whole numbers" if AXES[name].kind is int else "numbers"
-            raise SettingsError(f"{name}: {kind} with commas between (got {shown(part)})") from None
+            raise SettingsError(
+                f"{name}: {kind} with commas between (got {short_repr(part)})"
+            ) from None
     if not values:
         raise SettingsError(f"{name}: give values with commas between, as {AXES[name].example}")
     return values
 
 
-def plan(menu: Menu, request: Request, across: tuple[str, Any], down: tuple[str, Any]) -> Plot:
+def plan(
+    catalog: ModelCatalog, request: Request, across: tuple[str, Any], down: tuple[str, Any]
+) -> Plot:
     """Check a plot as a whole before any of it is made.
 
     Args:
-        menu: What may be asked for.
+        catalog: What may be asked for.
         request: What is the same for all images.
         across: Name of the horizontal axis, and text of its values.
         down: Of the vertical one, likewise.
@@ -133,7 +137,7 @@ def plan(menu: Menu, request: Request, across: tuple[str, Any], down: tuple[str,
     (x, y), (xs, ys) = (across[0], down[0]), (values_of(*across), values_of(*down))
     if x == y:
         raise SettingsError(f"the axes must be two different ones (got {x} twice)")
-    most = menu.limits.max_images
+    most = catalog.limits.max_images
     if len(xs) * len(ys) > most:
         raise SettingsError(f"at most {most} images in a plot (got {len(xs)} × {len(ys)})")
     cells = []
@@ -141,11 +145,11 @@ def plan(menu: Menu, request: Request, across: tuple[str, Any], down: tuple[str,
     order = sorted((0, 1), key=lambda i: (x, y)[i] != "schedule")
     for vertical in ys:
         for horizontal in xs:
-            cell = Cell(request.settings, request.schedule, request.sampler)
+            cell = Cell(request.settings, request.schedule, request.scheduler)
             for i in order:
                 cell = AXES[(x, y)[i]].change(cell, (horizontal, vertical)[i])
-            menu.limits.check(cell.settings)
-            menu.check_sampler(request.model, cell.sampler)
+            catalog.limits.check(cell.settings)
+            catalog.check_scheduler(request.model, cell.scheduler)
             cells.append(cell)
     return Plot((x, xs), (y, ys), cells)
 

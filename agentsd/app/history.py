@@ -12,6 +12,7 @@ from PIL import Image
 from ..errors import AgentSDError, SettingsError
 from ..generation.image_files import encode_image, write_whole
 from ..image_settings import ImageSettings
+from ..models.schedulers import common_name
 from ..schedule import Schedule
 from .limits import OWN, checked
 
@@ -32,7 +33,7 @@ class Restored(NamedTuple):
 
     settings: dict[str, Any]
     """Those of :class:`agentsd.image_settings.ImageSettings` that the record names."""
-    sampler: str
+    scheduler: str
     model: str | None
     """``None`` where it is none of the models here."""
     schedule: Schedule | None
@@ -65,7 +66,7 @@ def _written(folder: str, name: str, data: bytes) -> str:
 
 
 def restore(
-    record: Mapping[str, Any], models: list[str], samplers: Mapping[str, list[str]]
+    record: Mapping[str, Any], models: list[str], schedulers: Mapping[str, list[str]]
 ) -> Restored:
     """Read the settings of a record, which may come from anywhere.
 
@@ -80,6 +81,6 @@ def restore(
     except AgentSDError as error:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
     model = record.get("model")
-    sampler = record.get("sampler", OWN)
-    known = sampler in samplers.get(str(model), [])
-    return Restored(settings, sampler if known else OWN, model if model in models else None, plan)
+    scheduler = common_name(str(record.get("scheduler")))
+    known = scheduler in schedulers.get(str(model), [])
+    return Restored(settings, scheduler if known else OWN, model if model in models else None, plan)

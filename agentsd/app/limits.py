@@ -17,9 +17,9 @@ from ..errors import ScheduleError, SettingsError
 from ..generation.image_files import read_record
 from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
-from ..models.schedulers import SAMPLERS
+from ..models.schedulers import COMMON_NAMES
 from ..schedule import Schedule
-from ..settings import Strict, parse_yaml, shown
+from ..settings import StrictModel, parse_yaml, short_repr
 
 MAX_YAML = 16 * 1024
 """Bytes of a schedule; the presets have less than 1,000."""
@@ -40,7 +40,7 @@ OWN = "model's own"
 """Stands for the scheduler that a model came with."""
 
 
-class Limits(Strict):
+class Limits(StrictModel):
     """What one visitor may ask of the device, and how many may wait.
 
     Args:
@@ -79,14 +79,14 @@ class Limits(Strict):
             )
 
 
-class Request(Strict):
+class Request(StrictModel):
     """An image as a visitor asks for it, checked.
 
     Args:
         model: One of those named at the start.
         settings: Of the image, its size among them.
         schedule: What to patch with.
-        sampler: Name of a scheduler; ``None`` is the model's own.
+        scheduler: Name of a scheduler; ``None`` is the model's own.
     """
 
     error: ClassVar = SettingsError
@@ -94,22 +94,22 @@ class Request(Strict):
     model: str
     settings: ImageSettings
     schedule: Schedule
-    sampler: str | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
-class Menu:
+class ModelCatalog:
     """What there is to ask for.
 
     Args:
         limits: How much may be asked for.
         sizes: Height and width, in pixels, that each model makes if not told otherwise.
-        samplers: Names of the schedulers of each model.
+        schedulers: Names of the schedulers of each model.
     """
 
     limits: Limits
     sizes: Mapping[str, tuple[int, int]]
-    samplers: Mapping[str, list[str]]
+    schedulers: Mapping[str, list[str]]
 
     def settings(self, model: Any, **given: Any) -> ImageSettings:
         """Check the settings of an image.
@@ -122,7 +122,9 @@ class Menu:
             SettingsError: Names the setting, its value and what is allowed.
         """
         if not isinstance(model, str) or model not in self.sizes:
-            raise SettingsError(f"model: there are {', '.join(self.sizes)} (got {shown(model)})")
+            raise SettingsError(
+                f"model: there are {', '.join(self.sizes)} (got {short_repr(model)})"
+            )
         height, width = self.sizes[model]
         usual = {"height": height, "width": width, "guidance_scale": default_guidance(model)}
         told = {name: value for name, value in given.items() if value is not None}
@@ -130,25 +132,25 @@ class Menu:
         self.limits.check(settings)
         return settings
 
-    def check_sampler(self, model: str, name: Any) -> None:
+    def check_scheduler(self, model: str, name: Any) -> None:
         """Refuse a scheduler that is none of the model's; ``None`` is its own.
 
         Raises:
             SettingsError: Lists those there are.
         """
-        if name is not None and name not in self.samplers[model]:
+        if name is not None and name not in self.schedulers[model]:
             raise SettingsError(
-                f"scheduler: there are {', '.join(self.samplers[model])} for this model "
-                f"(got {shown(name)})"
+                f"scheduler: there are {', '.join(self.schedulers[model])} for this model "
+                f"(got {short_repr(name)})"
             )
 
-    def request(self, *, model: Any, schedule: Any, sampler: Any = None, **given: Any) -> Request:
+    def request(self, *, model: Any, schedule: Any, scheduler: Any = None, **given: Any) -> Request:
         """Check what a visitor asks for.
 
         Args:
             model: Name of a model.
             schedule: As for :func:`read_schedule`.
-            sampler: A scheduler's name, or :data:`OWN`.
+            scheduler: A scheduler's name, or :data:`OWN`.
             **given: As for :meth:`settings`.
 
         Raises:
@@ -156,22 +158,22 @@ class Menu:
             ScheduleError: If the schedule is not valid.
         """
         settings = self.settings(model, **given)
-        named = None if sampler in (None, OWN) else sampler
-        self.check_sampler(model, named)
+        named = None if scheduler in (None, OWN) else scheduler
+        self.check_scheduler(model, named)
         plan = read_schedule(schedule)
-        return Request(model=model, settings=settings, schedule=plan, sampler=named)
+        return Request(model=model, settings=settings, schedule=plan, scheduler=named)
 
 
-def menu_of(pipes: Mapping[str, DiffusionPipeline], limits: Limits) -> Menu:
+def model_catalog(pipes: Mapping[str, DiffusionPipeline], limits: Limits) -> ModelCatalog:
     """What there is to ask of pipelines, by name."""
-    sizes, samplers = {}, {}
+    sizes, schedulers = {}, {}
     for name, pipe in pipes.items():
         side = pipe.unet.config.sample_size
         rows, columns = (side, side) if isinstance(side, int) else side
         sizes[name] = rows * pipe.vae_scale_factor, columns * pipe.vae_scale_factor
         kinds = {kind.__name__ for kind in pipe.scheduler.compatibles}
-        samplers[name] = sorted(SAMPLERS[kind] for kind in kinds & SAMPLERS.keys())
-    return Menu(limits, sizes, samplers)
+        schedulers[name] = sorted(COMMON_NAMES[kind] for kind in kinds & COMMON_NAMES.keys())
+    return ModelCatalog(limits, sizes, schedulers)
 
 
 def read_schedule(text: Any) -> Schedule:
@@ -208,7 +210,7 @@ def read_yaml(text: Any) -> Any:
             can stand for an endless one.
     """
     if not isinstance(text, str):
-        raise ScheduleError(f"a preset's name or YAML text was expected (got {shown(text)})")
+        raise ScheduleError(f"a preset's name or YAML text was expected (got {short_repr(text)})")
     size = len(text.encode(errors="replace"))
     if size > MAX_YAML:
         raise ScheduleError(f"the YAML may have at most {MAX_YAML:,} bytes (got {size:,})")

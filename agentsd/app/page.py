@@ -19,7 +19,7 @@ from . import editor, markup
 from .compare import Compared, Judge, compare, pocket_judge
 from .faults import in_place, told
 from .history import KEPT, Entry, Restored, keep, restore
-from .limits import OWN, Limits, Menu, Request, menu_of, read_upload
+from .limits import OWN, Limits, ModelCatalog, Request, model_catalog, read_upload
 from .tabs import DEVICE, PRIVATE, plot, see, stopping
 from .timeline import Timeline
 from .worker import Finished, Progress, Worker
@@ -41,7 +41,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         worker: Runs the jobs.
         limits: What visitors may ask for.
     """
-    menu = menu_of(worker.pipes, limits)
+    catalog = model_catalog(worker.pipes, limits)
     judges: dict[str, Judge] = {"pocket": pocket_judge()} if "pocket" in worker.pipes else {}
     timelines = {name: Timeline(pipe) for name, pipe in worker.pipes.items()}
     with gr.Blocks(title="agentsd", delete_cache=(600, 3 * 3600), analytics_enabled=False) as demo:
@@ -52,7 +52,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         entries, last = gr.State([]), gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                controls, buttons = _controls(menu)
+                controls, buttons = _controls(catalog)
             with gr.Column(scale=3, min_width=320):
                 now = gr.HTML(markup.note("Press Generate."), elem_id="now")
                 pair = gr.ImageSlider(
@@ -65,7 +65,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 )
                 figures = gr.HTML(elem_id="figures")
                 gallery = gr.Gallery(
-                    label="Made since the page was opened: a click brings the settings back",
+                    label="TimedImage since the page was opened: a click brings the settings back",
                     format="png",
                     columns=6,
                     fit_columns=False,
@@ -86,7 +86,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
 
         def draw(schedule: Schedule, model: str, steps: int, height: int, width: int) -> str:
             size = {"height": height, "width": width}
-            checked = menu.settings(model, prompt="-", num_inference_steps=steps, **size)
+            checked = catalog.settings(model, prompt="-", num_inference_steps=steps, **size)
             return timelines[model].draw(
                 schedule, checked.num_inference_steps, checked.height or 0, checked.width or 0
             )
@@ -97,12 +97,12 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             asked = [*controls.values(), schedule.yaml]
 
             def request(*values: Any) -> Request:
-                return menu.request(**dict(zip([*controls, "schedule"], values, strict=True)))
+                return catalog.request(**dict(zip([*controls, "schedule"], values, strict=True)))
 
             with gr.Tab("What it sees"):
                 see(worker, last)
             with gr.Tab("X/Y plot"):
-                plot(worker, menu, demo.GRADIO_CACHE, asked, request)
+                plot(worker, catalog, demo.GRADIO_CACHE, asked, request)
 
         @in_place(now)
         async def generate(*values: Any) -> AsyncIterator[dict[Any, Any]]:
@@ -141,10 +141,10 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         stopping(buttons["stop"], now, run)
         restorable = [*controls.values(), *schedule.everything, now]
 
-        def listed(model: str, sampler: str) -> Any:
+        def listed(model: str, scheduler: str) -> Any:
             """The schedulers of a model, and the one of them that is chosen."""
-            choices = _samplers(menu, model)
-            return gr.update(choices=choices, value=sampler if sampler in choices else OWN)
+            choices = _schedulers(catalog, model)
+            return gr.update(choices=choices, value=scheduler if scheduler in choices else OWN)
 
         @in_place(now)
         def switched(model: str) -> dict[Any, Any]:
@@ -153,17 +153,17 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             The scheduler is no input: told twice of a choice, as browsers do now and then, gradio
             would refuse the second time a scheduler that the first took off the list.
             """
-            usual = menu.settings(model, prompt="-")
+            usual = catalog.settings(model, prompt="-")
             names = ("height", "width", "guidance_scale")
             told = {controls[name]: getattr(usual, name) for name in names}
-            return told | {controls["sampler"]: listed(model, OWN)}
+            return told | {controls["scheduler"]: listed(model, OWN)}
 
         def bring_back(found: Restored, model: str) -> dict[Any, Any]:
             known = found.model or model
             text = dump_yaml(editor.brief(found.schedule)) if found.schedule else DEFAULT_SCHEDULE
             values = found.settings | {"model": known}
             told = {controls[name]: value for name, value in values.items() if value is not None}
-            told[controls["sampler"]] = listed(known, found.sampler)
+            told[controls["scheduler"]] = listed(known, found.scheduler)
             size = (found.settings[name] for name in ("num_inference_steps", "height", "width"))
             shown = schedule.load(text, known, *size)
             what = "" if found.schedule else " It was unpatched; the schedule is the default one."
@@ -177,13 +177,13 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             if not 0 <= index < len(kept):
                 return {now: markup.note("That image is no longer here.")}
             record = kept[index].record
-            return bring_back(restore(record, list(menu.sizes), menu.samplers), model)
+            return bring_back(restore(record, list(catalog.sizes), catalog.schedulers), model)
 
         @in_place(now)
         def dropped(path: str | None, model: str) -> dict[Any, Any]:
             if path is None:
                 return {now: gr.skip()}
-            found = restore(read_upload(path), list(menu.sizes), menu.samplers)
+            found = restore(read_upload(path), list(catalog.sizes), catalog.schedulers)
             return bring_back(found, model)
 
         quick = {"queue": False, "show_progress": "hidden", **PRIVATE}
@@ -191,14 +191,14 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         gallery.select(chosen, [entries, controls["model"]], restorable, **quick)
         drop.upload(dropped, [drop, controls["model"]], restorable, **quick)
         buttons["dice"].click(lambda: secrets.randbelow(2**32), None, controls["seed"], **quick)
-        gr.api(_compare_api(demo, worker, menu, judges), api_name="compare", **DEVICE)
+        gr.api(_compare_api(demo, worker, catalog, judges), api_name="compare", **DEVICE)
     return demo
 
 
-def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
+def _controls(catalog: ModelCatalog) -> tuple[dict[str, Any], dict[str, Any]]:
     """The controls of an image, by the settings they are of, and the buttons and the preset."""
-    limits, first = menu.limits, next(iter(menu.sizes))
-    height, width = menu.sizes[first]
+    limits, first = catalog.limits, next(iter(catalog.sizes))
+    height, width = catalog.sizes[first]
     longest = min(2 * isqrt(limits.max_pixels) // 8 * 8, 8192)
     found: dict[str, Any] = {}
     buttons: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
         value=DEFAULT_SCHEDULE,
         label="Schedule",
         info="faithful: nearest to the unpatched image. fast: a quarter of its keys. paper: as "
-        "published. Shape your own below.",
+        "published. Architecture your own below.",
     )
     with gr.Row(elem_id="seed"):
         found["seed"] = gr.Number(
@@ -250,20 +250,20 @@ def _controls(menu: Menu) -> tuple[dict[str, Any], dict[str, Any]]:
                 info="Larger: slower, and agentsd gains more. "
                 f"At most {limits.max_pixels:,} pixels in all.",
             )
-        found["sampler"] = gr.Dropdown(
-            _samplers(menu, first),
+        found["scheduler"] = gr.Dropdown(
+            _schedulers(catalog, first),
             value=OWN,
             label="Scheduler",
             info="How noise is taken away. Heun: finer, at twice the time a step.",
         )
         found["model"] = gr.Dropdown(
-            list(menu.sizes), value=first, label="Model", info="Those named at the start."
+            list(catalog.sizes), value=first, label="Model", info="Those named at the start."
         )
     return found, buttons
 
 
-def _samplers(menu: Menu, model: str) -> list[str]:
-    return [OWN, *menu.samplers[model]]
+def _schedulers(catalog: ModelCatalog, model: str) -> list[str]:
+    return [OWN, *catalog.schedulers[model]]
 
 
 def _kept(demo: gr.Blocks, made: Compared) -> list[Entry]:
@@ -287,7 +287,9 @@ def _pictures(kept: list[Entry]) -> Any:
     return gr.update(value=[(one.file, one.caption) for one in kept], visible=True)
 
 
-def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, Judge]) -> Any:
+def _compare_api(
+    demo: gr.Blocks, worker: Worker, catalog: ModelCatalog, judges: dict[str, Judge]
+) -> Any:
     """The public call: ``gradio_client.Client(url).predict(…, api_name="/compare")``."""
 
     async def compare_both(
@@ -307,7 +309,7 @@ def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, 
         Yields how far it is, and at the end both images and figures.
         """
         with told():
-            wanted = menu.request(
+            wanted = catalog.request(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 seed=seed,
@@ -315,7 +317,7 @@ def _compare_api(demo: gr.Blocks, worker: Worker, menu: Menu, judges: dict[str, 
                 guidance_scale=guidance_scale,
                 height=height,
                 width=width,
-                sampler=scheduler,
+                scheduler=scheduler,
                 model=model,
                 schedule=schedule,
             )

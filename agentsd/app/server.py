@@ -118,7 +118,7 @@ def _names_addresses(body: bytes) -> bool:
     return False
 
 
-class Place(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where and how to serve."""
 
     host: str = "127.0.0.1"
@@ -189,7 +189,7 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: Place) -> Server:
+def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: ServerAddress) -> Server:
     """Serve in the background.
 
     Args:

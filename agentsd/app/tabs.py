@@ -13,10 +13,10 @@ from typing import Any
 import gradio as gr
 
 from ..generation.prompt_encoding import warnings_for
-from . import grid, markup, sight
+from . import grid, markup, viewer
 from .faults import in_place
 from .history import keep_plain
-from .limits import Menu, Request
+from .limits import ModelCatalog, Request
 from .worker import Finished, Progress, Worker
 
 DEVICE = {"concurrency_limit": 1, "concurrency_id": "device"}
@@ -40,7 +40,7 @@ def see(worker: Worker, last: Any) -> None:
         worker: Runs the jobs.
         last: State with the :class:`Request` of the image made last.
     """
-    recordings: OrderedDict[str, sight.Recording] = OrderedDict()
+    recordings: OrderedDict[str, viewer.Recording] = OrderedDict()
     gr.Markdown(
         "Which tokens are merged, where the agents are, and whom each place listens to. The image "
         "is made once more to record it, so that the times above are without."
@@ -53,7 +53,7 @@ def see(worker: Worker, last: Any) -> None:
     with gr.Row(visible=False) as choices:
         layer = gr.Dropdown([], label="Layer", info="From the image's coarse end to its fine one.")
         step = gr.Slider(1, 2, 1, step=1, precision=0, label="Step", info="Early: large shapes.")
-        view = gr.Radio(list(sight.VIEWS), value=sight.VIEWS[0], label="Show", elem_id="view")
+        view = gr.Radio(list(viewer.VIEWS), value=viewer.VIEWS[0], label="Show", elem_id="view")
     caption = gr.HTML(elem_id="seen")
     picture = gr.Image(
         label="What it sees",
@@ -67,7 +67,7 @@ def see(worker: Worker, last: Any) -> None:
     @in_place(caption)
     def show(key: str, layer: str, step: int, view: str) -> dict[Any, Any]:
         found = recordings.get(key)
-        if found is None or view not in sight.VIEWS:
+        if found is None or view not in viewer.VIEWS:
             return {caption: markup.note("That recording is no longer here; look again.")}
         recordings.move_to_end(key)
         nearest = min(found.steps, key=lambda there: abs(there - step))
@@ -75,8 +75,8 @@ def see(worker: Worker, last: Any) -> None:
         if seen is None:
             return {caption: markup.note("This layer does nothing of its own at this step.")}
         return {
-            caption: markup.note(f"Step {nearest}: {sight.told(seen, view)}"),
-            picture: gr.update(value=sight.overlay(found, seen, view), visible=True),
+            caption: markup.note(f"Step {nearest}: {viewer.told(seen, view)}"),
+            picture: gr.update(value=viewer.overlay(found, seen, view), visible=True),
         }
 
     @in_place(now)
@@ -86,12 +86,12 @@ def see(worker: Worker, last: Any) -> None:
             return
         pipe = worker.pipes[wanted.model]
         yield {now: markup.note("…")}
-        async with worker.follow(lambda job: sight.look(job, pipe, wanted)) as events:
+        async with worker.follow(lambda job: viewer.look(job, pipe, wanted)) as events:
             async for event in events:
                 if isinstance(event, Progress):
                     yield {now: markup.progress(event)}
                 elif isinstance(event, Finished):
-                    found: sight.Recording = event.result
+                    found: viewer.Recording = event.result
                     if not found.seen:
                         yield {now: markup.note("This schedule changes no layer at this size.")}
                         return
@@ -100,7 +100,7 @@ def see(worker: Worker, last: Any) -> None:
                     while len(recordings) > RECORDINGS:
                         recordings.popitem(last=False)
                     first, final = found.steps[0], found.steps[-1]
-                    shown = show(name, found.layers[-1], first, sight.VIEWS[0])
+                    shown = show(name, found.layers[-1], first, viewer.VIEWS[0])
                     yield shown | {
                         now: markup.note("Recorded. Choose a layer, a step and a view."),
                         key: name,
@@ -110,7 +110,7 @@ def see(worker: Worker, last: Any) -> None:
                             value=found.layers[-1],
                         ),
                         step: gr.update(maximum=max(final, first + 1), value=first),
-                        view: sight.VIEWS[0],
+                        view: viewer.VIEWS[0],
                     }
                 else:
                     yield {now: gr.skip()}
@@ -151,20 +151,24 @@ def short(name: str) -> str:
 
 
 def plot(
-    worker: Worker, menu: Menu, folder: str, asked: list[Any], request: Callable[..., Request]
+    worker: Worker,
+    catalog: ModelCatalog,
+    folder: str,
+    asked: list[Any],
+    request: Callable[..., Request],
 ) -> None:
     """The tab that makes X/Y plots.
 
     Args:
         worker: Runs the jobs.
-        menu: What may be asked for.
+        catalog: What may be asked for.
         folder: Where pictures are written.
         asked: The controls that tell what is the same for all images.
         request: Reads their values.
     """
     gr.Markdown(
         "One image for each pair of values, all else as above. Values stand with commas between. "
-        f"At most {menu.limits.max_images} images; each takes the time of one."
+        f"At most {catalog.limits.max_images} images; each takes the time of one."
     )
     axes = []
     with gr.Row():
@@ -204,7 +208,7 @@ def plot(
     async def make(*values: Any) -> AsyncIterator[dict[Any, Any]]:
         *given, x, xs, y, ys = values
         wanted = request(*given)
-        planned = grid.plan(menu, wanted, (x, xs), (y, ys))
+        planned = grid.plan(catalog, wanted, (x, xs), (y, ys))
         pipe, prompt = worker.pipes[wanted.model], wanted.settings.prompt
         yield {now: markup.note("…")}
         async with worker.follow(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..models.architectures import Shape
+from ..models.architectures import Architecture
 from ..patching.patch import inspect_patch, patched
 from ..schedule import Phase, Plan, Schedule
 
@@ -35,7 +35,7 @@ class Timeline:
     def __init__(self, pipe: DiffusionPipeline) -> None:
         with torch.device("meta"):
             unet = type(pipe.unet).from_config(pipe.unet.config)
-        self._shape = Shape(unet, pipe.vae_scale_factor)
+        self._shape = Architecture(unet, pipe.vae_scale_factor)
         self._device = pipe.device.type
         self._lock = Lock()
 

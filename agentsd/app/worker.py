@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..errors import LoadError
-from ..generation.images import Made, make_image
+from ..generation.images import TimedImage, make_image
 from ..image_settings import ImageSettings
 from ..models.schedulers import scheduled
 from ..patching.patch import patched
@@ -104,16 +104,16 @@ class Job:
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         schedule: Schedule | None = None,
-        sampler: str | None = None,
+        scheduler: str | None = None,
         label: str = "",
-    ) -> Made:
+    ) -> TimedImage:
         """Make one image; patch and scheduler are gone when it ends, however it ends.
 
         Args:
             pipe: Unpatched, and so again at the end.
             settings: Of the image.
             schedule: ``None`` makes the unpatched image.
-            sampler: As for :class:`agentsd.models.adapters.Extras`.
+            scheduler: As for :class:`agentsd.models.adapters.PipelineOptions`.
             label: Names the image to the visitor.
 
         Returns:
@@ -139,7 +139,7 @@ class Job:
 
         self.check()
         way = nullcontext() if schedule is None else patched(pipe, schedule)
-        with scheduled(pipe, sampler), way:
+        with scheduled(pipe, scheduler), way:
             made = make_image(pipe, settings, inputs={"callback_on_step_end": step})
         self._made += 1
         return made._replace(seconds=made.seconds - (self._previews - before))

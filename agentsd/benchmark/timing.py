@@ -31,16 +31,16 @@ from ..baselines import tiles, todo, tomesd
 from ..errors import SettingsError
 from ..generation.records import VERSIONS
 from ..methods import merge as merging
-from ..models.architectures import SHAPES
+from ..models.architectures import ARCHITECTURES
 from ..models.loading import load_pipeline
-from ..patching.layers import exchanged, top_sites
+from ..patching.layers import replaced_processors, top_attention_layers
 from ..patching.patch import patched
 from ..schedule import Phase, Schedule
 
 TIMED: dict[str, dict[str, Any]] = {
-    **SHAPES,
+    **ARCHITECTURES,
     "sd15-top": {
-        **SHAPES["sd15"],
+        **ARCHITECTURES["sd15"],
         "block_out_channels": (320,),
         "down_block_types": ("CrossAttnDownBlock2D",),
         "up_block_types": ("UpBlock2D",),
@@ -135,7 +135,7 @@ def build(case: Case) -> UNet2DConditionModel:
 @contextmanager
 def floor(unet: UNet2DConditionModel) -> Iterator[None]:
     """Self-attention at the highest resolution gives zeros at once: no patch can be faster."""
-    with exchanged(top_sites(unet), lambda _: _Zeros()):
+    with replaced_processors(top_attention_layers(unet), lambda _: _Zeros()):
         yield
 
 
@@ -211,7 +211,7 @@ class Stopwatch:
             ids = torch.zeros((case.batch, 6), **like)
             self.extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
         # Looked up before anything is patched, as a peer's processor is not known for attention.
-        self.watched = [site.module for site in top_sites(unet)]
+        self.watched = [layer.module for layer in top_attention_layers(unet)]
         self.attention = self.merging = 0.0
 
     def call(self, step: int) -> Tensor:
@@ -345,7 +345,7 @@ def run(
         raise SettingsError("rounds and batch must be 1 or more, sides of the latents 8 or more")
     note("building the model")
     unet = build(case)
-    top = top_sites(unet)[0].downsample
+    top = top_attention_layers(unet)[0].downsample
     tokens = -(-case.height // top) * -(-case.width // top)
     if case.compiled:
         # PyTorch 2.6's name for it, which later ones (recompile_limit) still know.

@@ -87,13 +87,13 @@ def fid_command(
     as_json: AsJson = False,
 ) -> None:
     """Fréchet inception distance, with its standard error."""
-    from .metrics import caution, fid, fid_infinity, load_statistics
+    from .metrics import fid, fid_bias_warning, fid_infinity, load_statistics
 
     sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     ours = sets.of(images)
     theirs = load_statistics(reference) if reference.endswith(".npz") else sets.of(reference).values
     found = fid(ours.values, theirs)
-    if note := caution(len(ours.values), ours.values.shape[1]):
+    if note := fid_bias_warning(len(ours.values), ours.values.shape[1]):
         _note(note)
     result = {"fid": found.value, "error": found.error, "interval": list(found.interval[1:])}
     if infinity:
@@ -232,7 +232,7 @@ def clip_score_command(
             for p, s in zip(ours.pictures, scores, strict=True)
         ]
         write_whole(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    _note_few(texts)
+    _note_small_sample_warning(texts)
     result = {"clip_score": mean.mean, "interval": _ends(mean), "prompts_cut": len(cut)}
     sets.show(result, f"CLIP score {_told(mean)}", as_json)
 
@@ -272,7 +272,7 @@ def paired_command(
         raise EvaluationError(f"{HIDDEN}: an image of each of {len(both)} pairs")
     name = clip or ("pocket" if _is_pocket([p.image for p in found]) else DEFAULT_CLIP)
     sets = _Sets(name, size, convert, skip_bad, unfinished, cache, device)
-    judges: dict[str, Any] = {"clip": load_clip(name, sets.device), "lpips": lpips.at_hand()}
+    judges: dict[str, Any] = {"clip": load_clip(name, sets.device), "lpips": lpips.load_if_cached()}
     if judges["lpips"] is None:
         _note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
     sets.hidden = len(both) - len(found)
@@ -281,7 +281,7 @@ def paired_command(
             found, reading=sets.reading, folder=cache, progress=bar.show, **judges
         )
     labels = [row["prompt"] or row["image"] for row in rows]
-    _note_few(labels)
+    _note_small_sample_warning(labels)
     result: dict[str, Any] = {"pairs": len(rows)}
     told = []
     for figure, unit in (("psnr", " dB"), ("ssim", ""), ("cosine", ""), ("lpips", "")):
@@ -451,10 +451,10 @@ def _ends(found: Interval) -> list[float] | None:
     return [found.low, found.high] if math.isfinite(found.low) else None
 
 
-def _note_few(prompts: list[str]) -> None:
-    from .intervals import few
+def _note_small_sample_warning(prompts: list[str]) -> None:
+    from .intervals import small_sample_warning
 
-    if note := few(prompts):
+    if note := small_sample_warning(prompts):
         _note(note)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import EvaluationError
 from ..generation.image_files import encode_image, prepare_folder, write_whole
-from ..generation.images import Made, make_image
-from ..generation.records import made_by
+from ..generation.images import TimedImage, make_image
+from ..generation.records import shared_record
 from ..image_settings import ImageSettings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
@@ -61,7 +61,7 @@ def run(
     return report
 
 
-def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> Made:
+def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> TimedImage:
     """Make one image of a variant."""
     with variant.applied(pipe):
         return make_image(pipe, settings, label)
@@ -71,7 +71,7 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> No
     """Make the images that are not there yet; the variants take turns, so that times compare."""
     wanted, ways = protocol.images(), protocol.ways()
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
-    by = {way.name: made_by(pipe, protocol.model, way.schedule, weights) for way in ways}
+    by = {way.name: shared_record(pipe, protocol.model, way.schedule, weights) for way in ways}
     there = {way.name: _begun(out, way, wanted, by[way.name]) for way in ways}
     done, total = sum(map(len, there.values())), len(wanted) * len(ways)
     warm: set[str] = set()
@@ -133,7 +133,7 @@ def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, A
     return there
 
 
-def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: Made) -> None:
+def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: TimedImage) -> None:
     """Write an image, and then what the manifest says of it."""
     folder = out / "images" / way.name
     name = f"images/{number:06}.png"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import EvaluationError
 from ..generation.image_files import write_whole
 from ..models.loading import POCKET
-from ..settings import shown
+from ..settings import short_repr
 from . import inception
 from .pictures import Picture, digest_of
 from .reading import Reading, decoded, opened
@@ -78,7 +78,7 @@ class Clip(Extractor):
         except Exception as error:  # transformers and the hub raise kinds of their own
             said = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise EvaluationError(
-                f"no CLIP {shown(str(model))}: give a folder or a hub id ({shown(said)})"
+                f"no CLIP {short_repr(str(model))}: give a folder or a hub id ({short_repr(said)})"
             ) from error
         self.model: Any = network
         settings = self.processor.image_processor.to_json_string()
@@ -138,7 +138,8 @@ def extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
 
         return Extractor(network, "inception", "pytorch-fid", embed, device)
     raise EvaluationError(
-        f"no features {shown(name)}: there are inception, inception:FILE, clip:MODEL and pocket"
+        f"unknown features {short_repr(name)}: choose inception, inception:FILE, clip:MODEL or "
+        "pocket"
     )
 
 
@@ -169,7 +170,7 @@ class Cache:
     """Features by key in one folder: a file for each batch that was computed.
 
     Args:
-        folder: Made when the first features come.
+        folder: TimedImage when the first features come.
     """
 
     def __init__(self, folder: Path):

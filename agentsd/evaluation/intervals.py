@@ -106,13 +106,13 @@ def _stretch(level: float, groups: int) -> float:
     return t / z * float(np.sqrt(groups / n))
 
 
-def few(labels: Sequence[str]) -> str | None:
+def small_sample_warning(labels: Sequence[str]) -> str | None:
     """What to say of intervals over so few prompts; None where they are enough.
 
     Example:
-        >>> few(["a cat", "a cat", "a dog"])[:44]
+        >>> small_sample_warning(["a cat", "a cat", "a dog"])[:44]
         '2 prompts: the intervals are as wide as so f'
-        >>> few([str(i) for i in range(20)]) is None
+        >>> small_sample_warning([str(i) for i in range(20)]) is None
         True
     """
     count = len(set(labels))

@@ -74,7 +74,7 @@ def weights_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / FILE
 
 
-def at_hand() -> Lpips | None:
+def load_if_cached() -> Lpips | None:
     """LPIPS, or None if its weights are not there.
 
     Raises:

@@ -377,11 +377,11 @@ def clip_score(images: ArrayLike, texts: ArrayLike) -> Array:
     return 100 * cosine(images, texts)
 
 
-def caution(images: int, dimensions: int) -> str | None:
+def fid_bias_warning(images: int, dimensions: int) -> str | None:
     """What to say of an FID from too few images; None where they are enough.
 
     Example:
-        >>> caution(50000, 2048) is None
+        >>> fid_bias_warning(50000, 2048) is None
         True
     """
     if images > dimensions:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import AgentSDError, EvaluationError
 from ..files import files_below
-from ..settings import shown
+from ..settings import short_repr
 from ..text_files import decode_text, read_text, split_lines
 
 SUFFIXES = (
@@ -200,7 +200,7 @@ def read_manifest(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
     for number, entry in _json_lines(path, growing):
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             raise EvaluationError(
-                f"{path}, line {number}: an object with a file was expected (got {shown(entry)})"
+                f"{path}, line {number}: expected an object with a file (got {short_repr(entry)})"
             )
         entries.append(entry)
     return entries
@@ -216,7 +216,9 @@ def _json_lines(path: Path, growing: bool) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise EvaluationError(f"{path}, line {number}: {error} (got {shown(line)})") from None
+            raise EvaluationError(
+                f"{path}, line {number}: {error} (got {short_repr(line)})"
+            ) from None
 
 
 def _of_tar(path: Path) -> list[Picture]:

@@ -15,10 +15,10 @@ from ..baselines import PEERS
 from ..errors import AgentSDError, ProtocolError
 from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
-from ..models.schedulers import SAMPLERS
+from ..models.schedulers import COMMON_NAMES
 from ..patching.patch import patched
 from ..schedule import PRESETS, Schedule
-from ..settings import Strict, parse_yaml, shown
+from ..settings import StrictModel, parse_yaml, short_repr
 from ..text_files import read_text
 from .pictures import prompt_lines
 from .reading import Reading
@@ -50,7 +50,7 @@ class Variant(NamedTuple):
         return nullcontext(pipe)
 
 
-class Protocol(Strict):
+class Protocol(StrictModel):
     """An experiment.
 
     Args:
@@ -99,12 +99,12 @@ class Protocol(Strict):
 
     def model_post_init(self, _: Any) -> None:
         if "{}" not in self.template:
-            raise ProtocolError(f"template: must hold {{}} (got {shown(self.template)})")
+            raise ProtocolError(f"template: must hold {{}} (got {short_repr(self.template)})")
         if not self.prompts or isinstance(self.prompts, str):
             raise ProtocolError("prompts: a list of one or more, or a file of them, is needed")
-        if self.scheduler is not None and self.scheduler not in SAMPLERS:
+        if self.scheduler is not None and self.scheduler not in COMMON_NAMES:
             raise ProtocolError(
-                f"scheduler: must be one of {', '.join(SAMPLERS)} (got {self.scheduler!r})"
+                f"scheduler: must be one of {', '.join(COMMON_NAMES)} (got {self.scheduler!r})"
             )
         self.images()[-1].model_dump()  # says now what is wrong with size or prompts
 
@@ -154,11 +154,11 @@ class Protocol(Strict):
 def _variant(name: str, spec: Any) -> Variant:
     if not re.fullmatch(r"\w[\w.+-]{0,63}", name):
         raise ProtocolError(
-            f"variants: {shown(name)} must be of letters, digits and .-_+, and begin with one "
+            f"variants: {short_repr(name)} must be of letters, digits and .-_+, and begin with one "
             "of the first two"
         )
     if not isinstance(spec, Mapping) or len({"schedule", "peer"} & spec.keys()) != 1:
-        raise ProtocolError(f"variants.{name}: needs a schedule or a peer (got {shown(spec)})")
+        raise ProtocolError(f"variants.{name}: needs a schedule or a peer (got {short_repr(spec)})")
     try:
         if "schedule" in spec:
             if len(spec) > 1:
@@ -169,7 +169,7 @@ def _variant(name: str, spec: Any) -> Variant:
             schedule = Schedule.from_dict(given) if mapped else Schedule.load(given)
             return Variant(name, {"schedule": schedule.to_dict()}, schedule=schedule)
         if not isinstance(spec["peer"], str) or spec["peer"] not in PEERS:
-            raise ProtocolError(f"peer must be {', '.join(PEERS)} (got {shown(spec['peer'])})")
+            raise ProtocolError(f"peer must be {', '.join(PEERS)} (got {short_repr(spec['peer'])})")
         settings = {key: value for key, value in spec.items() if key != "peer"}
         signature = inspect.signature(PEERS[spec["peer"]])
         try:
@@ -178,7 +178,9 @@ def _variant(name: str, spec: Any) -> Variant:
             raise ProtocolError(f"{spec['peer']}{signature}: {error}") from None
         for key, value in settings.items():
             if not isinstance(value, (bool, int, float)):
-                raise ProtocolError(f"{key} must be a number or a yes or no (got {shown(value)})")
+                raise ProtocolError(
+                    f"{key} must be a number or a yes or no (got {short_repr(value)})"
+                )
     except AgentSDError as error:
         raise ProtocolError(f"variants.{name}: {error}") from None
     return Variant(name, {"peer": spec["peer"], "settings": settings}, peer=spec["peer"])
@@ -200,14 +202,18 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
         file = ours[str(path)]
     elif not file.suffix and not file.exists():
         there = ", ".join(sorted(ours))
-        raise ProtocolError(f"no protocol {shown(str(path))}; give a YAML file, or {there}")
+        raise ProtocolError(f"no protocol {short_repr(str(path))}; give a YAML file, or {there}")
     data = parse_yaml(read_text(file, ProtocolError), str(file), ProtocolError)
     try:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise ProtocolError(f"a mapping of names to values was expected (got {shown(data)})")
+            raise ProtocolError(
+                f"a mapping of names to values was expected (got {short_repr(data)})"
+            )
         cut = data.pop("quick", None) or {}
         if not isinstance(cut, dict):
-            raise ProtocolError(f"quick: must be a mapping of keys to change (got {shown(cut)})")
+            raise ProtocolError(
+                f"quick: must be a mapping of keys to change (got {short_repr(cut)})"
+            )
         if quick and not cut:
             raise ProtocolError("it has no quick cut; run it whole")
         data |= cut if quick else {}

@@ -16,9 +16,9 @@ import torch
 
 from ..errors import EvaluationError
 from .features import Clip, Extractor, clip, extract, extractor
-from .intervals import ENOUGH, Interval, bootstrap, few
+from .intervals import ENOUGH, Interval, bootstrap, small_sample_warning
 from .likeness import likeness, pairs
-from .metrics import caution, clip_score, difference, fid, kid
+from .metrics import clip_score, difference, fid, fid_bias_warning, kid
 from .pictures import HIDDEN, MANIFEST, Picture, pictures, read_manifest, visible
 from .protocol import UNPATCHED, Protocol, Variant
 
@@ -114,7 +114,7 @@ def measure(
         notes.append(f"{hidden} of {len(every)} images are left out: in a variant {HIDDEN}")
     if cut:
         notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
-    if note := few(prompts):
+    if note := small_sample_warning(prompts):
         notes.append(note)
     return {
         "protocol": protocol.model_dump(),
@@ -186,7 +186,7 @@ def _distances(
             if not of_unpatched and way != UNPATCHED:
                 paired = difference(estimate, every[UNPATCHED], prompts)
                 table[way][f"{name}_difference"] = _called(paired)
-    note = caution(count, dimensions)
+    note = fid_bias_warning(count, dimensions)
     return [note] if note else []
 
 

@@ -17,7 +17,7 @@ from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
-from .images import Made, make_image
+from .images import TimedImage, make_image
 from .records import record
 
 
@@ -29,7 +29,7 @@ def compare(
     schedule: Schedule,
     model: str,
     num_images: int = 1,
-    extras: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make images both ways into a folder, numbered on from those there, and a summary.
@@ -44,7 +44,7 @@ def compare(
         schedule: What to patch the pipeline with.
         model: What the pipeline was loaded from, for the record.
         num_images: How many images.
-        extras: What was added to the pipeline, for the record.
+        options: What was added to the pipeline, for the record.
         inputs: More to call it with.
 
     Returns:
@@ -76,7 +76,7 @@ def compare(
         entry: dict[str, Any] = {"seed": one.seed}
         for way in ways:
             name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"
-            save_image(made[way].image, out / name, record(pipe, one, model, ways[way], extras))
+            save_image(made[way].image, out / name, record(pipe, one, model, ways[way], options))
             prefix = "" if way == "agentsd" else f"{way}_"
             entry |= {
                 f"{prefix}file": name,
@@ -88,7 +88,7 @@ def compare(
         sheet = _comparison(made["unpatched"], made["agentsd"])
         save_image(sheet, out / entry["comparison_file"])
         images.append(entry)
-        summary |= _over_all(images) | record(pipe, settings, model, schedule, extras)
+        summary |= _over_all(images) | record(pipe, settings, model, schedule, options)
         write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 
@@ -99,14 +99,14 @@ def _make(
     schedule: Schedule | None,
     label: str,
     inputs: Mapping[str, Any] | None,
-) -> Made:
+) -> TimedImage:
     if schedule is None:
         return make_image(pipe, settings, label, inputs)
     with patched(pipe, schedule):
         return make_image(pipe, settings, label, inputs)
 
 
-def _comparison(unpatched: Made, ours: Made) -> Image.Image:
+def _comparison(unpatched: TimedImage, ours: TimedImage) -> Image.Image:
     faster = unpatched.seconds / ours.seconds
     return side_by_side(
         {
@@ -116,7 +116,7 @@ def _comparison(unpatched: Made, ours: Made) -> Image.Image:
     )
 
 
-def likeness(ours: Made, unpatched: Made) -> float | None:
+def likeness(ours: TimedImage, unpatched: TimedImage) -> float | None:
     """:func:`psnr` of two images; None, too, where a safety checker hid one of them."""
     if ours.nsfw_content_detected or unpatched.nsfw_content_detected:
         return None

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import GenerationError, OutputError, SettingsError
-from ..models.schedulers import SAMPLERS
+from ..models.schedulers import common_name
 
 
 def parameters(image: Image.Image, recorded: dict[str, Any]) -> str:
@@ -27,10 +27,9 @@ def parameters(image: Image.Image, recorded: dict[str, Any]) -> str:
         image: What was made; its size is told.
         recorded: What :func:`agentsd.generation.records.record` returned.
     """
-    scheduler = recorded["scheduler"]
     fields = {
         "Steps": recorded["num_inference_steps"],
-        "Sampler": SAMPLERS.get(scheduler, scheduler.removesuffix("Scheduler")),
+        "Sampler": common_name(recorded["scheduler"]),
         "CFG scale": recorded["guidance_scale"],
         "Seed": recorded["seed"],
         "Size": f"{image.width}x{image.height}",

@@ -165,7 +165,7 @@ def _told(pipe: DiffusionPipeline) -> Iterator[None]:
         raise GenerationError(f"{name} failed: {error}") from error
 
 
-class Made(NamedTuple):
+class TimedImage(NamedTuple):
     """An image with what it took."""
 
     image: Image.Image
@@ -179,7 +179,7 @@ def make_image(
     settings: ImageSettings,
     label: str = "",
     inputs: Mapping[str, Any] | None = None,
-) -> Made:
+) -> TimedImage:
     """Make one image.
 
     Args:
@@ -199,4 +199,4 @@ def make_image(
     begun = time.perf_counter()
     (drawn,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
     image = to_image(drawn.pixels)
-    return Made(image, time.perf_counter() - begun, drawn.nsfw_content_detected)
+    return TimedImage(image, time.perf_counter() - begun, drawn.nsfw_content_detected)

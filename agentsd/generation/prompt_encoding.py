@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ..image_settings import ImageSettings
-from ..settings import shown
+from ..settings import short_repr
 
 WHOLE_WORDS = 4096
 """A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
@@ -88,7 +88,7 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
         found.append(
-            f"the {name} is longer than the model's {limit - 2} tokens; lost: {shown(lost)}"
+            f"the {name} is longer than the model's {limit - 2} tokens; lost: {short_repr(lost)}"
         )
     if len(tokenizer) < WHOLE_WORDS:
         vocabulary = tokenizer.get_vocab()

@@ -22,7 +22,7 @@ def record(
     settings: ImageSettings,
     model: str,
     schedule: Schedule | None,
-    extras: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that makes an image, as plain values, and nothing of where and when it was made.
 
@@ -31,17 +31,17 @@ def record(
         settings: Its settings.
         model: What the pipeline was loaded from.
         schedule: ``None`` for an unpatched image.
-        extras: What was added to the pipeline: fields of
-            :class:`agentsd.models.adapters.Extras`.
+        options: What was added to the pipeline: fields of
+            :class:`agentsd.models.adapters.PipelineOptions`.
     """
-    return {**settings.model_dump(), **made_by(pipe, model, schedule, extras)}
+    return {**settings.model_dump(), **shared_record(pipe, model, schedule, options)}
 
 
-def made_by(
+def shared_record(
     pipe: DiffusionPipeline,
     model: str,
     schedule: Schedule | None,
-    extras: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What of a :func:`record` all images of a pipeline share; who makes many asks once."""
     return {
@@ -49,7 +49,7 @@ def made_by(
         "scheduler": type(pipe.scheduler).__name__,
         "schedule": schedule.to_dict() if schedule else None,
         "schedule_hash": schedule_hash(schedule),
-        **(extras or {}),
+        **(options or {}),
         "device": pipe._execution_device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         **VERSIONS,

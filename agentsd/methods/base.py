@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..settings import Strict, shown
+from ..settings import StrictModel, short_repr
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
@@ -73,7 +73,7 @@ class SelfAttention(Protocol):
         """The output projection, ``[B, H, N, d]`` to ``[B, N, C]``."""
 
 
-class Phase(Strict):
+class Phase(StrictModel):
     """A stretch of denoising steps that share one method and its parameters.
 
     ``Phase(method=…)`` makes a phase of that method, ``agent`` unless given. A parameter that the
@@ -119,7 +119,7 @@ class Phase(Strict):
         if not isinstance(method, str) or method not in METHODS:
             *names, last = map(repr, METHODS)
             raise ScheduleError(
-                f"method: input should be {', '.join(names)} or {last} (got {shown(method)})"
+                f"method: input should be {', '.join(names)} or {last} (got {short_repr(method)})"
             )
         return super().__new__(METHODS[method])
 
@@ -143,7 +143,7 @@ class Phase(Strict):
         # A Literal compares with ==, which lets True and 1.0 pass for 1.
         if value is not None and type(value) is not int:
             raise ScheduleError(
-                f"max_downsample: input should be 1, 2, 4 or 8 (got {shown(value)})"
+                f"max_downsample: input should be 1, 2, 4 or 8 (got {short_repr(value)})"
             )
         return value
 

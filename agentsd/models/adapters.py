@@ -25,7 +25,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from ..errors import AgentSDError, LoadError, SettingsError
 from ..image_settings import LONGEST_SIDE, ImageSettings, check_steps
 from ..patching.diffusers_internals import DTYPE
-from ..settings import Strict, shown
+from ..settings import StrictModel, short_repr
 from .fingerprints import file_sha256, fingerprint
 from .input_images import read_input_image
 from .loading import FILES, HUB_ID, only_variant
@@ -38,11 +38,11 @@ IMAGES = ("control_image", "ip_image", "init_image")
 """Settings that name an image file."""
 
 
-class Extras(Strict):
+class PipelineOptions(StrictModel):
     """What is added to a pipeline and changes its images.
 
     Args:
-        sampler: A diffusers scheduler, by class name or by the name that other tools give it
+        scheduler: A diffusers scheduler, by class name or by the name that other tools give it
             (``DDIM``, ``Euler a``, ``DPM++ 2M``, …).
         loras: Folders, files or hub ids, each with its weight: ``PATH`` or ``PATH:SCALE``.
         controlnet: Folder or hub id of a ControlNet, which follows ``control_image``.
@@ -64,7 +64,7 @@ class Extras(Strict):
 
     error: ClassVar = SettingsError
 
-    sampler: str | None = None
+    scheduler: str | None = None
     loras: tuple[str, ...] = ()
     controlnet: str | None = None
     control_image: str | None = None
@@ -91,7 +91,7 @@ class Extras(Strict):
         scaled = map(_scaled, loras)
         return tuple(path if _scaled(path) == (path, of) else f"{path}:{of}" for path, of in scaled)
 
-    @field_validator("sampler")
+    @field_validator("scheduler")
     @classmethod
     def _class_name(cls, name: str | None) -> str | None:
         # One scheduler has one name on record, however it was spelled.
@@ -133,20 +133,20 @@ class Extras(Strict):
         return {source: fingerprint(source) for source in added if source is not None}
 
     @classmethod
-    def from_record(cls, told: Mapping[str, Any]) -> Extras:
+    def from_record(cls, told: Mapping[str, Any]) -> PipelineOptions:
         """Read what :meth:`recorded` told, out of a record of more.
 
         Where no size is asked for, images to follow are then of the size on record, which may be
         one that :class:`agentsd.image_settings.ImageSettings` do not take.
         """
-        extras = cls(**{key: told[key] for key in cls.model_fields if key in told})
+        options = cls(**{key: told[key] for key in cls.model_fields if key in told})
         match told:
             case {"width": int(width), "height": int(height)} if min(width, height) > 0:
-                extras._size = width, height
-        return extras
+                options._size = width, height
+        return options
 
     def check(self, settings: ImageSettings) -> None:
-        """Refuse an image that cannot be made with these extras.
+        """Refuse an image that cannot be made with these options.
 
         Raises:
             SettingsError: If no denoising step is left, or a side would be too long.
@@ -211,18 +211,18 @@ def _in_eights(side: float) -> int:
     return max(8, round(side / 8) * 8)
 
 
-def equip(
+def configure_pipeline(
     pipe: DiffusionPipeline,
-    extras: Extras,
+    options: PipelineOptions,
     *,
     offload: Offload | None = None,
     allow_pickle: bool = False,
 ) -> DiffusionPipeline:
-    """Put extras on a pipeline.
+    """Put options on a pipeline.
 
     Args:
         pipe: A text-to-image pipeline on its device.
-        extras: What to add.
+        options: What to add.
         offload: Keep what is not in use on the CPU: whole models (a little slower), or layers
             (``sequential`` and ``group``, much slower, least memory).
         allow_pickle: Also load weights that are not safetensors, which can run any code.
@@ -235,23 +235,23 @@ def equip(
         LoadError: If weights cannot be loaded or do not fit the model.
     """
     device = pipe.device
-    if extras.sampler is not None:
-        pipe.scheduler = scheduler_for(pipe, extras.sampler)
-    if extras.controlnet is not None:
-        with _loading("the ControlNet", extras.controlnet):
+    if options.scheduler is not None:
+        pipe.scheduler = scheduler_for(pipe, options.scheduler)
+    if options.controlnet is not None:
+        with _loading("the ControlNet", options.controlnet):
             net = ControlNetModel.from_pretrained(
-                extras.controlnet,
+                options.controlnet,
                 use_safetensors=not allow_pickle or None,
-                variant=only_variant(Path(extras.controlnet)),
+                variant=only_variant(Path(options.controlnet)),
                 **{DTYPE: pipe.dtype},
             )
             pipe = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(device))
-    if extras.init_image is not None:
+    if options.init_image is not None:
         with _loading("image to image"):
             pipe = AutoPipelineForImage2Image.from_pipe(pipe)
-    names = [f"lora_{i}" for i in range(len(extras.loras))]
+    names = [f"lora_{i}" for i in range(len(options.loras))]
     scales = []
-    for name, lora in zip(names, extras.loras, strict=True):
+    for name, lora in zip(names, options.loras, strict=True):
         path, scale = _scaled(lora)
         scales.append(scale)
         with _loading("the LoRA", path, needs="peft"):
@@ -259,22 +259,22 @@ def equip(
             pipe.load_lora_weights(path, adapter_name=name, **safe)
     if names:
         pipe.set_adapters(names, scales)
-    if extras.ip_adapter is not None:
-        place = _ip_adapter(extras.ip_adapter, allow_pickle)
-        with _loading("the IP-Adapter", extras.ip_adapter):
+    if options.ip_adapter is not None:
+        place = _ip_adapter(options.ip_adapter, allow_pickle)
+        with _loading("the IP-Adapter", options.ip_adapter):
             pipe.load_ip_adapter(**place)
-    if extras.vae_tiling:
+    if options.vae_tiling:
         pipe.vae.enable_tiling()
-    if extras.vae_slicing:
+    if options.vae_slicing:
         pipe.vae.enable_slicing()
-    if extras.attention_backend is not None:
+    if options.attention_backend is not None:
         try:
-            pipe.unet.set_attention_backend(extras.attention_backend)
+            pipe.unet.set_attention_backend(options.attention_backend)
         except (ValueError, RuntimeError, ImportError) as error:
             raise SettingsError(f"attention_backend: {error}") from error
     if offload is not None:
         _offload(pipe, offload, device)
-    if extras.compile:
+    if options.compile:
         pipe.unet.compile()
     return pipe
 
@@ -294,7 +294,7 @@ def _scaled(lora: str) -> tuple[str, float]:
         return lora, 1.0
     if not math.isfinite(scale):
         raise SettingsError(
-            f"loras: the weight of {shown(path)} must be a finite number (got {told})"
+            f"loras: the weight of {short_repr(path)} must be a finite number (got {told})"
         )
     return path, scale
 
@@ -315,7 +315,7 @@ def _must_be_there(what: str, source: str, *, a_file: bool = False) -> None:
     is_path = source.startswith((".", "~", "/")) or not HUB_ID.fullmatch(repository)
     files = ".safetensors" if a_file else FILES  # a pickle is refused in words of its own
     if is_path or (source.endswith(files) and not may_be_a_file):
-        raise LoadError(f"{what} {shown(source)}: there is no such file or folder")
+        raise LoadError(f"{what} {short_repr(source)}: there is no such file or folder")
 
 
 def _ip_adapter(told: str, allow_pickle: bool) -> dict[str, Any]:
@@ -353,9 +353,9 @@ def _loading(what: str, source: str | None = None, needs: str | None = None) -> 
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = ""
         if source is not None:
-            what = f"{what} {shown(source)}"
+            what = f"{what} {short_repr(source)}"
             if not os.path.exists(source):
                 hint = "; it is neither a folder nor a file here, nor did the hub give it"
         if needs is not None and needs.upper() in said:
             hint = f"; pip install {needs}"
-        raise LoadError(f"{what} cannot be loaded ({shown(said)}){hint}") from error
+        raise LoadError(f"{what} cannot be loaded ({short_repr(said)}){hint}") from error

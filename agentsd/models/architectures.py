@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from ..errors import LoadError
 from ..patching.layers import MODELS
-from ..settings import shown
+from ..settings import short_repr
 from .loading import HUB_ID, POCKET
 
-SHAPES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {
         "cross_attention_dim": 1024,
@@ -39,8 +39,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(eq=False)
-class Shape:
-    """Stands for a pipeline of which only the shape is wanted.
+class Architecture:
+    """Stands for a pipeline of which only the architecture is wanted.
 
     Args:
         unet: On PyTorch's meta device: modules and sizes, no values.
@@ -51,28 +51,28 @@ class Shape:
     vae_scale_factor: int
 
 
-def shape_of(model: str) -> Shape:
-    """The shape of a model; takes a moment whatever its size, as no weights are read.
+def load_architecture(model: str) -> Architecture:
+    """Build a model's UNet without its weights, which takes a moment whatever its size.
 
     Args:
-        model: ``"pocket"``, a name of :data:`SHAPES`, a folder in diffusers' format, or the id of
-            a model on the Hugging Face hub, of which two small files are fetched.
+        model: ``"pocket"``, a name of :data:`ARCHITECTURES`, a folder in diffusers' format, or the
+            id of a model on the Hugging Face hub, of which two small files are fetched.
 
     Raises:
         LoadError: If it is none of these, or its UNet is of a kind that agentsd does not know.
 
     Example:
-        >>> shape_of("sdxl").unet.config.cross_attention_dim
+        >>> load_architecture("sdxl").unet.config.cross_attention_dim
         2048
     """
-    if model in SHAPES:
+    if model in ARCHITECTURES:
         with torch.device("meta"):
-            return Shape(UNet2DConditionModel(**SHAPES[model]), 8)
+            return Architecture(UNet2DConditionModel(**ARCHITECTURES[model]), 8)
     place = str(POCKET) if model == "pocket" else model
     if os.path.isfile(place) or not (os.path.isdir(place) or HUB_ID.fullmatch(place)):
         raise LoadError(
-            f"{shown(model)} is no folder in diffusers' format and no id of the hub; "
-            f"there are also pocket, {', '.join(SHAPES)}"
+            f"{short_repr(model)} is no folder in diffusers' format and no id of the hub; "
+            f"there are also pocket, {', '.join(ARCHITECTURES)}"
         )
     try:
         told = UNet2DConditionModel.load_config(place, subfolder="unet")
@@ -83,7 +83,9 @@ def shape_of(model: str) -> Shape:
             raise LoadError(f"its UNet is a {told.get('_class_name')}, not one of {names}")
         with torch.device("meta"):
             unet = kind.from_config(told)
-        return Shape(unet, 2 ** (len(vae["block_out_channels"]) - 1))
+        return Architecture(unet, 2 ** (len(vae["block_out_channels"]) - 1))
     except Exception as error:  # diffusers and the hub raise kinds of their own
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LoadError(f"{shown(model)}: its configuration cannot be read ({said})") from error
+        raise LoadError(
+            f"{short_repr(model)}: its configuration cannot be read ({said})"
+        ) from error

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import LoadError
 from ..patching.diffusers_internals import DTYPE
-from ..settings import shown
+from ..settings import short_repr
 from .fingerprints import fingerprint
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
@@ -87,7 +87,7 @@ def load_pipeline(
     target = target_device(device)
     kwargs[DTYPE] = target_dtype(dtype, target)
     path = POCKET if model == "pocket" else Path(model)
-    name = f"the model {shown(str(model))}"
+    name = f"the model {short_repr(str(model))}"
     hint = ""
     if os.path.exists(path) and kwargs.get("revision") is not None:
         raise LoadError(f"{name} is on the disk, and only the hub has revisions; drop revision")
@@ -124,7 +124,7 @@ def load_pipeline(
         raise
     except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LoadError(f"{name}: cannot be loaded ({shown(said)}){hint}") from error
+        raise LoadError(f"{name}: cannot be loaded ({short_repr(said)}){hint}") from error
     return pipe.to(target)
 
 
@@ -209,11 +209,11 @@ def target_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise LoadError(f"no device {shown(device)}: cpu, cuda and mps are known") from None
+        raise LoadError(f"no device {short_repr(device)}: cpu, cuda and mps are known") from None
     try:
         torch.ones(1, device=found).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        first = shown(str(error).strip().splitlines()[0])
+        first = short_repr(str(error).strip().splitlines()[0])
         raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
     return found
 

@@ -11,9 +11,9 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from ..errors import SettingsError
-from ..settings import shown
+from ..settings import short_repr
 
-SAMPLERS = {
+COMMON_NAMES = {
     "DDIMScheduler": "DDIM",
     "PNDMScheduler": "PLMS",
     "EulerDiscreteScheduler": "Euler",
@@ -36,14 +36,19 @@ SCHEDULERS = {
     _spelled(spelling): name
     for name in dir(diffusers)
     if name.endswith("Scheduler")
-    for spelling in (name, name.removesuffix("Scheduler"), SAMPLERS.get(name, name))
+    for spelling in (name, name.removesuffix("Scheduler"), COMMON_NAMES.get(name, name))
 }
 """Class names of diffusers' schedulers, by every spelling that is taken: see ``_spelled``."""
 
 
 def class_name(name: str) -> str:
-    """The class name of a scheduler, however it is _spelled; a name that is not known as it is."""
+    """The class name of a scheduler, however it is spelled; an unknown name is returned as it is."""
     return SCHEDULERS.get(_spelled(name), name)
+
+
+def common_name(name: str) -> str:
+    """What users' tools call a scheduler; its class name without the ending where they agree."""
+    return COMMON_NAMES.get(name, name.removesuffix("Scheduler"))
 
 
 def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
@@ -58,12 +63,14 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
         SettingsError: If there is none of that name for this pipeline (lists those there are), or
             it needs a package that is not installed.
     """
+    own, kind = type(pipe.scheduler), class_name(name)
+    if kind == own.__name__:  # as it is; not every scheduler counts itself among its compatibles
+        return own.from_config(pipe.scheduler.config)
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    kind = class_name(name)
     if kind not in known:
-        fit = sorted(SAMPLERS.get(k, k) for k in known)
+        fit = sorted(COMMON_NAMES.get(k, k) for k in known)
         raise SettingsError(
-            f"scheduler: no {shown(name)} for this model; there are {', '.join(fit)}"
+            f"scheduler: no {short_repr(name)} for this model; there are {', '.join(fit)}"
         )
     settings = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
     try:

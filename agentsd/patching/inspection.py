@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import UNet2DConditionModel
 
 from ..methods import METHODS, Plan
-from .layers import Site, find_sites
+from .layers import AttentionLayer, find_attention_layers
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
 
@@ -113,39 +113,39 @@ def describe(
         The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
     """
     layers = [
-        _describe_layer(site, runtime, height // factor, width // factor, device)
-        for site in find_sites(unet)
+        _describe_layer(layer, runtime, height // factor, width // factor, device)
+        for layer in find_attention_layers(unet)
     ]
     return Inspection(height=height, width=width, layers=layers)
 
 
 def _describe_layer(
-    site: Site, runtime: Runtime | None, rows: int, columns: int, device: str
+    layer: AttentionLayer, runtime: Runtime | None, rows: int, columns: int, device: str
 ) -> dict[str, Any]:
-    installed = isinstance(site.module.processor, AgentAttnProcessor) and runtime is not None
+    installed = isinstance(layer.module.processor, AgentAttnProcessor) and runtime is not None
     phases = []
     if installed and runtime is not None:
         for phase in runtime.schedule.phases:
-            plan = runtime.plan(phase, site.downsample, rows, columns, device)
+            plan = runtime.plan(phase, layer.downsample, rows, columns, device)
             method = UNTOUCHED.method if plan.untouched else phase.method
             phases.append({"method": method, **plan._asdict()})
     works = any(phase["method"] != UNTOUCHED.method for phase in phases)
-    if site.obstacle is not None:
-        reason: str | None = site.obstacle
+    if layer.unpatchable_reason is not None:
+        reason: str | None = layer.unpatchable_reason
     elif runtime is None:
         reason = "no patch applied"
     elif installed:
         reason = None if works else "the schedule changes nothing at this size"
-    elif LAYER in vars(site.module):
-        reason = f"its processor was replaced since ({type(site.module.processor).__name__})"
-    elif (site.downsample, site.module.heads) in runtime.layers:
+    elif LAYER in vars(layer.module):
+        reason = f"its processor was replaced since ({type(layer.module.processor).__name__})"
+    elif (layer.downsample, layer.module.heads) in runtime.layers:
         reason = "its processor was another's as the patch was applied; apply it again"
     else:
         reason = "below max_downsample"
     return {
-        "name": site.name,
-        "downsample": site.downsample,
-        "tokens": -(-rows // site.downsample) * -(-columns // site.downsample),
+        "name": layer.name,
+        "downsample": layer.downsample,
+        "tokens": -(-rows // layer.downsample) * -(-columns // layer.downsample),
         "patched": installed,
         "reason": reason,
         "phases": phases,

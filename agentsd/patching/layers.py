@@ -51,13 +51,13 @@ _SUPPORTED = (
 
 
 @dataclass(frozen=True)
-class Site:
+class AttentionLayer:
     """An attention module of a UNet, with the resolution at which it works."""
 
     name: str
     module: Attention
     downsample: int
-    obstacle: str | None
+    unpatchable_reason: str | None
     """Why no schedule can patch it; None where one can."""
 
 
@@ -85,36 +85,41 @@ def find_unet(x: Any) -> UNet2DConditionModel:
     raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: give {give}")
 
 
-def top_sites(unet: UNet2DConditionModel) -> list[Site]:
-    """The sites that can be patched, of the highest resolution at which there are any."""
-    sites = [site for site in find_sites(unet) if site.obstacle is None]
-    top = min((site.downsample for site in sites), default=0)
-    return [site for site in sites if site.downsample == top]
+def top_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
+    """The layers that can be patched, of the highest resolution at which there are any."""
+    layers = [layer for layer in find_attention_layers(unet) if layer.unpatchable_reason is None]
+    top = min((layer.downsample for layer in layers), default=0)
+    return [layer for layer in layers if layer.downsample == top]
 
 
 @contextmanager
-def exchanged(sites: list[Site], make: Callable[[Any], Any]) -> Iterator[None]:
-    """Give sites other processors until the end of the block.
+def replaced_processors(layers: list[AttentionLayer], make: Callable[[Any], Any]) -> Iterator[None]:
+    """Give layers other processors until the end of the block.
 
     Args:
-        sites: Whose processors to exchange.
-        make: Makes a site's new processor from the one that was there.
+        layers: Whose processors to replace.
+        make: Makes a layer's new processor from the one that was there.
     """
-    before = [site.module.processor for site in sites]
+    before = [layer.module.processor for layer in layers]
     try:
-        for site, original in zip(sites, before, strict=True):
-            site.module.set_processor(make(original))
+        for layer, original in zip(layers, before, strict=True):
+            layer.module.set_processor(make(original))
         yield
     finally:
-        for site, original in zip(sites, before, strict=True):
-            site.module.set_processor(original)
+        for layer, original in zip(layers, before, strict=True):
+            layer.module.set_processor(original)
 
 
-def find_sites(unet: UNet2DConditionModel) -> list[Site]:
-    """Every attention module of the UNet, in order, with its resolution and its obstacle."""
+def find_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
+    """Every attention module of the UNet, in order, and why each that cannot be patched cannot."""
     modules = dict(unet.named_modules())
     return [
-        Site(name, module, _downsample(unet, name), _misplaced(name, modules) or _unlike(module))
+        AttentionLayer(
+            name,
+            module,
+            _downsample(unet, name),
+            _misplaced(name, modules) or _unsupported_feature(module),
+        )
         for name, module in modules.items()
         if isinstance(module, Attention)
     ]
@@ -131,7 +136,7 @@ def _misplaced(name: str, modules: dict[str, nn.Module]) -> str | None:
     return None if isinstance(owner, OVER_PLACES) else "it attends over frames, not over places"
 
 
-def _unlike(attn: Attention) -> str | None:
+def _unsupported_feature(attn: Attention) -> str | None:
     """What sets the module apart from those agentsd can stand in for; None where nothing does."""
     if attn.is_cross_attention:
         return "cross-attention in the place of self-attention"

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ..methods import Plan
 from ..methods.token_merging import merge, unmerge
-from .processor import Layer
+from .processor import PatchedLayer
 
 
 @dataclass(frozen=True)
 class MergedPart:
     """Hooks that merge the tokens of another part of a block as its self-attention does."""
 
-    layer: Layer
+    layer: PatchedLayer
     option: str
     """The phase's parameter that asks for it: ``merge_crossattn`` or ``merge_mlp``."""
 

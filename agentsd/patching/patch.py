@@ -20,9 +20,9 @@ from ..errors import PatchError
 from ..schedule import Phase, Schedule
 from .diffusers_internals import Attention, AttnProcessor2_0
 from .inspection import Inspection, describe
-from .layers import REPLACEABLE, find_sites, find_unet
+from .layers import REPLACEABLE, find_attention_layers, find_unet
 from .merged_parts import MergedPart
-from .processor import LAYER, AgentAttnProcessor, Layer
+from .processor import LAYER, AgentAttnProcessor, PatchedLayer
 from .runtime import Runtime
 
 T = TypeVar("T")
@@ -81,10 +81,10 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
         settings = settings.override(**overrides) if overrides else settings
     unet = find_unet(x)
-    sites = [site for site in find_sites(unet) if site.obstacle is None]
-    if not sites:
+    layers = [layer for layer in find_attention_layers(unet) if layer.unpatchable_reason is None]
+    if not layers:
         raise PatchError(_nothing_to_patch(unet))
-    top = min(site.downsample for site in sites)
+    top = min(layer.downsample for layer in layers)
     reach = settings.reach(top)
     if reach < top:
         raise PatchError(
@@ -93,7 +93,7 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         )
     runtime = Runtime(
         settings,
-        ((s.downsample, s.module.heads) for s in sites if s.downsample <= reach),
+        ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach),
         pipeline=None if isinstance(x, nn.Module) else x,
     )
     before = _patch_of(unet)
@@ -107,25 +107,27 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
 
 
 def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
-    """Have the UNet's calls followed, and exchange its processors."""
+    """Register the hooks and install the processors."""
     hooks: list[RemovableHandle] = []
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
     hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
     modules = dict(unet.named_modules())
-    for number, site in enumerate(find_sites(unet)):
-        if site.obstacle is None and (site.downsample, site.module.heads) in runtime.layers:
-            layer = Layer(runtime, number, site.downsample, site.module.processor)
-            setattr(site.module, LAYER, layer)
-            site.module.set_processor(AgentAttnProcessor())
-            site.module.get_processor = partial(_get_processor, site.module)
-            site.module.set_processor = partial(_set_processor, site.module)
-            block = modules[site.name.rpartition(".")[0]]
-            for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
-                if part is not None and runtime.schedule.asks(option):
-                    merged = MergedPart(layer, option)
-                    hooks.append(part.register_forward_pre_hook(merged.enter))
-                    hooks.append(part.register_forward_hook(merged.leave))
+    for number, found in enumerate(find_attention_layers(unet)):
+        attn, kind = found.module, (found.downsample, found.module.heads)
+        if found.unpatchable_reason is not None or kind not in runtime.layers:
+            continue
+        layer = PatchedLayer(runtime, number, found.downsample, attn.processor)
+        setattr(attn, LAYER, layer)
+        attn.set_processor(AgentAttnProcessor())
+        attn.get_processor = partial(_get_processor, attn)
+        attn.set_processor = partial(_set_processor, attn)
+        block = modules[found.name.rpartition(".")[0]]
+        for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
+            if part is not None and runtime.schedule.asks(option):
+                merged = MergedPart(layer, option)
+                hooks.append(part.register_forward_pre_hook(merged.enter))
+                hooks.append(part.register_forward_hook(merged.leave))
 
 
 def _get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +179,7 @@ def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
 
 
 def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
-    found = Counter(site.obstacle for site in find_sites(unet))
+    found = Counter(layer.unpatchable_reason for layer in find_attention_layers(unet))
     listed = "; ".join(f"{count} × {reason}" for reason, count in found.items())
     return (
         "no self-attention layer to patch: agentsd looks for the attn1 of transformer blocks, "
@@ -201,7 +203,7 @@ def remove_patch(x: T) -> T:
     """
     unet = find_unet(x)
     for module in unet.modules():
-        layer: Layer | None = vars(module).get(LAYER)
+        layer: PatchedLayer | None = vars(module).get(LAYER)
         for name in ("get_processor", "set_processor"):
             if layer is not None:
                 vars(module).pop(name, None)

@@ -15,11 +15,11 @@ REST_OF_BLOCK = ("merge_crossattn", "merge_mlp")
 """Parameters that have the rest of a block merged as its self-attention is."""
 
 LAYER = "_agentsd_layer"
-"""Attribute of a patched attention module that holds its :class:`Layer`."""
+"""Attribute of a patched attention module that holds its :class:`PatchedLayer`."""
 
 
 @dataclass(frozen=True)
-class Layer:
+class PatchedLayer:
     """What a patched attention module needs to know of itself."""
 
     runtime: Runtime
@@ -56,7 +56,7 @@ class AgentAttnProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        layer: Layer | None = getattr(attn, LAYER, None)
+        layer: PatchedLayer | None = getattr(attn, LAYER, None)
 
         def unpatched() -> Tensor:
             # Without a layer it was put back by somebody who kept it past the patch's removal.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from agentsd import Phase, Schedule, load_pipeline, patched
 from agentsd.benchmark.timing import floor
-from agentsd.models.adapters import Extras, equip
+from agentsd.models.adapters import PipelineOptions, configure_pipeline
 from agentsd.models.loading import POCKET_GUIDANCE
 
 from .settings import Settings
@@ -48,7 +48,7 @@ class Trial:
         """The exported pipeline, set up for this."""
         pipe = load_pipeline(settings.out, device=settings.device, dtype=self.dtype)
         pipe.set_progress_bar_config(disable=True)
-        return equip(pipe, Extras(sampler=self.scheduler))
+        return configure_pipeline(pipe, PipelineOptions(scheduler=self.scheduler))
 
     def attention(self, pipe: DiffusionPipeline) -> AbstractContextManager[Any]:
         """A context in which the pipeline has as much attention as asked for."""

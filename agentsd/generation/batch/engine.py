@@ -25,7 +25,7 @@ from ...schedule import Schedule
 from ..image_files import encode_image
 from ..images import HIDDEN, Drawn, make_batch, to_image
 from ..prompt_encoding import PromptEncoder, warnings_for
-from ..records import made_by
+from ..records import shared_record
 from .claims import Claims
 from .prompts import Job, batches
 from .run_folder import RunFolder
@@ -53,7 +53,7 @@ class Work:
         batch_size: Images to make at a time.
         model: What the pipeline was loaded from, for the record.
         form: ``png``, ``jpg``, ``webp``, or ``webdataset`` for PNGs in shards.
-        extras: What was added to the pipeline, for the record.
+        options: What was added to the pipeline, for the record.
         inputs: More to call the pipeline with.
         place: To make one image again bit for bit: its place in the batch that it was made in,
             and this batch's size. Kernels differ in the last bits between sizes of a batch.
@@ -64,7 +64,7 @@ class Work:
     batch_size: int
     model: str
     form: str = "png"
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Inputs = lambda height, width: {}
     place: tuple[int, int] | None = None
 
@@ -188,7 +188,7 @@ class _Maker:
         self._encode = PromptEncoder(pipe)
         self._device = str(pipe._execution_device)
         self._made_by = lru_cache(maxsize=64)(
-            partial(made_by, pipe, work.model, extras=work.extras)
+            partial(shared_record, pipe, work.model, options=work.options)
         )
         self._notes = lru_cache(maxsize=64)(self._look)
         self._told: set[str] = set()

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ...errors import GenerationError, OutputError, SettingsError
-from ...models.adapters import Extras, Offload, equip, recorded_fingerprints
+from ...models.adapters import Offload, PipelineOptions, configure_pipeline, recorded_fingerprints
 from ...models.fingerprints import check_unchanged, snapshot_commit
 from ...models.loading import load_pipeline, model_fingerprint, only_variant, target_device
 from ...progress import Bar
@@ -45,7 +45,7 @@ class Request:
         base: Settings of images whose row does not say otherwise: fields of
             :class:`agentsd.image_settings.ImageSettings`.
         schedule: ``None`` for unpatched images.
-        extras: What is added to the model.
+        options: What is added to the model.
         model: What to load; see :func:`agentsd.load_pipeline`.
         revision: Branch, tag or commit of a model on the hub.
         variant: Which of a model's weights (``fp16``), where there are several.
@@ -54,7 +54,7 @@ class Request:
         form: ``png``, ``jpg``, ``webp`` or ``webdataset``.
         batch_size: Images at a time; ``None`` finds the largest that fits.
         place: See :class:`agentsd.batch.engine.Work`.
-        offload: See :func:`agentsd.extras.equip`.
+        offload: See :func:`agentsd.options.configure_pipeline`.
         allow_pickle: Likewise.
         resume: Whether a run that is in ``out`` already may be taken up.
         progress: ``none``, ``plain`` or ``rich``.
@@ -66,7 +66,7 @@ class Request:
     out: Path
     base: dict[str, Any]
     schedule: Schedule | None
-    extras: Extras
+    options: PipelineOptions
     model: str = "pocket"
     revision: str | None = None
     variant: str | None = None
@@ -95,12 +95,12 @@ class Request:
         return only_variant(folder, allow_pickle=self.allow_pickle)
 
     def recorded(self) -> dict[str, Any]:
-        """What was loaded, for the record: the extras, and which of the model's weights."""
+        """What was loaded, for the record: the options, and which of the model's weights."""
         return {
             "revision": self.commit(),
             "variant": self.loaded_variant(),
             "weights": self.weights(),
-            **self.extras.recorded(),
+            **self.options.recorded(),
         }
 
     def commit(self) -> str | None:
@@ -111,7 +111,7 @@ class Request:
     def weights(self) -> dict[str, str | None]:
         """Fingerprints of all weights, by path or hub id."""
         model = model_fingerprint(self.model, self.revision)
-        return {self.model: model, **self.extras.weights()}
+        return {self.model: model, **self.options.weights()}
 
     def check_files(self) -> None:
         """Compare the files as they are with :attr:`known`, and with the run that is in ``out``.
@@ -123,7 +123,7 @@ class Request:
         begun = self.resume and folder.run_file.exists()
         if not (self.known or begun):
             return  # hashing takes a while
-        now = recorded_fingerprints(self.extras.recorded() | {"weights": self.weights()})
+        now = recorded_fingerprints(self.options.recorded() | {"weights": self.weights()})
         check_unchanged(self.known, now)
         if begun:
             try:
@@ -156,7 +156,7 @@ def launch(
     if first:
         asked.check_files()
     device = str(state.device) if several and asked.device is None else asked.device
-    pipe = equip(
+    pipe = configure_pipeline(
         load_pipeline(
             asked.model,
             device=device,
@@ -164,7 +164,7 @@ def launch(
             allow_pickle=asked.allow_pickle,
             **asked.loading(),
         ),
-        asked.extras,
+        asked.options,
         offload=asked.offload,
         allow_pickle=asked.allow_pickle,
     )
@@ -186,12 +186,12 @@ def launch(
         total = described["config"]["images"]
         folder.open(total)
         there, begun = folder.made, time.monotonic()
-        added = asked.extras.recorded()
+        added = asked.options.recorded()
 
         def inputs(height: int | None, width: int | None) -> dict[str, Any]:
-            now = asked.extras.recorded()  # a file may change in the hours of a run
+            now = asked.options.recorded()  # a file may change in the hours of a run
             check_unchanged(recorded_fingerprints(added), recorded_fingerprints(now))
-            return asked.extras.inputs(height, width)
+            return asked.options.inputs(height, width)
 
         work = Work(
             jobs=lambda: jobs(folder.prompts, asked.base, asked.schedule),
@@ -199,7 +199,7 @@ def launch(
             batch_size=described["batch_size"],
             model=asked.model,
             form=asked.form,
-            extras=added
+            options=added
             | {name: described["config"][name] for name in ("revision", "variant", "weights")},
             inputs=inputs,
             place=asked.place,
@@ -247,7 +247,7 @@ def _prepare(folder: RunFolder, asked: Request, plan: Plan, pipe: DiffusionPipel
         size = old.get("batch_size")  # what fitted before makes the same batches again
     if type(size) is not int or size < 1:
         (job,) = islice(jobs(folder.prompts, asked.base, asked.schedule), 1)
-        size = largest_batch(pipe, job.settings, asked.extras.inputs)
+        size = largest_batch(pipe, job.settings, asked.options.inputs)
     folder.describe({"config": config, "batch_size": size, "versions": VERSIONS})
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from ...errors import AgentSDError, SettingsError
 from ...image_settings import ImageSettings, check_steps, image_seed
 from ...schedule import Schedule
-from ...settings import shown
+from ...settings import short_repr
 from ...text_files import NOT_TEXT, text_stream
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -66,7 +66,7 @@ class Row(ImageSettings):
         if value is not None and not ID.fullmatch(str(value)):
             raise SettingsError(
                 "id: must be letters, digits, - and _, at most 100, no - or _ first, no con or nul "
-                f"(got {shown(value)})"
+                f"(got {short_repr(value)})"
             )
         return None if value is None else str(value)
 
@@ -108,7 +108,7 @@ def checked_template(template: str) -> str:
         SettingsError: If it does not.
     """
     if template.count("{}") != 1:
-        raise SettingsError(f"template: must hold {{}} once (got {shown(template)})")
+        raise SettingsError(f"template: must hold {{}} once (got {short_repr(template)})")
     return template
 
 
@@ -134,7 +134,7 @@ def read_prompts(
         base: Settings that a row may override: fields of :class:`ImageSettings`.
         template: What each prompt is put into, in the place of ``{}``.
         count: Images of each prompt, unless its row says.
-        check: Refuses rows that the model's extras have no use for: see :meth:`Extras.check`.
+        check: Refuses rows that the options rule out: see :meth:`PipelineOptions.check`.
         on_error: Whether bad rows stop the run, or are left out.
         report: Called with what is wrong with each bad row, by file and line.
 
@@ -319,7 +319,7 @@ def _line(line: str | None, as_json: bool) -> dict[str, Any] | str:
         return f"broken JSON ({error.msg} at character {error.colno})"
     except (ValueError, RecursionError) as error:
         return f"broken JSON ({error})"
-    return row if isinstance(row, dict) else f"must be a JSON object (got {shown(row)})"
+    return row if isinstance(row, dict) else f"must be a JSON object (got {short_repr(row)})"
 
 
 def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
@@ -338,7 +338,7 @@ def _table(file: IO[str], name: str, *, tab: bool) -> Iterator[Told]:
     if found is None:
         raise SettingsError(
             f"{name}:1: no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]} "
-            f"(got {shown(header)})"
+            f"(got {short_repr(header)})"
         )
     while True:
         start = reader.line_num + 1

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OutputError, SettingsError
-from ...settings import shown
+from ...settings import short_repr
 from ..image_files import PART, prepare_folder, write_whole, writing
 from ..images import HIDDEN
 from .prompts import Plan
@@ -265,4 +265,4 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         inner = (_differences(old.get(n), new.get(n), f"{key}.{n}" if key else n) for n in names)
         return [difference for found in inner for difference in found]
     same = json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
-    return [] if same else [f"{key}: {shown(old)} there, {shown(new)} here"]
+    return [] if same else [f"{key}: {short_repr(old)} there, {short_repr(new)} here"]

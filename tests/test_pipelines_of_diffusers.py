@@ -26,11 +26,11 @@ from transformers import (
 )
 
 from agentsd import PatchError, apply_patch, inspect_patch
-from agentsd.patching.layers import find_sites
+from agentsd.patching.layers import find_attention_layers
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-Made = tuple[Any, dict[str, Any]]
+TimedImage = tuple[Any, dict[str, Any]]
 TEXT = {"prompt": "a cat", "height": 32, "width": 32}
 PICTURE = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 30).convert("RGB")
 BLOCKS = {
@@ -48,7 +48,7 @@ def of(kind: str, folder: Path, unet: Any = None, **parts: Any) -> Any:
     return pipe
 
 
-def sd21(folder: Path) -> Made:
+def sd21(folder: Path) -> TimedImage:
     unet = tiny_unet(
         upcast_attention=True, use_linear_projection=True, attention_head_dim=(2, 4, 4)
     )
@@ -71,7 +71,7 @@ def xl(
     return pipe
 
 
-def refiner(folder: Path) -> Made:
+def refiner(folder: Path) -> TimedImage:
     unet = sdxl_unet(projection_class_embeddings_input_dim=8 * 5 + WIDTH)
     parts = {"requires_aesthetics_score": True}
     pipe = xl(folder, "StableDiffusionXLImg2ImgPipeline", unet, **parts)
@@ -79,13 +79,13 @@ def refiner(folder: Path) -> Made:
     return pipe, {"prompt": "a cat", "image": PICTURE, "strength": 1.0}
 
 
-def inpaint(folder: Path) -> Made:
+def inpaint(folder: Path) -> TimedImage:
     mask = Image.new("L", (32, 32), 255)
     pipe = of("StableDiffusionInpaintPipeline", folder, tiny_unet(in_channels=9))
     return pipe, TEXT | {"image": PICTURE, "mask_image": mask}
 
 
-def depth(folder: Path) -> Made:
+def depth(folder: Path) -> TimedImage:
     parts = tiny_pipeline(folder, tiny_unet(in_channels=5)).components
     for name in ("safety_checker", "image_encoder", "feature_extractor"):
         parts.pop(name, None)
@@ -96,7 +96,7 @@ def depth(folder: Path) -> Made:
     return pipe, {"prompt": "a cat", "image": PICTURE, "strength": 1.0, "depth_map": far}
 
 
-def upscale(folder: Path) -> Made:
+def upscale(folder: Path) -> TimedImage:
     unet = tiny_unet(in_channels=7, num_class_embeds=1000)
     parts = tiny_pipeline(folder, unet).components
     parts.pop("image_encoder", None)
@@ -116,7 +116,7 @@ def controlnet(unet: Any) -> Any:
     return net
 
 
-def controlled(folder: Path, count: int = 1) -> Made:
+def controlled(folder: Path, count: int = 1) -> TimedImage:
     unet = tiny_unet()
     nets = [controlnet(unet) for _ in range(count)]
     pipe = of(
@@ -125,7 +125,7 @@ def controlled(folder: Path, count: int = 1) -> Made:
     return pipe, TEXT | {"image": [PICTURE] * count if count > 1 else PICTURE}
 
 
-def adapter(folder: Path) -> Made:
+def adapter(folder: Path) -> TimedImage:
     net = build(
         lambda: diffusers.T2IAdapter(
             channels=[16, 32, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
@@ -137,7 +137,7 @@ def adapter(folder: Path) -> Made:
     return pipe, TEXT | {"image": PICTURE}
 
 
-def animated(folder: Path) -> Made:
+def animated(folder: Path) -> TimedImage:
     motion = build(
         lambda: diffusers.MotionAdapter(
             block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=2,
@@ -150,7 +150,7 @@ def animated(folder: Path) -> Made:
     return pipe, TEXT | {"num_frames": 3}
 
 
-def video(folder: Path) -> Made:
+def video(folder: Path) -> TimedImage:
     unet = build(
         lambda: diffusers.UNetSpatioTemporalConditionModel(
             block_out_channels=(32, 64), sample_size=16, in_channels=8, out_channels=4,
@@ -184,7 +184,7 @@ def video(folder: Path) -> Made:
     return pipe, {"image": PICTURE, "height": 32, "width": 32, "num_frames": 3}
 
 
-def latent_diffusion(folder: Path) -> Made:
+def latent_diffusion(folder: Path) -> TimedImage:
     base = tiny_pipeline(folder)
     told = LDMBertConfig(
         vocab_size=64, d_model=WIDTH, encoder_layers=1, encoder_attention_heads=2,
@@ -197,7 +197,7 @@ def latent_diffusion(folder: Path) -> Made:
     return pipe, TEXT
 
 
-PIPELINES: dict[str, Callable[[Path], Made]] = {
+PIPELINES: dict[str, Callable[[Path], TimedImage]] = {
     "Stable Diffusion 1.x": lambda f: (of("StableDiffusionPipeline", f), TEXT),
     "Stable Diffusion 2.1 (v-prediction, upcast attention)": sd21,
     "SDXL base": lambda f: (xl(f), TEXT),
@@ -308,7 +308,7 @@ def test_attention_to_text_and_places_at_once_is_refused_with_the_reason() -> No
         addition_embed_type="image",
         resnet_time_scale_shift="scale_shift",
     )
-    before = [site.module.processor for site in find_sites(unet)]
+    before = [layer.module.processor for layer in find_attention_layers(unet)]
     with pytest.raises(PatchError, match="places and text at once"):
         apply_patch(unet)
-    assert [site.module.processor for site in find_sites(unet)] == before
+    assert [layer.module.processor for layer in find_attention_layers(unet)] == before

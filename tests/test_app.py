@@ -14,8 +14,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import compare, editor, grid, history, markup, sight
-from agentsd.app.limits import Limits, Menu, menu_of, read_schedule, read_upload
+from agentsd.app import compare, editor, grid, history, markup, viewer
+from agentsd.app.limits import Limits, ModelCatalog, model_catalog, read_schedule, read_upload
 from agentsd.app.timeline import Timeline, counts, pairs
 from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
@@ -32,20 +32,20 @@ def pipe(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def menu(pipe: Any) -> Menu:
-    return menu_of({"tiny": pipe}, Limits(max_images=6, max_steps=50))
+def catalog(pipe: Any) -> ModelCatalog:
+    return model_catalog({"tiny": pipe}, Limits(max_images=6, max_steps=50))
 
 
 def job(images: int = 1, told: list[Any] | None = None) -> Job:
     return Job((told if told is not None else []).append, images, set())
 
 
-def test_a_request_is_what_the_model_takes_unless_told(menu: Menu) -> None:
-    plain = menu.request(model="tiny", schedule="faithful", prompt="a")
+def test_a_request_is_what_the_model_takes_unless_told(catalog: ModelCatalog) -> None:
+    plain = catalog.request(model="tiny", schedule="faithful", prompt="a")
     assert (plain.settings.height, plain.settings.width) == (64, 64)
     assert plain.settings.guidance_scale == 7.5
     assert plain.schedule == Schedule.preset("faithful")
-    assert "DDIM" in menu.samplers["tiny"]
+    assert "DDIM" in catalog.schedulers["tiny"]
 
 
 def test_schedules_are_read_in_a_moment_whatever_they_are() -> None:
@@ -91,17 +91,17 @@ def test_uploads_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_forged_record_is_refused(
-    pipe: Any, menu: Menu, tmp_path: Path, changes: dict[str, Any], says: str
+    pipe: Any, catalog: ModelCatalog, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
-    request = menu.request(model="tiny", schedule="faithful", prompt="a", seed=4)
+    request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
     record = compare.recorded(pipe, request, patched=True)
-    found = history.restore(record, ["tiny"], menu.samplers)
+    found = history.restore(record, ["tiny"], catalog.schedulers)
     assert found.settings == request.settings.model_dump()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
     save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", record | {"model": "/etc"})
     assert history.restore(read_upload(tmp_path / "forged.png"), ["tiny"], {}).model is None
     with pytest.raises(SettingsError, match=says):
-        history.restore(json.loads(json.dumps(record)) | changes, ["tiny"], menu.samplers)
+        history.restore(json.loads(json.dumps(record)) | changes, ["tiny"], catalog.schedulers)
 
 
 def test_what_is_told_is_no_markup() -> None:
@@ -174,11 +174,11 @@ def test_rows_say_what_yaml_says() -> None:
     assert Schedule(phases=editor.without(phases, 2)).phases[-1].method == "merge"
 
 
-def test_a_plot_is_checked_before_it_is_made(menu: Menu) -> None:
-    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
+def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
+    request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
 
     def planned(x: str, xs: str, y: str, ys: str) -> grid.Plot:
-        return grid.plan(menu, request, (x, xs), (y, ys))
+        return grid.plan(catalog, request, (x, xs), (y, ys))
 
     found = planned("ratio", "0.1, 0.2, 0.3", "schedule", "none, paper")
     ratios = [cell.schedule and cell.schedule.phases[0].ratio for cell in found.cells]
@@ -200,9 +200,9 @@ def test_a_plot_is_checked_before_it_is_made(menu: Menu) -> None:
             planned(*axes)
 
 
-def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, menu: Menu) -> None:
-    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
-    plot = grid.plan(menu, request, ("schedule", "none, fast"), ("seed", "1, 2"))
+def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalog) -> None:
+    request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
+    plot = grid.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
     colours = ["red", "green", "blue", "black"]
     images = [Image.new("RGB", (64, 64), colour) for colour in colours]
     sheet = grid.draw(plot, images, ["1 s"] * 4, "a prompt")
@@ -216,10 +216,10 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, menu: Menu) -> None:
     assert told[-1].share == 1
 
 
-def test_what_is_seen_is_what_the_layer_does(pipe: Any, menu: Menu) -> None:
+def test_what_is_seen_is_what_the_layer_does(pipe: Any, catalog: ModelCatalog) -> None:
     """Owners and agents are those of the layer's own matching, and watching changes nothing."""
-    request = menu.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
-    recording = sight.look(job(), pipe, request)
+    request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
+    recording = viewer.look(job(), pipe, request)
     with patched(pipe, "paper"):
         plain = job().make(pipe, request.settings)
     assert recording.image.tobytes() == plain.image.tobytes()
@@ -234,14 +234,14 @@ def test_what_is_seen_is_what_the_layer_does(pipe: Any, menu: Menu) -> None:
     assert set(early.listens) <= set(range(64))
     assert recording.seen[4, recording.layers[0]].agents is None  # merging alone, by then
     assert not pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1._forward_pre_hooks
-    for view in sight.VIEWS:
-        assert sight.overlay(recording, early, view).size == (768, 768)
+    for view in viewer.VIEWS:
+        assert viewer.overlay(recording, early, view).size == (768, 768)
 
 
 def test_favourites_by_a_loop() -> None:
     random = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 2, n, 8, generator=random) for n in (9, 5))
-    best = sight._favourites(q, k, 0.5)
+    best = viewer._favourites(q, k, 0.5)
     for i in range(9):
         heard = sum(torch.softmax(0.5 * k[0, h] @ q[0, h, i], dim=0) for h in range(2))
         assert best[i] == int(heard.argmax())

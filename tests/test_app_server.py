@@ -18,7 +18,7 @@ from serving import BAD, BASE, ask, handler, idle, leave, pixels, served
 from tiny_models import patched_layers, tiny_pipeline, with_safety_checker
 
 from agentsd.app.limits import Limits
-from agentsd.app.server import Place, Server, read_auth, start
+from agentsd.app.server import Server, ServerAddress, read_auth, start
 from agentsd.errors import LoadError, SettingsError
 from agentsd.generation.image_files import read_record
 from agentsd.generation.images import make_image
@@ -56,7 +56,10 @@ def test_compare_by_the_api(server: Server, client: Client) -> None:
     for way, schedule in (("unpatched", None), ("patched", "faithful")):
         record = read_record(Path(found[way]))
         assert {name: record[name] for name in ImageSettings.model_fields} == settings.model_dump()
-        assert (record["sampler"], record["model"]) == ("Euler a", "tiny")
+        assert (record["scheduler"], record["model"]) == (
+            "EulerAncestralDiscreteScheduler",
+            "tiny",
+        )
         assert record["scheduler"] == "EulerAncestralDiscreteScheduler"
         assert bool(record["schedule"]) is (schedule is not None)
     assert pixels(found["patched"]) != pixels(found["unpatched"])
@@ -243,7 +246,7 @@ def test_auth_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
 def test_a_taken_port_is_told(server: Server, tmp_path: Path) -> None:
     taken = int(server.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(LoadError, match=f"cannot listen on 127.0.0.1:{taken}"):
-        start({"tiny": tiny_pipeline(tmp_path)}, Limits(), Place(port=taken))
+        start({"tiny": tiny_pipeline(tmp_path)}, Limits(), ServerAddress(port=taken))
 
 
 def test_behind_a_proxy_links_begin_with_its_path(tmp_path: Path) -> None:

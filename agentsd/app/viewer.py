@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..methods.merge import Merge
 from ..methods.token_merging import merge
-from ..patching.layers import find_sites, find_unet
-from ..patching.processor import LAYER, Layer, Projections
+from ..patching.layers import find_attention_layers, find_unet
+from ..patching.processor import LAYER, PatchedLayer, Projections
 from ..patching.runtime import Step
 from .limits import Request
 from .worker import Job
@@ -80,7 +80,7 @@ def look(job: Job, pipe: DiffusionPipeline, request: Request) -> Recording:
     """
     seen: dict[tuple[int, str], Seen] = {}
     with _watched(pipe, request, seen):
-        made = job.make(pipe, request.settings, request.schedule, request.sampler, "looking")
+        made = job.make(pipe, request.settings, request.schedule, request.scheduler, "looking")
     return Recording(made.image, seen)
 
 
@@ -88,17 +88,21 @@ def look(job: Job, pipe: DiffusionPipeline, request: Request) -> Recording:
 def _watched(
     pipe: DiffusionPipeline, request: Request, seen: dict[tuple[int, str], Seen]
 ) -> Iterator[None]:
-    sites = [site for site in find_sites(find_unet(pipe)) if site.obstacle is None]
+    layers = [
+        layer
+        for layer in find_attention_layers(find_unet(pipe))
+        if layer.unpatchable_reason is None
+    ]
     rows, columns = (
         (side or 0) // pipe.vae_scale_factor
         for side in (request.settings.height, request.settings.width)
     )
-    bytes_a_token = 3 * np.dtype(np.int32).itemsize * len(sites)
+    bytes_a_token = 3 * np.dtype(np.int32).itemsize * len(layers)
 
     def watch(name: str) -> Any:
         def note(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["hidden_states"]
-            layer: Layer | None = vars(attn).get(LAYER)
+            layer: PatchedLayer | None = vars(attn).get(LAYER)
             step = layer.step_for(x.shape[1]) if layer is not None else None
             if layer is None or step is None:
                 return
@@ -111,7 +115,8 @@ def _watched(
         return note
 
     hooks = [
-        site.module.register_forward_pre_hook(watch(site.name), with_kwargs=True) for site in sites
+        layer.module.register_forward_pre_hook(watch(layer.name), with_kwargs=True)
+        for layer in layers
     ]
     try:
         yield
@@ -120,7 +125,7 @@ def _watched(
             hook.remove()
 
 
-def _see(attn: Any, x: Tensor, step: Step, layer: Layer, height: int, width: int) -> Seen:
+def _see(attn: Any, x: Tensor, step: Step, layer: PatchedLayer, height: int, width: int) -> Seen:
     """What the layer is about to do, for the last image of the batch: the guided one."""
     method, plan = step.phase.method, step.plans[layer.downsample]
     projections = Projections(attn, in_float32=False)

@@ -11,25 +11,27 @@ import torch
 
 from agentsd import LoadError, apply_patch, inspect_patch, load_pipeline
 from agentsd.cli import main
-from agentsd.models.architectures import SHAPES, shape_of
+from agentsd.models.architectures import ARCHITECTURES, load_architecture
 
 
 def test_tells_what_the_loaded_model_tells() -> None:
-    shape, pipe = shape_of("pocket"), load_pipeline("pocket")
+    shape, pipe = load_architecture("pocket"), load_pipeline("pocket")
     assert {parameter.device.type for parameter in shape.unet.parameters()} == {"meta"}
     told = [inspect_patch(apply_patch(x, "paper"), 256, 384, "cpu") for x in (shape, pipe)]
     assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_well_known_models(name: str) -> None:
-    layers = inspect_patch(apply_patch(shape_of(name), "faithful"), 1024, 1024, "cuda")["layers"]
+    layers = inspect_patch(apply_patch(load_architecture(name), "faithful"), 1024, 1024, "cuda")[
+        "layers"
+    ]
     found = {(x["downsample"], x["tokens"], x["phases"][0]["keys"]) for x in layers if x["patched"]}
     assert found == {(2, 4096, 1024) if name == "sdxl" else (1, 16384, 1024)}
 
 
 def test_the_device_decides_which_layers_gain() -> None:
-    shape = apply_patch(shape_of("sd15"), "faithful")
+    shape = apply_patch(load_architecture("sd15"), "faithful")
     by_device = [inspect_patch(shape, 256, 256, device) for device in ("cpu", "cuda")]
     reasons = [{x["reason"] for x in told["layers"] if x["patched"]} for told in by_device]
     assert reasons == [{None}, {"the schedule changes nothing at this size"}]
@@ -39,29 +41,31 @@ def test_a_folder_without_weights_is_enough(pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     for file in (tmp_path / "model").rglob("*.safetensors"):
         file.unlink()
-    told = inspect_patch(shape_of(str(tmp_path / "model")), 32, 32)
+    told = inspect_patch(load_architecture(str(tmp_path / "model")), 32, 32)
     assert told["layers"] == inspect_patch(pipe, 32, 32)["layers"]
 
 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     for wrong in ("/nowhere", __file__, "a b"):
         with pytest.raises(LoadError, match="there are also pocket, sd15"):
-            shape_of(wrong)
+            load_architecture(wrong)
     with pytest.raises(LoadError, match="configuration cannot be read"):
-        shape_of(str(tmp_path))
+        load_architecture(str(tmp_path))
     (tmp_path / "vae").mkdir()
     (tmp_path / "unet").mkdir()
     (tmp_path / "vae" / "config.json").write_text('{"block_out_channels": [1]}')
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(LoadError, match="its UNet is a UNet2DModel, not one of UNet2DCondition"):
-        shape_of(str(tmp_path))
+        load_architecture(str(tmp_path))
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
     told = json.loads(capsys.readouterr().out)
-    assert told == inspect_patch(apply_patch(shape_of("pocket"), "faithful"), 256, 384, "cpu")
+    assert told == inspect_patch(
+        apply_patch(load_architecture("pocket"), "faithful"), 256, 384, "cpu"
+    )
     main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
     text = capsys.readouterr().out
     assert "10 of 140 attention layers patched, at 256×1024" in text
@@ -98,4 +102,4 @@ def test_weights_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "load", None)
     monkeypatch.setattr("safetensors.torch.load_file", None)
     monkeypatch.setattr("diffusers.models.modeling_utils.load_state_dict", None)
-    assert shape_of("pocket").vae_scale_factor == 4
+    assert load_architecture("pocket").vae_scale_factor == 4

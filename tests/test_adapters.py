@@ -19,7 +19,7 @@ from agentsd import LoadError, SettingsError
 from agentsd.generation.images import make_batch, to_image
 from agentsd.generation.prompt_encoding import PromptEncoder
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import Extras, equip
+from agentsd.models.adapters import PipelineOptions, configure_pipeline
 from agentsd.models.fingerprints import file_sha256
 from agentsd.models.schedulers import scheduler_for
 
@@ -46,11 +46,11 @@ def lora(pipe: Any, tmp_path: Path) -> str:
     return str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
 
 
-def made(pipe: Any, extras: Extras, **how: Any) -> bytes:
-    """The image of a pipeline with extras; a batch of two, as inputs must serve any batch."""
-    ready = equip(pipe, extras, **how)
+def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:
+    """The image of a pipeline with options; a batch of two, as inputs must serve any batch."""
+    ready = configure_pipeline(pipe, options, **how)
     ready.set_progress_bar_config(disable=True)
-    inputs = extras.inputs(64, 64)
+    inputs = options.inputs(64, 64)
     drawn = make_batch(ready, [SETTINGS] * 2, PromptEncoder(ready), inputs)
     first, second = (to_image(one.pixels) for one in drawn)
     assert first.size == (64, 64)
@@ -79,21 +79,23 @@ def test_plms_is_without_runge_kutta_steps(pipe: Any) -> None:
 
 
 def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: str) -> None:
-    plain = made(pipe, Extras())
+    plain = made(pipe, PipelineOptions())
     scheduler = pipe.scheduler
-    by_name = made(pipe, Extras(sampler="euler A"))
+    by_name = made(pipe, PipelineOptions(scheduler="euler A"))
     assert type(pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
-    assert made(pipe, Extras(sampler="EulerAncestralDiscreteScheduler")) == by_name != plain
+    assert (
+        made(pipe, PipelineOptions(scheduler="EulerAncestralDiscreteScheduler")) == by_name != plain
+    )
     pipe.scheduler = scheduler
-    assert made(pipe, Extras(init_image=picture, strength=0.5)) != plain
+    assert made(pipe, PipelineOptions(init_image=picture, strength=0.5)) != plain
     net = controlnet(pipe, tmp_path)
-    assert made(pipe, Extras(controlnet=net, control_image=picture)) != plain
-    both = Extras(controlnet=net, control_image=picture, init_image=picture)
+    assert made(pipe, PipelineOptions(controlnet=net, control_image=picture)) != plain
+    both = PipelineOptions(controlnet=net, control_image=picture, init_image=picture)
     assert made(pipe, both) != plain
-    assert made(pipe, Extras()) == plain
-    full = made(pipe, Extras(loras=(lora,)))
+    assert made(pipe, PipelineOptions()) == plain
+    full = made(pipe, PipelineOptions(loras=(lora,)))
     pipe.unload_lora_weights()
-    half = made(pipe, Extras(loras=(f"{lora}:0.5",)))
+    half = made(pipe, PipelineOptions(loras=(f"{lora}:0.5",)))
     assert len({plain, full, half}) == 3
 
 
@@ -113,24 +115,24 @@ def test_ip_adapter_follows_its_image(pipe: Any, tmp_path: Path, picture: str) -
         f"{part}.{name}": value for part, named in weights.items() for name, value in named.items()
     }
     save_file(flat, tmp_path / "adapter.safetensors")
-    plain = made(pipe, Extras())
+    plain = made(pipe, PipelineOptions())
     Image.new("RGB", (80, 48), "orange").save(tmp_path / "other.png")
     file, other = str(tmp_path / "adapter.safetensors"), str(tmp_path / "other.png")
-    first = made(pipe, Extras(ip_adapter=file, ip_image=picture))
-    assert len({plain, first, made(pipe, Extras(ip_adapter=file, ip_image=other))}) == 3
-    known = Extras(ip_adapter=file, ip_image=picture).weights()
+    first = made(pipe, PipelineOptions(ip_adapter=file, ip_image=picture))
+    assert len({plain, first, made(pipe, PipelineOptions(ip_adapter=file, ip_image=other))}) == 3
+    known = PipelineOptions(ip_adapter=file, ip_image=picture).weights()
     assert known[file] == file_sha256(file)
     build(lambda: CLIPVisionModelWithProjection(vision), seed=1).save_pretrained(
         tmp_path / "image_encoder"
     )
-    changed = Extras(ip_adapter=file, ip_image=picture).weights()
+    changed = PipelineOptions(ip_adapter=file, ip_image=picture).weights()
     assert [name for name in known if changed[name] != known[name]] == [
         str(tmp_path / "image_encoder")
     ]
 
 
 def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
-    asked = Extras(vae_slicing=True, vae_tiling=True, attention_backend="native")
+    asked = PipelineOptions(vae_slicing=True, vae_tiling=True, attention_backend="native")
     assert made(pipe, asked)
     assert pipe.vae.use_slicing
     assert pipe.vae.use_tiling
@@ -138,25 +140,27 @@ def test_memory_and_speed_are_diffusers_own(pipe: Any) -> None:
 
 def test_a_weight_has_one_spelling() -> None:
     for spelled in ("a", "a:1", "a:1.0"):
-        assert Extras(loras=(spelled,)).loras == ("a",)
-    assert Extras(loras=("a:.50", "a:-2")).loras == ("a:0.5", "a:-2.0")
+        assert PipelineOptions(loras=(spelled,)).loras == ("a",)
+    assert PipelineOptions(loras=("a:.50", "a:-2")).loras == ("a:0.5", "a:-2.0")
 
 
 def test_the_record_gives_them_back(picture: str) -> None:
-    extras = Extras(sampler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True)
-    told = extras.recorded()
-    assert Extras.from_record({**told, "seed": 3}).recorded() == told
-    assert Extras().recorded() == {}
+    options = PipelineOptions(
+        scheduler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True
+    )
+    told = options.recorded()
+    assert PipelineOptions.from_record({**told, "seed": 3}).recorded() == told
+    assert PipelineOptions().recorded() == {}
     Image.new("RGB", (8, 8)).save(Path(picture).with_name("other.png"))
-    other = Extras(init_image=str(Path(picture).with_name("other.png"))).recorded()
+    other = PipelineOptions(init_image=str(Path(picture).with_name("other.png"))).recorded()
     assert other["init_image_sha256"] != told["init_image_sha256"]
 
 
 @pytest.mark.parametrize(
     ("setting", "spellings"),
     [
-        ("sampler", ["DPM++ 2M", "dpm++2m", " DPM++  2M", "dpm_solver_multistep"]),
-        ("sampler", ["Euler a", "euler_a", "EulerA", "EulerAncestralDiscreteScheduler"]),
+        ("scheduler", ["DPM++ 2M", "dpm++2m", " DPM++  2M", "dpm_solver_multistep"]),
+        ("scheduler", ["Euler a", "euler_a", "EulerA", "EulerAncestralDiscreteScheduler"]),
         ("loras", [("a",), ("a:1",), ("a:1.0",)]),
         ("loras", [("a:0.5",), ("a:.50",)]),
         ("loras", [("a:2:1",), ("a:2:1.0",)]),  # of a file called a:2
@@ -168,20 +172,20 @@ def test_one_spelling_is_on_record(
     """Else a resumed run would count as another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").touch()
-    told = [Extras(**{setting: spelling}) for spelling in spellings]
-    assert len({getattr(extras, setting) for extras in told}) == 1
-    assert Extras.from_record(told[0].recorded()) == told[0]
-    assert len({*Extras(loras=("a", "a:2", "a:2:1")).loras}) == 3
+    told = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(options, setting) for options in told}) == 1
+    assert PipelineOptions.from_record(told[0].recorded()) == told[0]
+    assert len({*PipelineOptions(loras=("a", "a:2", "a:2:1")).loras}) == 3
 
 
 def test_a_controlnet_of_which_there_is_a_variant_alone(
     pipe: Any, tmp_path: Path, picture: str
 ) -> None:
     folder = Path(controlnet(pipe, tmp_path))
-    whole = made(pipe, Extras(controlnet=str(folder), control_image=picture))
+    whole = made(pipe, PipelineOptions(controlnet=str(folder), control_image=picture))
     (file,) = folder.glob("*.safetensors")
     file.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
-    assert made(pipe, Extras(controlnet=str(folder), control_image=picture)) == whole
+    assert made(pipe, PipelineOptions(controlnet=str(folder), control_image=picture)) == whole
 
 
 @pytest.mark.parametrize("weights", ["none", "half", "pickle"])
@@ -193,7 +197,7 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
     elif weights == "pickle":
         torch.save({}, folder / "pytorch_lora_weights.bin")
     with pytest.raises(LoadError, match=r"the LoRA .* cannot be loaded"):
-        equip(pipe, Extras(loras=(str(folder),)))
+        configure_pipeline(pipe, PipelineOptions(loras=(str(folder),)))
 
 
 @pytest.mark.parametrize(
@@ -210,21 +214,21 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
 )
 def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        Extras(**given(picture))
+        PipelineOptions(**given(picture))
 
 
 def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
     with pytest.raises(LoadError, match="allow-pickle"):
-        equip(pipe, Extras(ip_adapter="some/where/a.bin", ip_image=picture))
+        configure_pipeline(pipe, PipelineOptions(ip_adapter="some/where/a.bin", ip_image=picture))
 
 
 def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
     with pytest.raises(SettingsError, match=r"there are .*DDIM.*Euler a"):
-        equip(pipe, Extras(sampler="Eular"))
+        configure_pipeline(pipe, PipelineOptions(scheduler="Eular"))
     with pytest.raises(SettingsError, match="native"):
-        equip(pipe, Extras(attention_backend="fast"))
+        configure_pipeline(pipe, PipelineOptions(attention_backend="fast"))
     with pytest.raises(SettingsError, match="on the CPU already"):
-        equip(pipe, Extras(), offload="model")
+        configure_pipeline(pipe, PipelineOptions(), offload="model")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
 def test_files_that_are_not_there(picture: str, given: dict[str, Any], what: str) -> None:
     """Told in plain words before anything is loaded, and the hub is not asked."""
     with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
-        Extras(**given, **followed(given, picture))
+        PipelineOptions(**given, **followed(given, picture))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_what_may_be_on_the_hub(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(LoadError, match="neither a folder nor a file here, nor did the hub"):
-        equip(pipe, Extras(**given, **followed(given, picture)))
+        configure_pipeline(pipe, PipelineOptions(**given, **followed(given, picture)))
 
 
 def followed(given: dict[str, Any], picture: str) -> dict[str, str]:

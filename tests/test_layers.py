@@ -9,18 +9,18 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from tiny_models import build, call, sdxl_unet, smallest_unet, tiny_unet
 
-from agentsd.patching.layers import find_sites
+from agentsd.patching.layers import find_attention_layers
 
 
 def check_resolutions(unet: Any, size: tuple[int, int]) -> None:
     """Each attention really gets as many tokens as its downsample says."""
-    expected = {site.name: site.downsample for site in find_sites(unet)}
+    expected = {layer.name: layer.downsample for layer in find_attention_layers(unet)}
     found: dict[str, int] = {}
     handles = [
-        site.module.register_forward_pre_hook(
-            lambda _, args, name=site.name: found.update({name: args[0].shape[1]})
+        layer.module.register_forward_pre_hook(
+            lambda _, args, name=layer.name: found.update({name: args[0].shape[1]})
         )
-        for site in find_sites(unet)
+        for layer in find_attention_layers(unet)
     ]
     call(unet, size=size)
     for handle in handles:
@@ -44,13 +44,13 @@ def test_a_wrong_resolution_is_seen(unet: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_attention_is_listed_once_in_order(unet: Any) -> None:
     names = [name for name, module in unet.named_modules() if isinstance(module, Attention)]
-    assert [site.name for site in find_sites(unet)] == names
+    assert [layer.name for layer in find_attention_layers(unet)] == names
 
 
 @pytest.mark.parametrize("make", [tiny_unet, smallest_unet, sdxl_unet])
 def test_self_attention_is_free_and_cross_attention_is_not(make: Any) -> None:
-    for site in find_sites(make()):
-        assert (site.obstacle is None) == site.name.endswith("attn1")
+    for layer in find_attention_layers(make()):
+        assert (layer.unpatchable_reason is None) == layer.name.endswith("attn1")
 
 
 def _set(name: str, value: Any) -> Any:
@@ -58,7 +58,7 @@ def _set(name: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "obstacle"),
+    ("change", "unpatchable_reason"),
     [
         (_set("group_norm", torch.nn.GroupNorm(4, 16)), "group_norm"),
         (_set("norm_q", torch.nn.LayerNorm(8)), "norm_q"),
@@ -69,21 +69,24 @@ def _set(name: str, value: Any) -> Any:
         (_set("processor", type("Theirs", (AttnProcessor,), {})()), "another's (Theirs)"),
     ],
 )
-def test_obstacles(unet: Any, change: Any, obstacle: str) -> None:
+def test_obstacles(unet: Any, change: Any, unpatchable_reason: str) -> None:
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     change(unet.get_submodule(name))
-    (site,) = (site for site in find_sites(unet) if site.name == name)
-    assert site.obstacle is not None
-    assert obstacle in site.obstacle
+    (layer,) = (layer for layer in find_attention_layers(unet) if layer.name == name)
+    assert layer.unpatchable_reason is not None
+    assert unpatchable_reason in layer.unpatchable_reason
 
 
 def test_blocks_that_only_read_the_text() -> None:
     """Their first attention is cross-attention too; diffusers leaves the middle as it is."""
-    sites = find_sites(tiny_unet(only_cross_attention=True))
-    free = {site.name.partition(".")[0] for site in sites if site.obstacle is None}
+    layers = find_attention_layers(tiny_unet(only_cross_attention=True))
+    free = {layer.name.partition(".")[0] for layer in layers if layer.unpatchable_reason is None}
     assert free == {"mid_block"}
 
 
 def test_attention_elsewhere_is_named_as_such(unet: Any) -> None:
     unet.add_module("extra", build(lambda: Attention(16)))
-    assert find_sites(unet)[-1].obstacle == "not the self-attention of a transformer block"
+    assert (
+        find_attention_layers(unet)[-1].unpatchable_reason
+        == "not the self-attention of a transformer block"
+    )
