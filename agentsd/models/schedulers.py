@@ -42,7 +42,7 @@ SCHEDULERS = {
 
 
 def class_name(name: str) -> str:
-    """The class name of a scheduler, however it is spelled; an unknown name is returned as it is."""
+    """The class name of a scheduler, in any spelling; an unknown name is returned unchanged."""
     return SCHEDULERS.get(_spelled(name), name)
 
 
