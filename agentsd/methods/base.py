@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from ..errors import ScheduleError
@@ -17,6 +17,9 @@ Count = Annotated[int, Field(ge=1, le=65536)]
 
 ENDS = ("until", "until_step")
 """Parameters that say when a phase ends."""
+
+CACHE = ("cache_interval", "cache_branch", "cache_order")
+"""Parameters of the cache of deep features."""
 
 METHODS: dict[str, type[Phase]] = {}
 """The methods that a phase can have, by name."""
@@ -90,6 +93,15 @@ class Phase(StrictModel):
         until_step: The same as a number of steps, at least 1.
         max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
             the highest resolution at which the model has self-attention.
+        cache_interval: Compute the whole UNet at every so many steps, 1 to 10, and between them
+            only its outermost layers, on a forecast of the deep feature that they take from the
+            others (Ma et al., *DeepCache*, 2023, arXiv 2312.00858; the forecast is agentsd's own).
+            The larger, the faster and the farther from the unpatched image; 1, the default,
+            computes every step.
+        cache_branch: How many more layers a step between computes: 0, the default, is the last
+            one of the last block, as DeepCache's branch 0; 1 the last two.
+        cache_order: How the deep feature is forecast: 0 holds the last one as DeepCache does, 1,
+            the default, continues the line through the last two, 2 the parabola through three.
         min_tokens: Leave layers of fewer tokens alone. ``None`` takes what was measured to gain
             on this kind of device (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
 
@@ -111,6 +123,9 @@ class Phase(StrictModel):
     until_step: Annotated[int, Field(ge=1)] | None = None
     max_downsample: Literal[1, 2, 4, 8] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
+    cache_interval: Annotated[int, Field(ge=1, le=10)] = 1
+    cache_branch: Literal[0, 1] = 0
+    cache_order: Literal[0, 1, 2] = 1
 
     def __new__(cls, /, **data: Any) -> Phase:
         if cls is not Phase:
@@ -137,19 +152,22 @@ class Phase(StrictModel):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         METHODS[cls.model_fields["method"].default] = cls
 
-    @field_validator("max_downsample", mode="before")
+    @field_validator("max_downsample", "cache_branch", "cache_order", mode="before")
     @classmethod
-    def _is_whole(cls, value: Any) -> Any:
+    def _is_whole(cls, value: Any, info: ValidationInfo) -> Any:
         # A Literal compares with ==, which lets True and 1.0 pass for 1.
         if value is not None and type(value) is not int:
             raise ScheduleError(
-                f"max_downsample: input should be 1, 2, 4 or 8 (got {short_repr(value)})"
+                f"{info.field_name}: input should be a whole number (got {short_repr(value)})"
             )
         return value
 
     def model_post_init(self, _: Any) -> None:
         if self.until is not None and self.until_step is not None:
             raise ScheduleError("give until or until_step, not both")
+        for name in ("cache_branch", "cache_order"):
+            if self.cache_interval == 1 and name in self.model_fields_set:
+                raise ScheduleError(f"{name} needs a cache_interval of 2 or more")
 
     @classmethod
     def parameters(cls) -> tuple[str, ...]:
@@ -208,5 +226,6 @@ class Phase(StrictModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The method, its end and every parameter in effect, without those that are None."""
-        names = (*ENDS, "method", *self.parameters())
+        unused = CACHE if self.cache_interval == 1 else ()
+        names = [name for name in (*ENDS, "method", *self.parameters()) if name not in unused]
         return {name: value for name in names if (value := getattr(self, name)) is not None}

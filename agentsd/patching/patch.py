@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import PatchError
 from ..schedule import Phase, Schedule
+from . import deep_features
 from .diffusers_internals import Attention, AttnProcessor2_0
 from .inspection import Inspection, describe
 from .layers import REPLACEABLE, find_attention_layers, find_unet
@@ -112,6 +113,9 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
     hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
+    if any(phase.cache_interval > 1 for phase in runtime.schedule.phases):
+        hooks.append(unet.register_forward_hook(runtime.finish))
+        deep_features.install(unet, runtime)
     modules = dict(unet.named_modules())
     for number, found in enumerate(find_attention_layers(unet)):
         attn, kind = found.module, (found.downsample, found.module.heads)
@@ -211,6 +215,7 @@ def remove_patch(x: T) -> T:
             module.set_processor(layer.original if layer else AttnProcessor2_0())
         if layer is not None:
             delattr(module, LAYER)
+    deep_features.remove(unet)
     patch = _patch_of(unet)
     if patch is not None:
         for hook in patch.hooks:

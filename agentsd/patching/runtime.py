@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
-from .denoising_step import Position, locate
+from .denoising_step import Call, Position, find_call, locate
+from .deep_features import extrapolated, without_deep_residuals
+from .step_cache import StepCache
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
 """Layers of fewer tokens are left alone, by kind of device; where unlisted, as on CUDA.
@@ -46,6 +48,12 @@ class Step:
     """The resolutions at which layers do anything but what they do unpatched."""
     owners: dict[int, Tensor]
     """By number of the layer: the owners of its tokens, for the rest of its block. Of this call."""
+    forecast: Tensor | None = None
+    """The deep feature that a light step builds on; None in a step that is computed whole."""
+    records: int = 0
+    """One more than the branch whose deep feature is to be kept; 0 keeps none."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """The deep feature of this call."""
 
 
 class Runtime:
@@ -69,15 +77,18 @@ class Runtime:
             weakref.ref(pipeline) if pipeline is not None else _nothing
         )
         self.step: Step | None = None
+        self.cache = StepCache()
         self._sizes: set[tuple[int, int]] = set()
         self._told_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
-        return vars(self) | {"_pipeline": _nothing, "step": None}
+        return vars(self) | {"_pipeline": _nothing, "step": None, "cache": StepCache()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
-    def follow(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def follow(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take step and size from a UNet's call; a forward pre-hook.
 
         All that depends on the step is made here, ahead of the layers and out of a compiler's
@@ -91,7 +102,9 @@ class Runtime:
             kwargs[name] if name in kwargs else args[place]
             for place, name in enumerate(("sample", "timestep"))
         )
-        position = locate(timestep, getattr(self._pipeline(), "scheduler", None))
+        scheduler = getattr(self._pipeline(), "scheduler", None)
+        call = find_call(timestep, scheduler)
+        position = locate(timestep, scheduler, call)
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(
                 "until_step counts steps, but this UNet was called with a timestep that belongs "
@@ -110,6 +123,35 @@ class Runtime:
                 "tokens, and merging takes them away",
                 stacklevel=2,
             )
+        if call is not None and phase.cache_interval > 1:
+            self.step = self._with_cache(self.step, call, sample)
+            if self.step.forecast is not None:
+                return args, without_deep_residuals(kwargs, phase.cache_branch)
+        return None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def finish(self, *_: Any) -> None:
+        """Keep what a call leaves to later ones; a forward hook."""
+        step = self.step
+        if step is not None and step.features:
+            self.cache.put(step.phase, step.features.pop("deep"))
+        self.cache.end()
+
+    def _with_cache(self, step: Step, call: Call, sample: Tensor) -> Step:
+        """The step, told whether it is whole or light."""
+        now, phase = step.position.step, step.phase
+        self.cache.begin(call, now, sample)
+        known = [x for x in self.cache.get() if x.phase.cache_branch == phase.cache_branch]
+        is_light = (
+            len(known) > phase.cache_order
+            and known[-1].phase is phase
+            and now - known[-1].step < phase.cache_interval
+        )
+        if not is_light:
+            return replace(step, records=phase.cache_branch + 1)
+        known = known[-1 - phase.cache_order :]
+        values = {float(feature.step): feature.value for feature in known}
+        return replace(step, forecast=extrapolated(values, float(now)))
 
     def _tell_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn where the schedule would change layers, but changes none of this size."""

@@ -1,0 +1,151 @@
+"""Light steps: the outermost layers alone, on a forecast of the deep feature they build on.
+
+A UNet's deep layers change slowly from step to step. DeepCache (Ma et al., 2023, arXiv 2312.00858)
+computes them at every so many steps and holds their last output in between; here it is continued
+along its line or parabola (Lagrange) through the last steps that were computed whole.
+
+No forward of diffusers is copied: a light step calls the UNet as ever, and the modules that it
+leaves out are stood in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PatchError
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+NEVER = 1 << 10
+"""A branch that no phase has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that a light step may leave out."""
+
+    module: nn.Module
+    branch: int
+    """The least ``cache_branch`` at which it is computed, all the same."""
+    gives_feature: bool = False
+    """Whether it is one of the last block's layers, whose output is a deep feature."""
+    residuals: int | None = None
+    """Of a block on the way down: how many it hands to the way up."""
+
+
+def find_parts(unet: nn.Module) -> list[Part]:
+    """The modules of a UNet that light steps leave out.
+
+    Raises:
+        PatchError: If its last block does not have the layers that a light step computes.
+    """
+    first, *down = getattr(unet, "down_blocks", ())
+    *up, last = getattr(unet, "up_blocks", None) or (None,)
+    count = len(getattr(last, "resnets", ()))
+    if count < 2:
+        raise PatchError(
+            f"cache_interval: {type(unet).__name__} has no last block of two or more layers, of "
+            "which a light step could compute the outermost; drop cache_interval"
+        )
+    *deep, feature = (unet.mid_block, *up)
+    parts = [Part(module, NEVER, residuals=_residuals(module)) for module in down]
+    parts += [Part(module, NEVER) for module in deep]
+    parts += [Part(feature, count, gives_feature=True)]
+    for layers in _layers(first):
+        parts += [Part(module, number + 1) for number, module in enumerate(layers)]
+    parts += [Part(module, NEVER) for module in getattr(first, "downsamplers", None) or ()]
+    for layers in _layers(last):
+        parts += [
+            Part(module, count - 1 - number, gives_feature=True)
+            for number, module in enumerate(layers[:-1])
+        ]
+    return parts
+
+
+def _layers(block: nn.Module) -> Iterator[nn.ModuleList]:
+    """The lists of a block that have a module for each of its layers."""
+    for name, part in block.named_children():
+        is_list = isinstance(part, nn.ModuleList) and not name.endswith("samplers")
+        if is_list and len(part) == len(block.resnets):
+            yield part
+
+
+def _residuals(block: nn.Module) -> int:
+    return len(block.resnets) + len(getattr(block, "downsamplers", None) or ())
+
+
+def install(unet: nn.Module, runtime: Runtime) -> None:
+    """Stand in for the modules that light steps leave out, until :func:`remove`."""
+    for part in find_parts(unet):
+        previous = vars(part.module).get("forward")
+        part.module.forward = partial(_forward, part, runtime, previous)
+
+
+def remove(unet: nn.Module) -> None:
+    """Put back the forwards that were there before."""
+    for module in unet.modules():
+        ours = vars(module).get("forward")
+        if isinstance(ours, partial) and ours.func is _forward:
+            previous = ours.args[2]
+            if previous is None:
+                del module.forward
+            else:
+                module.forward = previous
+
+
+def _forward(part: Part, runtime: Runtime, previous: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a part gives: its output, or in a light step something of the same make."""
+    step = runtime.step
+    if step is None or step.forecast is None or step.phase.cache_branch >= part.branch:
+        if previous is None:
+            out = type(part.module).forward(part.module, *args, **kwargs)
+        else:
+            out = previous(*args, **kwargs)
+        if step is not None and part.gives_feature and part.branch == step.records:
+            step.features["deep"] = out if isinstance(out, Tensor) else out[0]
+        return out
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if part.gives_feature and part.branch == step.phase.cache_branch + 1:
+        hidden = step.forecast
+    else:
+        hidden = hidden[:, :1]  # nobody computes with it; what it is joined to need not be large
+    if part.residuals is not None:
+        return hidden, (hidden,) * part.residuals
+    return (hidden,) if kwargs.get("return_dict") is False else hidden
+
+
+def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any]:
+    """A light step's arguments, without what ControlNets and T2I-Adapters add to deep layers."""
+    mid, down = "mid_block_additional_residual", "down_block_additional_residuals"
+    kwargs = {k: v for k, v in kwargs.items() if k != "down_intrablock_additional_residuals"}
+    if kwargs.get(mid) is None:  # else they are a T2I-Adapter's, under an old name
+        kwargs.pop(down, None)
+    elif kwargs.get(down) is not None:
+        kept = [x if number <= branch else 0.0 for number, x in enumerate(kwargs[down])]
+        kwargs |= {mid: 0.0, down: tuple(kept)}
+    return kwargs
+
+
+def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
+    """Continue the polynomial through known values (Neville's scheme).
+
+    Args:
+        known: Values by where they are known.
+        x: Where to continue it to.
+    """
+    places, values = list(known), list(known.values())
+    for width in range(1, len(places)):
+        values = [
+            torch.lerp(a, b, (x - start) / (end - start))
+            for a, b, start, end in zip(
+                values, values[1:], places, places[width:], strict=False
+            )
+        ]
+    return values[0]
