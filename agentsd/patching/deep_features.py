@@ -10,7 +10,7 @@ leaves out are stood in for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PatchError
+from ..schedule import Phase, Schedule
+from .step_cache import Feature
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -40,13 +42,13 @@ class Part:
     """Of a block on the way down: how many it hands to the way up."""
 
 
-def find_parts(unet: nn.Module) -> list[Part]:
+def find_parts(unet: Any) -> list[Part]:
     """The modules of a UNet that light steps leave out.
 
     Raises:
         PatchError: If its last block does not have the layers that a light step computes.
     """
-    first, *down = getattr(unet, "down_blocks", ())
+    first, *down = unet.down_blocks
     *up, last = getattr(unet, "up_blocks", None) or (None,)
     count = len(getattr(last, "resnets", ()))
     if count < 2:
@@ -54,10 +56,10 @@ def find_parts(unet: nn.Module) -> list[Part]:
             f"cache_interval: {type(unet).__name__} has no last block of two or more layers, of "
             "which a light step could compute the outermost; drop cache_interval"
         )
-    *deep, feature = (unet.mid_block, *up)
     parts = [Part(module, NEVER, residuals=_residuals(module)) for module in down]
-    parts += [Part(module, NEVER) for module in deep]
-    parts += [Part(feature, count, gives_feature=True)]
+    deep = [module for module in (unet.mid_block, *up) if module is not None]
+    parts += [Part(module, NEVER) for module in deep[:-1]]
+    parts += [Part(module, count, gives_feature=True) for module in deep[-1:]]
     for layers in _layers(first):
         parts += [Part(module, number + 1) for number, module in enumerate(layers)]
     parts += [Part(module, NEVER) for module in getattr(first, "downsamplers", None) or ()]
@@ -69,7 +71,7 @@ def find_parts(unet: nn.Module) -> list[Part]:
     return parts
 
 
-def _layers(block: nn.Module) -> Iterator[nn.ModuleList]:
+def _layers(block: Any) -> Iterator[nn.ModuleList]:
     """The lists of a block that have a module for each of its layers."""
     for name, part in block.named_children():
         is_list = isinstance(part, nn.ModuleList) and not name.endswith("samplers")
@@ -77,7 +79,7 @@ def _layers(block: nn.Module) -> Iterator[nn.ModuleList]:
             yield part
 
 
-def _residuals(block: nn.Module) -> int:
+def _residuals(block: Any) -> int:
     return len(block.resnets) + len(getattr(block, "downsamplers", None) or ())
 
 
@@ -111,7 +113,7 @@ def _forward(part: Part, runtime: Runtime, previous: Any, *args: Any, **kwargs: 
         if step is not None and part.gives_feature and part.branch == step.records:
             step.features["deep"] = out if isinstance(out, Tensor) else out[0]
         return out
-    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = (*args, *kwargs.values())[0]  # the first, whatever blocks call it
     if part.gives_feature and part.branch == step.phase.cache_branch + 1:
         hidden = step.forecast
     else:
@@ -133,6 +135,43 @@ def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any
     return kwargs
 
 
+def usable(known: Sequence[Feature], phase: Phase, step: int) -> Sequence[Feature]:
+    """The features that a step is forecast from; none where it is to be computed whole.
+
+    The first steps of a run are whole, as many as a forecast takes, and so is the first of each
+    phase; then every ``cache_interval``-th.
+
+    Args:
+        known: Features of earlier steps of the run, the oldest first.
+        phase: The step's phase.
+        step: Its number.
+    """
+    known = [feature for feature in known if feature.phase.cache_branch == phase.cache_branch]
+    taken = known[-1 - phase.cache_order :]
+    if len(taken) <= phase.cache_order or taken[-1].phase is not phase:
+        return []
+    return taken if step - taken[-1].step < phase.cache_interval else []
+
+
+def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
+    """Whether each step of a run from its start is computed whole.
+
+    Example:
+        >>> from agentsd import Phase, Schedule
+        >>> schedule = Schedule(phases=[Phase(method="keys", cache_interval=3)])
+        >>> "".join("light whole ".split()[w][0] for w in whole_steps(schedule, 10))
+        'wwllwllwll'
+    """
+    known: list[Feature] = []
+    whole = []
+    for step in range(num_steps):
+        phase = schedule.phase_at(step, num_steps)
+        whole.append(phase.cache_interval == 1 or not usable(known, phase, step))
+        if whole[-1] and phase.cache_interval > 1:
+            known.append(Feature(step, phase, torch.empty(0)))
+    return whole
+
+
 def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
     """Continue the polynomial through known values (Neville's scheme).
 
@@ -144,8 +183,6 @@ def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
     for width in range(1, len(places)):
         values = [
             torch.lerp(a, b, (x - start) / (end - start))
-            for a, b, start, end in zip(
-                values, values[1:], places, places[width:], strict=False
-            )
+            for a, b, start, end in zip(values, values[1:], places, places[width:], strict=False)
         ]
     return values[0]

@@ -22,7 +22,7 @@ class Position(NamedTuple):
 class Call(NamedTuple):
     """The place of a UNet call in its list of timesteps."""
 
-    index: int
+    place: int
     length: int
     timesteps: Tensor
     """The list, or a view of it: as long as it is held, no other list has its memory."""
@@ -88,7 +88,7 @@ def locate(timestep: Tensor | float, scheduler: Any = None, call: Call | None = 
     if isinstance(known, Tensor) and known.ndim == 1 and call.length == len(known):
         num_steps = getattr(scheduler, "num_inference_steps", None) or call.length
     # Second-order schedulers call the UNet more often than there are steps, and list each call.
-    return Position(min(call.index * num_steps // call.length, num_steps - 1), num_steps)
+    return Position(min(call.place * num_steps // call.length, num_steps - 1), num_steps)
 
 
 def _value(timestep: Tensor | float) -> float:

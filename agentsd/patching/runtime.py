@@ -19,8 +19,8 @@ from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
+from .deep_features import extrapolated, usable, without_deep_residuals
 from .denoising_step import Call, Position, find_call, locate
-from .deep_features import extrapolated, without_deep_residuals
 from .step_cache import StepCache
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
@@ -138,18 +138,12 @@ class Runtime:
         self.cache.end()
 
     def _with_cache(self, step: Step, call: Call, sample: Tensor) -> Step:
-        """The step, told whether it is whole or light."""
-        now, phase = step.position.step, step.phase
+        """The step, made light if the features of earlier steps allow."""
+        phase, now = step.phase, step.position.step
         self.cache.begin(call, now, sample)
-        known = [x for x in self.cache.get() if x.phase.cache_branch == phase.cache_branch]
-        is_light = (
-            len(known) > phase.cache_order
-            and known[-1].phase is phase
-            and now - known[-1].step < phase.cache_interval
-        )
-        if not is_light:
+        known = usable(self.cache.get(), phase, now)
+        if not known:
             return replace(step, records=phase.cache_branch + 1)
-        known = known[-1 - phase.cache_order :]
         values = {float(feature.step): feature.value for feature in known}
         return replace(step, forecast=extrapolated(values, float(now)))
 

@@ -10,13 +10,12 @@ from torch import Tensor
 from ..schedule import Phase
 from .denoising_step import Call
 
-
 MOST = 3
 """Features that a forecast takes at most."""
 
 
 class Feature(NamedTuple):
-    """A feature, and the step and phase in which it was computed."""
+    """The deep feature of a step that was computed whole."""
 
     step: int
     phase: Phase
@@ -57,12 +56,12 @@ class StepCache:
         """
         kind = (latents.shape, latents.dtype, latents.device)
         last = self._call
-        repeated = last is not None and call.index == last.index
+        repeated = last is not None and call.place == last.place
         goes_on = (
             last is not None
             and kind == self._kind
             and call.is_of_the_same_list_as(last)
-            and (call.index == last.index + 1 or repeated)
+            and (call.place == last.place + 1 or repeated)
         )
         if repeated and (self._latents is None or self._latents() is not latents):
             goes_on = False
@@ -84,5 +83,5 @@ class StepCache:
 
     def end(self) -> None:
         """Free all of it after the last call of a run."""
-        if self._call is not None and self._call.index == self._call.length - 1:
+        if self._call is not None and self._call.place == self._call.length - 1:
             self._features.clear()

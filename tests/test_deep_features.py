@@ -1,0 +1,425 @@
+"""Light steps: what they compute, when, and that nothing of a run reaches another."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from test_patch import check_reversal
+from test_pipelines_of_diffusers import PIPELINES, run
+from tiny_models import call, latents, sdxl_unet, tiny_pipeline, tiny_unet, watch
+from torch import Tensor, nn
+
+from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
+from agentsd.patching.deep_features import extrapolated, find_parts, whole_steps
+from agentsd.patching.denoising_step import Call
+from agentsd.patching.step_cache import StepCache
+
+pytestmark = pytest.mark.usefixtures("small_grids")
+
+
+def cached(interval: int = 2, method: str = "full", **settings: Any) -> Schedule:
+    return Schedule(phases=[Phase(method=method, cache_interval=interval, **settings)])
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    return tiny_pipeline(tmp_path)
+
+
+def pattern(pipe: Any, steps: int = 8, **inputs: Any) -> str:
+    """The steps of a run: w for whole, l for light."""
+    seen = watch(pipe.unet)
+    latents(pipe, steps=steps, **inputs)
+    return "".join("w" if step.forecast is None else "l" for step in seen)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_forecast_continues_polynomials_of_its_order(order: int) -> None:
+    def value(x: float, degree: int) -> Tensor:
+        return torch.tensor([2.0, -1.0], dtype=torch.float64) * x**degree + 3
+
+    places = [1.0, 4.0, 6.0][: order + 1]
+    for degree in range(order + 1):
+        found = extrapolated({x: value(x, degree) for x in places}, 8.0)
+        torch.testing.assert_close(found, value(8.0, degree), rtol=1e-12, atol=1e-12)
+    beyond = extrapolated({x: value(x, order + 1) for x in places}, 8.0)
+    assert not torch.allclose(beyond, value(8.0, order + 1), rtol=1e-3)
+
+
+MODELS: dict[str, Callable[[], UNet2DConditionModel]] = {
+    "Stable Diffusion 1.x": tiny_unet,
+    "three layers a block": lambda: tiny_unet(layers_per_block=2),
+    "SDXL": lambda: sdxl_unet(layers_per_block=2),
+}
+
+
+def feature_of(unet: UNet2DConditionModel, branch: int) -> nn.Module:
+    """The module whose output is the deep feature, found another way: by counting from the end."""
+    *rest, last = unet.up_blocks
+    layers = [*zip(last.resnets, getattr(last, "attentions", last.resnets), strict=True)]
+    before = len(layers) - 2 - branch
+    return layers[before][-1] if before >= 0 else rest[-1]
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_light_step_is_the_whole_unet_on_a_forecast(name: str, branch: int) -> None:
+    """Bit for bit: the unpatched UNet, with its deep feature exchanged for the forecast."""
+    unet = MODELS[name]()
+    timesteps = torch.tensor([900, 700, 500, 300])
+    features: list[Tensor] = []
+    module = feature_of(unet, branch)
+
+    def output(x: Any) -> Tensor:
+        return x if isinstance(x, Tensor) else x[0]
+
+    hook = module.register_forward_hook(lambda *args: features.append(output(args[-1])))
+    wholes = [call(unet, timesteps[i]) for i in range(4)]
+    hook.remove()
+    line = 2 * features[1] - features[0]
+    forecasts = {0: features[0], 1: line}
+    for order, forecast in forecasts.items():
+        hook = module.register_forward_hook(
+            lambda _, __, out, f=forecast: f if isinstance(out, Tensor) else (f, *out[1:])
+        )
+        expected = call(unet, timesteps[order + 1])
+        hook.remove()
+        apply_patch(unet, cached(cache_order=order, cache_branch=branch))
+        found = [call(unet, timesteps[i]) for i in range(4)]
+        remove_patch(unet)
+        assert torch.equal(found[order], wholes[order])
+        torch.testing.assert_close(found[order + 1], expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found[order + 1], wholes[order + 1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(forecasts[0], forecasts[1])
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_a_light_step_computes_nothing_of_what_it_leaves_out(branch: int) -> None:
+    unet = tiny_unet(layers_per_block=2)
+    apply_patch(unet, cached(cache_order=0, cache_branch=branch))
+    ran: list[str] = []
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    timesteps = torch.tensor([900, 700])
+    call(unet, timesteps[0])
+    whole = len(ran)
+    ran.clear()
+    call(unet, timesteps[1])
+    assert 0 < len(ran) < whole / 2
+    rest = ("conv_in", "conv_out", "time_embedding", f"up_blocks.2.resnets.{2 - branch}")
+    rest += ("up_blocks.2.resnets.2", "up_blocks.2.attentions.2")
+    if branch:
+        rest += (
+            "up_blocks.2.attentions.1",
+            "down_blocks.0.resnets.0",
+            "down_blocks.0.attentions.0",
+        )
+    assert {name for name in ran if not name.startswith(rest)} == set()
+    assert all(any(name.startswith(part) for name in ran) for part in rest)
+
+
+@pytest.mark.parametrize(
+    ("phases", "steps", "expected"),
+    [
+        ([{"cache_interval": 2}], 8, "wwlwlwlw"),
+        ([{"cache_interval": 2, "cache_order": 0}], 6, "wlwlwl"),
+        ([{"cache_interval": 3, "cache_order": 2}], 9, "wwwllwllw"),
+        ([{"until": 0.5}, {"cache_interval": 4}], 12, "wwwwwwwwlllw"),
+        ([{"until": 0.5, "cache_interval": 2}, {"cache_interval": 3}], 12, "wwlwlwwllwll"),
+        (
+            [{"until": 0.5, "cache_interval": 2}, {"cache_interval": 2, "cache_branch": 1}],
+            10,
+            "wwlwlwwlwl",
+        ),
+        ([{"cache_interval": 10}], 2, "ww"),
+    ],
+)
+def test_which_steps_are_whole(
+    pipe: Any, phases: list[dict[str, Any]], steps: int, expected: str
+) -> None:
+    schedule = Schedule(phases=[{"method": "full"} | phase for phase in phases])
+    assert "".join("lw"[whole] for whole in whole_steps(schedule, steps)) == expected
+    apply_patch(pipe, schedule)
+    assert pattern(pipe, steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"cache_interval": 0}, "greater than or equal to 1"),
+        ({"cache_interval": 11}, "less than or equal to 10"),
+        ({"cache_interval": 2.0}, "cache_interval"),
+        ({"cache_interval": 2, "cache_branch": 2}, "cache_branch"),
+        ({"cache_interval": 2, "cache_branch": True}, "cache_branch"),
+        ({"cache_interval": 2, "cache_order": 3}, "cache_order"),
+        ({"cache_branch": 1}, "cache_branch needs a cache_interval of 2 or more"),
+        ({"cache_order": 0}, "cache_order needs a cache_interval of 2 or more"),
+    ],
+)
+def test_what_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ScheduleError, match=says):
+        Phase(method="keys", **settings)
+
+
+def test_schedules_without_it_are_written_as_before() -> None:
+    assert "cache_interval" not in Phase(method="keys").to_dict()
+    schedule = cached(3, "keys")
+    assert schedule.to_dict()["phases"][0]["cache_order"] == 1
+    assert Schedule.from_yaml(schedule.to_yaml()) == schedule
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    net = diffusers.ControlNetModel.from_unet(tiny_unet())
+    with pytest.raises(PatchError, match="cache_interval: ControlNetModel has no last block"):
+        apply_patch(net, cached())
+    assert not any("forward" in vars(module) for module in net.modules())
+
+
+@pytest.mark.cell("Pipelines, with light steps")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines(name: str, tmp_path: Path) -> None:
+    pipe, inputs = PIPELINES[name](tmp_path)
+    seen: list[bool] = []
+
+    def outputs() -> Tensor:
+        return run(pipe, inputs, steps=4)
+
+    check_reversal(pipe.unet, outputs, pipe, schedule=cached(cache_order=0))
+    apply_patch(pipe, cached())
+    for step in (steps := watch(pipe.unet)):
+        seen.append(step.forecast is None)
+    outputs()
+    assert [step.forecast is None for step in steps] == [True, True, False, True]
+
+
+INTERRUPTED = 3
+
+
+def interrupt(pipe: Any, step: int, *_: Any) -> Any:
+    if step == INTERRUPTED:
+        raise KeyboardInterrupt
+    return _[-1]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_nothing_reaches_another_run(pipe: Any, order: int, tmp_path: Path) -> None:
+    """An interrupted run, another pipeline of the same UNet, another size or batch before it."""
+    schedule = cached(cache_order=order)
+    apply_patch(pipe, schedule)
+    expected = latents(pipe, steps=6, seeds=[7])
+
+    def same() -> bool:
+        return torch.equal(latents(pipe, steps=6, seeds=[7]), expected)
+
+    with pytest.raises(KeyboardInterrupt):
+        latents(pipe, steps=6, seeds=[1], callback_on_step_end=interrupt)
+    assert same(), "after an interrupted run"
+    other = diffusers.StableDiffusionPipeline(**pipe.components)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(KeyboardInterrupt):
+        latents(other, steps=9, seeds=[1], callback_on_step_end=interrupt)
+    assert same(), "after a run by another scheduler"
+    latents(pipe, steps=6, size=(48, 32))
+    assert same(), "after another size"
+    pair = latents(pipe, steps=6, prompt=["a cat", "a dog"], seeds=[7, 8])
+    torch.testing.assert_close(pair[:1], expected, rtol=1e-4, atol=1e-4)
+    assert same(), "after a batch"
+
+
+def test_the_check_of_leaks_can_fail(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that keeps what another run left is caught by the test above."""
+    monkeypatch.setattr(StepCache, "clear", lambda self: None if vars(self) else _emptied(self))
+    monkeypatch.setattr(StepCache, "end", lambda self: None)
+    with pytest.raises(AssertionError, match="after an interrupted run"):
+        test_nothing_reaches_another_run(pipe, 0, Path())
+
+
+def _emptied(cache: StepCache) -> None:
+    fresh = object.__new__(StepCache)
+    vars(cache).update(_call=None, _step=-1, _number=-1, _latents=None, _kind=None, _features={})
+    del fresh
+
+
+def test_guidance_in_two_calls(pipe: Any) -> None:
+    """Each of a step's calls has features of its own, known by the latents they share."""
+    apply_patch(pipe, cached())
+    unet, seen = pipe.unet, watch(pipe.unet)
+    text = torch.randn(2, 1, 7, 32, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(6)
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            without, guided = (unet(x, t, one).sample for one in text)
+            x = pipe.scheduler.step(without + 2 * (guided - without), t, x).prev_sample
+    assert ["lw"[s.forecast is None] for s in seen] == [*"wwwwllwwllww"]
+    values = [s.forecast for s in seen if s.forecast is not None]
+    assert not torch.equal(values[0], values[1])
+
+
+def test_the_same_timestep_of_another_image_is_another_run(pipe: Any) -> None:
+    apply_patch(pipe, cached(cache_order=0))
+    seen = watch(pipe.unet)
+    pipe.scheduler.set_timesteps(4)
+    first, second = pipe.scheduler.timesteps[:2]
+    text = torch.ones(1, 7, 32)
+    with torch.no_grad():
+        for t in (first, second, second):
+            pipe.unet(torch.randn(1, 4, 16, 16), t, text)
+    assert [s.forecast is None for s in seen] == [True, False, True]
+
+
+def test_a_timestep_of_no_list_is_computed_whole(pipe: Any) -> None:
+    unet = pipe.unet
+    apply_patch(unet, cached(cache_order=0))
+    seen = watch(unet)
+    for timestep in (900, 700, 500):
+        call(unet, timestep)
+    assert all(step.forecast is None for step in seen)
+
+
+def test_guidance_that_ends_midway(pipe: Any) -> None:
+    """The batch halves: features of the whole batch are of no use, and it begins anew."""
+
+    def halve(pipe: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            pipe._guidance_scale = 1.0
+            values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[-1]
+        return values
+
+    apply_patch(pipe, cached())
+    inputs = {
+        "callback_on_step_end": halve,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+    }
+    assert pattern(pipe, 8, **inputs) == "wwlwwwlw"
+
+
+def test_memory_is_freed(pipe: Any) -> None:
+    apply_patch(pipe, cached())
+    kept: list[weakref.ref[Tensor]] = []
+    real = StepCache.put
+
+    def put(self: StepCache, phase: Phase, value: Tensor) -> None:
+        real(self, phase, value)
+        kept.append(weakref.ref(self.get()[-1].value))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepCache, "put", put)
+        latents(pipe, steps=8)
+    gc.collect()
+    assert len(kept) == 5
+    assert not any(ref() is not None for ref in kept)
+    with pytest.raises(KeyboardInterrupt):
+        latents(pipe, steps=8, callback_on_step_end=interrupt)
+    remove_patch(pipe)
+    gc.collect()
+    assert not any(ref() is not None for ref in kept)
+
+
+def test_a_copy_and_a_pickle_are_patched_alike(pipe: Any) -> None:
+    apply_patch(pipe, cached())
+    expected = latents(pipe, steps=6)
+    own = pipe.unet
+    for twin in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
+        parts = [vars(m)["forward"].args[0] for m in twin.modules() if "forward" in vars(m)]
+        assert {id(part.module) for part in parts} <= {id(m) for m in twin.modules()}
+        pipe.unet = twin
+        apply_patch(pipe, cached())
+        assert torch.equal(latents(pipe, steps=6), expected)
+        remove_patch(twin)
+        assert not any("forward" in vars(m) for m in twin.modules())
+    pipe.unet = own
+    assert torch.equal(latents(pipe, steps=6), expected)
+
+
+def test_forwards_that_others_replaced_are_put_back(pipe: Any) -> None:
+    """accelerate's offloading, for one, replaces forwards before the patch or after it."""
+    unet, calls = pipe.unet, []
+    block = unet.mid_block
+    real = block.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    block.forward = counted
+    plain = latents(pipe, steps=6)
+    with patched(pipe, cached()):
+        calls.clear()
+        latents(pipe, steps=6)
+        assert len(calls) == 4
+    assert block.forward is counted
+    assert torch.equal(latents(pipe, steps=6), plain)
+
+
+def test_what_one_branch_computes_is_part_of_what_the_next_does() -> None:
+    for unet in (tiny_unet(), tiny_unet(layers_per_block=2), sdxl_unet()):
+        parts = find_parts(unet)
+        assert len({id(part.module) for part in parts}) == len(parts)
+        for branch in (0, 1):
+            assert any(p.gives_feature and p.branch == branch + 1 for p in parts)
+
+
+@pytest.mark.parametrize("how", ["method", "function"])
+@pytest.mark.parametrize("method", ["full", "keys"])
+def test_compiled_whole_and_light(pipe: Any, how: str, method: str) -> None:
+    """No graph breaks, and two compilations: one whole, one light."""
+    torch._dynamo.reset()
+    apply_patch(pipe, cached(3, method))
+    eager = latents(pipe, steps=9)
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    if how == "method":
+        pipe.unet.compile(fullgraph=True, backend=backend)
+    else:
+        pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+    torch.testing.assert_close(latents(pipe, steps=9), eager, rtol=1e-3, atol=1e-3)
+    assert len(compiled) == 2
+
+
+def test_a_call_is_known_by_its_list() -> None:
+    timesteps, other = torch.arange(5), torch.arange(5)
+    cache, x = StepCache(), torch.zeros(1)
+    phase = Phase(method="full", cache_interval=2)
+
+    def kept(index: int, of: Tensor, latents: Tensor) -> int:
+        cache.begin(Call(index, 5, of), index, latents)
+        found = len(cache.get())
+        cache.put(phase, x)
+        return found
+
+    assert [kept(0, timesteps, x), kept(1, timesteps, x), kept(2, timesteps, x)] == [0, 1, 2]
+    assert kept(3, other, x) == 0, "another list"
+    assert kept(4, other, x) == 1
+    assert kept(2, other, x) == 0, "back in the list"
+    assert kept(3, other, torch.zeros(2)) == 0, "other latents"
+    cache.end()
+    assert cache.get(), "not the last call"
+    kept(4, other, torch.zeros(2))
+    cache.end()
+    assert not cache.get()
+
+
+def test_saved_without_a_trace(pipe: Any, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    apply_patch(pipe, cached())
+    latents(pipe, steps=4)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], before[name]) for name in before)
