@@ -162,7 +162,7 @@ def test_paired(run: Run, tmp_path: Path) -> None:
         (["fid", "made", "nowhere.npz"], 1, "nowhere.npz: no .npz of statistics"),
         (["fid", "real", "real"], 1, "get pt_inception-2015-12-05-6726825d.pth from"),
         (["fid", "made", "real", "--features", "inception:w.pth"], 1, "w.pth is not the standard"),
-        (["fid", "made", "real", "--features", "vgg"], 1, "no features 'vgg'"),
+        (["fid", "made", "real", "--features", "vgg"], 1, "unknown features 'vgg'"),
         (["fid", "made", "mixed"], 1, "001.png: is 48×32, those before are 32×32"),
         (["fid", "made", "grey"], 1, "000.png: is L, not RGB"),
         (["fid", "made", "real", "--size", "3"], 2, "size"),
