@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST_OPTIONS := --numprocesses 2 --dist worksteal
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test test-oldest compatibility lint wheel clean
+.PHONY: demo test test-oldest compatibility lint docs wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
@@ -34,20 +34,25 @@ lint: .venv/.lint
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The pages of docs/ and the API, in site/; a warning, such as a dead link, is an error.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 wheel: .venv/.test
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv .venv-oldest dist out
+	rm -rf .venv .venv-oldest dist out site
 
 # Made again only when what to install has changed.
 .venv/.demo: EXTRAS =
 .venv/.test: EXTRAS = [test]
 .venv/.lint: EXTRAS = [lint]
+.venv/.docs: EXTRAS = [docs]
 # An implementation of the metrics by others, to compare with; tests/independent.py says why apart.
 .venv/.test: AND_THEN = $(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
 	--upgrade --target .venv/independent torch-fidelity
-.venv/.demo .venv/.test .venv/.lint: pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.lint .venv/.docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(EXTRAS)"
 	$(AND_THEN)
