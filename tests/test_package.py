@@ -45,8 +45,8 @@ def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     # It shares the packages that agentsd needs, but not agentsd itself: a path in a .pth file is
     # searched, but .pth files found there, such as an editable install's, are not read.
-    layer = next(env.glob("lib/python*/layer-packages"))
-    (layer / "shared.pth").write_text(str(Path(torch.__file__).parents[1]))
+    site_packages = next(env.glob("lib/python*/site-packages"))
+    (site_packages / "shared.pth").write_text(str(Path(torch.__file__).parents[1]))
     python = str(env / "bin" / "python")
     install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run([sys.executable, *install], check=True)
