@@ -140,12 +140,13 @@ def test_command(command: str, folder: Path, models: dict[str, str]) -> None:
 
 
 def test_set_up_commands_are_those_of_the_makefile() -> None:
-    """The plain commands beside ``make demo`` do what it does."""
+    """The plain commands beside ``make demo`` and ``make test`` do what these do."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "make demo" in README
     assert "make test" in README
     assert commands("python3 -m venv .venv")
-    assert commands('.venv/bin/pip install --constraint constraints.txt --editable "."')
+    for extras in (".", ".[test]"):
+        assert commands(f'.venv/bin/pip install --constraint constraints.txt --editable "{extras}"')
     assert '--constraint constraints.txt --editable ".$(EXTRAS)"' in makefile
 
 
