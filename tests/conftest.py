@@ -40,6 +40,14 @@ NO_BROWSER = (
 CELL = "cell"
 """Likewise, for a row of docs/compatibility.md."""
 
+SUMMARY = {
+    "works": "work",
+    "refused": "are refused",
+    "fails": "fail",
+    "not tried": "were not tried",
+}
+"""Verdicts of several rows."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compatibility", type=Path, metavar="FILE", help="write that page")
@@ -141,7 +149,9 @@ def _write_page(page: Path, cells: list[tuple[str, str, str, str, str]]) -> None
         }
     )
     verdicts = [cell[2] for cell in cells]
-    count = ", ".join(f"{number} {verdict}" for verdict, number in Counter(verdicts).most_common())
+    count = ", ".join(
+        f"{number} {SUMMARY[verdict]}" for verdict, number in Counter(verdicts).most_common()
+    )
     versions = (torch.__version__, diffusers.__version__, transformers.__version__)
     lines = [
         "# What works with a patch",

@@ -34,6 +34,10 @@ def picture(tmp_path: Path) -> str:
 
 @pytest.fixture
 def lora(pipe: Any, tmp_path: Path) -> str:
+    return save_lora(pipe, tmp_path / "lora", "pytorch_lora_weights.safetensors")
+
+
+def save_lora(pipe: Any, folder: Path, name: str) -> str:
     """A LoRA on the UNet's cross-attention, saved as diffusers saves them."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
@@ -42,8 +46,8 @@ def lora(pipe: Any, tmp_path: Path) -> str:
         torch.manual_seed(0)
         unet.add_adapter(config)
     layers = peft.get_peft_model_state_dict(unet)
-    pipe.save_lora_weights(str(tmp_path / "lora"), unet_lora_layers=layers)
-    return str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    pipe.save_lora_weights(str(folder), unet_lora_layers=layers, weight_name=name)
+    return str(folder / name)
 
 
 def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:

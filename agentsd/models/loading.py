@@ -61,16 +61,16 @@ def load_pipeline(
 
     Args:
         model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
-            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or the id
-            of a model on the Hugging Face hub.
-        device: Where to run; by default CUDA where there is one, else MPS, else the CPU.
+            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or a model
+            id on the Hugging Face hub.
+        device: Where to run; by default CUDA if available, else MPS, else the CPU.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
             float32 on the CPU and float16 elsewhere.
-        allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
-            otherwise, since loading them can run any code.
+        allow_pickle: Allow weights in pickle format (``.ckpt``, ``.bin``), which can execute
+            arbitrary code when loaded.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
-            (``revision``; ``variant``, found by itself in a folder that has only one;
-            ``config``, a folder that spares a single file the hub).
+            (``revision``; ``variant``, by default the only one in a folder; ``config``, a folder
+            to configure a single file from, instead of the hub).
 
     Returns:
         The pipeline on its device.
