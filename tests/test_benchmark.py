@@ -13,8 +13,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, tiny_unet
 
 from agentsd import cli
-from agentsd.benchmark import timing
-from agentsd.benchmark.timing import BASES, Case, floor, run, variants_of
+from agentsd.benchmark import cases, stopwatch, timing, variants
+from agentsd.benchmark.cases import Case
+from agentsd.benchmark.timing import run
+from agentsd.benchmark.variants import REFERENCES, floor, variants_of
 from agentsd.errors import SettingsError
 from agentsd.models.architectures import ARCHITECTURES
 
@@ -35,9 +37,9 @@ def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     unet = tiny_unet()
     monkeypatch.setattr(timing, "build", lambda case: unet)
     before = call(unet)
-    variants = variants_of(["paper", "faithful"])
-    *_, rows = run(Case("pocket", 16, 32), variants, rounds=2)
-    assert [row.variant for row in rows] == list(variants)
+    timed = variants_of(["paper", "faithful"])
+    *_, rows = run(Case("pocket", 16, 32), timed, rounds=2)
+    assert [row.variant for row in rows] == list(timed)
     assert rows[0].ratio == 1
     assert rows[0].distance == 0
     assert rows[1].removed == 1
@@ -76,7 +78,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k | {"backend": backend}))
-    compiled, plain = [], timing.Stopwatch._run
+    compiled, plain = [], stopwatch.Stopwatch._run
 
     def counted(watch: Any, calls: int) -> float:
         before = len(graphs)
@@ -84,18 +86,18 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.append(len(graphs) - before)
         return seconds
 
-    monkeypatch.setattr(timing.Stopwatch, "_run", counted)
+    monkeypatch.setattr(stopwatch.Stopwatch, "_run", counted)
 
     def anew(unet: Any) -> Any:
         """A class of its own at each call, which a compiler must take for new code."""
 
-        class Zeros(timing._Zeros):
+        class Zeros(variants._Zeros):
             pass
 
-        return timing.replaced_processors(timing.top_attention_layers(unet), lambda _: Zeros())
+        return variants.replaced_processors(variants.top_attention_layers(unet), lambda _: Zeros())
 
-    variants = BASES | {"anew": timing.Variant(anew)}
-    *_, rows = run(Case("sd15-top", 16, 16, compiled=True), variants, rounds=2)
+    timed_variants = REFERENCES | {"anew": anew}
+    *_, rows = run(Case("sd15-top", 16, 16, compiled=True), timed_variants, rounds=2)
     warm, timed = compiled[::2], compiled[1::2]
     assert any(warm)
     assert not any(timed)
@@ -113,10 +115,10 @@ def test_shapes_are_those_of_the_real_models(name: str) -> None:
 
 def test_the_top_block_is_one_of_the_whole() -> None:
     with torch.device("meta"):
-        whole, top = (UNet2DConditionModel(**timing.TIMED[name]) for name in ("sd15", "sd15-top"))
-    [layer] = timing.top_attention_layers(top)
+        whole, top = (UNet2DConditionModel(**cases.TIMED[name]) for name in ("sd15", "sd15-top"))
+    [layer] = variants.top_attention_layers(top)
     assert layer.downsample == 1
-    assert str(layer.module) == str(timing.top_attention_layers(whole)[0].module)
+    assert str(layer.module) == str(variants.top_attention_layers(whole)[0].module)
 
 
 class TestCommand:
@@ -168,6 +170,6 @@ class TestCommand:
 
 def test_a_case_out_of_range() -> None:
     with pytest.raises(SettingsError, match="no model"):
-        next(run(Case("sd9"), BASES, 1))
+        next(run(Case("sd9"), REFERENCES, 1))
     with pytest.raises(SettingsError, match="rounds"):
-        next(run(Case("pocket"), BASES, 0))
+        next(run(Case("pocket"), REFERENCES, 0))

@@ -175,7 +175,7 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
     [
         (["--schedule", "papre"], 2, "no preset schedule 'papre'"),
         (["--schedule", "nowhere/a.yaml"], 2, "cannot be read"),
-        (["--schedule", "none", "--compare"], 2, "--compare needs a schedule"),
+        (["--schedule", "none", "--compare"], 2, "a comparison requires a schedule"),
         (["--guidance-scale", "-3"], 2, "guidance_scale"),
         (["--guidance-scale", "much"], 2, "guidance-scale"),
         (["--num-inference-steps", "0"], 2, "num_inference_steps"),
@@ -193,17 +193,22 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--init-image", "nowhere.png"], 2, "No such file"),
         (["--strength", "0.5"], 2, "there is none"),
         (["--controlnet", "x"], 2, "one needs the other"),
-        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 1, "ControlNet"),
+        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 2, "ControlNet"),
         (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
-        (["--lora", "docs:0.5"], 1, "the LoRA 'docs' cannot be loaded"),
-        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 1, "--allow-pickle"),
+        (["--lora", "docs:0.5"], 2, "the LoRA 'docs' cannot be loaded"),
+        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 2, "--allow-pickle"),
         (["--attention-backend", "none"], 2, "attention_backend"),
         (["--cpu-offload", "model"], 2, "on the CPU already"),
         (["--from-image", "docs/images/demo.png"], 2, "drop --prompt"),
         (["--dtype", "int8"], 2, "int8"),
-        (["--device", "abacus"], 1, "no device 'abacus'"),
-        (["--model", "nowhere/at/all"], 1, "neither a folder nor a file"),
-        (["--out", "pyproject.toml"], 1, "is a file"),
+        (["--device", "abacus"], 2, "no device 'abacus'"),
+        (["--model", "nowhere/at/all"], 2, "neither a folder nor a file"),
+        (
+            ["--model", "nowhere"],
+            2,
+            "'nowhere' is neither a folder nor a file here, nor a",
+        ),
+        (["--out", "pyproject.toml"], 2, "is a file"),
         (["--no-such-option"], 2, "no-such-option"),
     ],
 )
@@ -424,10 +429,11 @@ def test_the_app_tells_in_one_line_what_is_wrong(
             main(["app", *more])
         err = capsys.readouterr().err
         assert (says in err, len(err.splitlines())) == (True, 1), err
-    monkeypatch.setattr("agentsd.cli.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="1"):
+    monkeypatch.setattr("agentsd.cli.app.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
         main(["app"])
-    assert capsys.readouterr().err == "error: the app needs gradio: pip install gradio\n"
+    error = 'error: the app requires gradio; run `pip install "gradio>=6,<7"`\n'
+    assert capsys.readouterr().err == error
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str
         assert without == found | {"hidden": 0}
     picture_sets.manifest(tmp_path / "all", 24, hidden=tuple(range(24)))
     code, _, err = run(command[0], "all", *command[1:])
-    assert (code, err.count("\n")) == (1, 1), err
+    assert (code, err.count("\n")) == (2, 1), err
     assert "replaced with a black image" in err
 
 
@@ -91,7 +91,7 @@ def test_statistics_serve_fid(run: Run) -> None:
     assert from_file["fid"] == pytest.approx(from_images["fid"], rel=1e-9)
     for command in ("kid", "precision-recall", "paired"):
         code, out, err = run(command, "made", "real.npz")
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "real.npz: statistics serve FID alone" in err
 
 
@@ -155,23 +155,23 @@ def test_paired(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["fid", "empty", "real"], 1, "empty holds no image"),
-        (["fid", "one", "real", "--features", "pocket"], 1, "at least 2 images are needed (got 1)"),
-        (["kid", "one", "real", "--features", "pocket"], 1, "at least 3 images are needed (got 1)"),
-        (["fid", "nowhere", "real"], 1, "nowhere: there is no such folder"),
-        (["fid", "made", "nowhere.npz"], 1, "nowhere.npz: no .npz of statistics"),
-        (["fid", "real", "real"], 1, "get pt_inception-2015-12-05-6726825d.pth from"),
-        (["fid", "made", "real", "--features", "inception:w.pth"], 1, "w.pth is not the standard"),
-        (["fid", "made", "real", "--features", "vgg"], 1, "no features 'vgg'"),
-        (["fid", "made", "mixed"], 1, "001.png: is 48×32, those before are 32×32"),
-        (["fid", "made", "grey"], 1, "000.png: is L, not RGB"),
+        (["fid", "empty", "real"], 2, "empty holds no image"),
+        (["fid", "one", "real", "--features", "pocket"], 2, "at least 2 images are needed (got 1)"),
+        (["kid", "one", "real", "--features", "pocket"], 2, "at least 3 images are needed (got 1)"),
+        (["fid", "nowhere", "real"], 2, "nowhere: there is no such folder"),
+        (["fid", "made", "nowhere.npz"], 2, "nowhere.npz: no .npz of statistics"),
+        (["fid", "real", "real"], 2, "get pt_inception-2015-12-05-6726825d.pth from"),
+        (["fid", "made", "real", "--features", "inception:w.pth"], 2, "w.pth is not the standard"),
+        (["fid", "made", "real", "--features", "vgg"], 2, "unknown features 'vgg'"),
+        (["fid", "made", "mixed"], 2, "001.png: is 48×32, those before are 32×32"),
+        (["fid", "made", "grey"], 2, "000.png: is L, not RGB"),
         (["fid", "made", "real", "--size", "3"], 2, "size"),
-        (["fid", "made", "real", "--device", "abacus"], 1, "no device 'abacus'"),
-        (["clip-score", "real", "--clip", "pocket"], 1, "30 of 30 images have no prompt"),
-        (["clip-score", "made", "--prompts", "short.txt"], 1, "short.txt has 1 prompts for 24"),
-        (["clip-score", "made", "--clip", "inception"], 1, "inception reads no prompts"),
-        (["paired", "real", "one"], 1, "30 images and 1 to compare with: 29 have no counterpart"),
-        (["statistics", "made", "s.txt"], 1, "s.txt: statistics are written as .npz"),
+        (["fid", "made", "real", "--device", "abacus"], 2, "no device 'abacus'"),
+        (["clip-score", "real", "--clip", "pocket"], 2, "30 of 30 images have no prompt"),
+        (["clip-score", "made", "--prompts", "short.txt"], 2, "short.txt has 1 prompts for 24"),
+        (["clip-score", "made", "--clip", "inception"], 2, "inception reads no prompts"),
+        (["paired", "real", "one"], 2, "30 images and 1 to compare with: 29 have no counterpart"),
+        (["statistics", "made", "s.txt"], 2, "s.txt: statistics are written as .npz"),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
@@ -201,7 +201,7 @@ def test_bad_input_is_an_error_of_one_line(
 def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
     for name in ("real/003.png", "real/004.png"):
         (tmp_path / name).write_text("no image")
-    assert run("fid", "made", "real")[0] == 1
+    assert run("fid", "made", "real")[0] == 2
     code, out, err = run("fid", "made", "real", "--skip-bad", "--json")
     assert code == 0
     assert len(json.loads(out)["bad"]) == 2
@@ -235,7 +235,7 @@ def test_unfinished_runs_are_refused_unless_asked_for(
     (tmp_path / "run" / "run.json").write_text('{"config": {"images": 24}}')
     pocket = ["--clip" if arguments[0] in ("clip-score", "paired") else "--features", "pocket"]
     code, out, err = run(*arguments, *pocket)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "run: the run is unfinished; images missing: 2 of 24" in err
     code, out, err = run(*arguments, *pocket, "--unfinished", "--json")
     assert code == 0, err

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from agentsd import Phase, Schedule, load_pipeline, patched
-from agentsd.benchmark.timing import floor
+from agentsd.benchmark.variants import floor
 from agentsd.models.adapters import PipelineOptions, configure_pipeline
 from agentsd.models.loading import POCKET_GUIDANCE
 
