@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, tiny_unet
 
 from agentsd import cli
-from agentsd.benchmark import cases, stopwatch, timing, variants
+from agentsd.benchmark import cases, output, stopwatch, timing, variants
 from agentsd.benchmark.cases import Case
 from agentsd.benchmark.timing import run
 from agentsd.benchmark.variants import REFERENCES, floor, variants_of
@@ -42,7 +42,8 @@ def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     assert [row.variant for row in rows] == list(timed)
     assert rows[0].ratio == 1
     assert rows[0].distance == 0
-    assert rows[1].removed == 1
+    saved = 1 - rows[1].seconds / rows[0].seconds
+    assert rows[1].removed == (1 if saved > timing.LEAST_SAVING else None)
     assert all(row.distance > 0 for row in rows[1:])
     assert all(row.rounds == 2 and row.tokens == 512 and row.seconds > 0 for row in rows)
     assert all(0 < row.attention_seconds < row.seconds for row in rows)
@@ -62,6 +63,33 @@ def test_the_floor_gives_zeros_at_the_top_alone() -> None:
         top = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
         assert not top(torch.randn(1, 256, 16)).any()
     assert changed == {"down_blocks.0", "up_blocks.2"}
+
+
+@pytest.mark.parametrize(
+    ("floor", "removed", "shown"), [(0.5, 0.6, "0.60"), (0.98, None, "–"), (1.2, None, "–")]
+)
+def test_removed_needs_a_floor_that_saves_something(
+    floor: float, removed: float | None, shown: str, tmp_path: Path
+) -> None:
+    """As a share of next to nothing it would be any number."""
+    times = {
+        name: [stopwatch.Times(seconds, 0.1, 0.0)] * 3
+        for name, seconds in {"unpatched": 1.0, "floor": floor, "faithful": 0.7}.items()
+    }
+    first = timing._FirstCall(1.0, 0.1, 1)
+    rows = [timing._measurement(Case(), name, 4096, times, first) for name in times]
+    assert rows[2].removed == (removed if removed is None else pytest.approx(removed))
+    table = output.table(rows)
+    assert list(table.columns[6].cells)[2] == shown
+    note = output.removed_note(rows)
+    if removed is None:
+        assert note is not None
+        assert note.startswith("no 'removed' at 4,096 tokens")
+    else:
+        assert note is None
+    output.write_csv(rows, tmp_path / "figures.csv", "agentsd benchmark")
+    written = csv.DictReader((tmp_path / "figures.csv").read_text().splitlines()[2:])
+    assert [row["removed"] for row in written][2] == (f"{removed}" if removed else "")
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(10, 1), (0.1, 5), (1e-4, 64)])

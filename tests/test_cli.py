@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_unet, with_safety_checker
+from typer.main import get_command
 
 from agentsd import __version__
-from agentsd.cli import main
+from agentsd.cli import agentsd, main
+from agentsd.cli.app import GRADIO
 from agentsd.generation.image_files import read_record
 from agentsd.image_settings import image_seed
 
@@ -146,6 +149,43 @@ def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
     summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "fast")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
+
+
+def test_compare_is_generate_compare(run: Any, model: str, tmp_path: Path, capsys: Any) -> None:
+    """As a command of its own or a flag, it makes the same images and says the same things."""
+    more = ("--seed", "3", "--num-images", "2", "--height", "64", "--schedule", "fast", "--json")
+    code, out, err = run("--compare", *more)
+    assert code == 0, err
+    given = ["--model", model, "--prompt", "red", "--num-inference-steps", "2", "--device", "cpu"]
+
+    def compare(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *given, *arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    code, again, _ = compare("--out", str(tmp_path / "other"), *more)
+    assert (code, untimed(again)) == (0, untimed(out))
+    for name in ("00000.png", "00000-unpatched.png", "00001.png", "00001-unpatched.png"):
+        assert pixels(tmp_path / "other" / name) == pixels(tmp_path / "out" / name)
+    for wrong in (["--schedule", "none"], ["--prompt", "blue"], ["--height", "70"]):
+        code, _, err = compare("--out", str(tmp_path / "other"), *wrong)
+        assert (code, err) == (2, run("--compare", *wrong)[2])
+
+
+def untimed(summary: str) -> Any:
+    """A summary without what depends on the clock."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if not k.endswith(CLOCK)}
+        return value
+
+    return without(json.loads(summary))
+
+
+CLOCK = ("seconds", "speedup")
 
 
 def pixels(file: Path) -> bytes:
@@ -434,6 +474,67 @@ def test_the_app_tells_in_one_line_what_is_wrong(
         main(["app"])
     error = 'error: the app requires gradio; run `pip install "gradio>=6,<7"`\n'
     assert capsys.readouterr().err == error
+
+
+COMMANDS = [
+    *("generate", "compare", "inspect", "benchmark", "app"),
+    *(
+        f"evaluate {name}"
+        for name in (
+            *("score", "fid", "kid", "precision-recall", "clip-score", "paired"),
+            *("statistics", "run", "report"),
+        )
+    ),
+]
+
+
+def test_help_lists_every_command_and_the_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    top: Any = get_command(agentsd)
+    nested = [f"evaluate {name}" for name in top.commands["evaluate"].commands]
+    assert {*top.commands, *nested} == {*COMMANDS, "evaluate"}
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for name in top.commands:
+        assert f"│ {name} " in out
+    assert "Exit codes: 0 success; 1 the work failed" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_option(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    found: Any = get_command(agentsd)
+    for name in command.split():
+        found = found.commands[name]
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert found.help.partition(".")[0].split(";")[0] in out
+    assert found.params
+    for param in found.params:
+        assert param.help, param.name
+        assert f" {param.opts[0]} " in out
+        assert " ".join(param.help.split()[:3]) in out
+
+
+def test_help_of_sizes_mentions_the_init_image(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("generate", "compare"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        height = capsys.readouterr().out.partition("--height")[2].partition("--width")[0]
+        assert "--init-image" in height
+
+
+def test_the_app_s_hint_is_the_extra_of_the_package() -> None:
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    extra = re.search(r'^app = \["(.*)"\]$', file.read_text(), re.MULTILINE)
+    assert extra is not None
+    assert extra[1] == GRADIO
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import picture_sets
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from agentsd.cli import main
+from agentsd.evaluation.features import Extractor
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -151,6 +153,86 @@ def test_paired(run: Run, tmp_path: Path) -> None:
     assert run("paired", "made", "made")[0] == 0  # by prompt and seed
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of a network gets."""
+    found: list[int] = []
+    real = Extractor.__call__
+
+    def counted(self: Extractor, images: list[Image.Image]) -> Any:
+        found.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(Extractor, "__call__", counted)
+    return found
+
+
+ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
+
+
+@pytest.mark.usefixtures("sets")
+def test_score_is_the_single_commands_from_one_extraction(
+    run: Run, tmp_path: Path, seen: list[int]
+) -> None:
+    picture_sets.manifest(tmp_path / "others", 24)  # the same prompts and seeds, ...
+    for file in (tmp_path / "others" / "images").iterdir():
+        Image.open(file).transpose(Image.Transpose.ROTATE_90).save(file)  # ... other images
+    lines = (tmp_path / "others" / "manifest.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        del entry["sha256"]
+    (tmp_path / "others" / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    flags = [f"--{name}" for name in ALL]
+    code, out, err = run("score", "made", "others", *flags, "--infinity", "--json", "--out", "o")
+    assert code == 0, err
+    found = json.loads(out)
+    assert sum(seen) == 24 + 24
+    assert err.count("24/24 images") == 2
+    assert json.loads(run("score", "made", "others", "--infinity", "--json")[1]) == found
+    assert (found["images"], found["pairs"], found["features"]) == (24, 24, "pocket")
+    for name in ALL:
+        sets = ("made",) if name == "clip-score" else ("made", "others")
+        one = json.loads(run(name, *sets, "--json")[1])
+        prefix = name.replace("-", "_")
+        for key in ("error", "interval"):
+            if key in one:
+                one[f"{prefix}_{key}"] = one.pop(key)
+        assert one.items() <= found.items()
+    files = ["clip_scores.jsonl", "likeness.json", "likeness.jsonl", "worst.png"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == files
+    text = run("score", "made", "others")[1]
+    for start in ("FID", "KID", "precision", "CLIP score", "psnr", "ssim", "cosine"):
+        assert re.search(rf"^{start} ", text, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("sets")
+def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
+    figures = {"fid", "kid", "precision", "recall", "clip_score", "psnr"}
+
+    def measured(*arguments: str) -> tuple[set[str], str]:
+        code, out, err = run("score", *arguments, "--features", "pocket", "--json")
+        assert code == 0, err
+        return figures & json.loads(out).keys(), err
+
+    assert measured("made")[0] == {"clip_score"}
+    found, err = measured("made", "real")
+    assert found == figures - {"psnr"}
+    assert "note: no similarity of pairs: 24 images and 30 to compare with" in err
+    found, err = measured("real", "made")
+    assert found == figures - {"psnr", "clip_score"}
+    assert "note: no CLIP score: 30 of 30 images have no prompt" in err
+    assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
+    assert measured("made", "real.npz")[0] == {"fid", "clip_score"}
+    assert measured("made", "real", "--kid")[0] == {"kid"}
+    for arguments, says in (
+        (["real"], "30 of 30 images have no prompt, such as real/000.png; give --prompts"),
+        (["made", "--fid"], "made: only the CLIP score needs no reference; give REFERENCE"),
+        (["made", "real.npz", "--kid"], "real.npz: statistics serve FID alone"),
+    ):
+        code, out, err = run("score", *arguments)
+        assert (code, out, says in err) == (2, "", True), err
+
+
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
@@ -249,13 +331,6 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(run: Run) -> None:
     assert re.search(r"^30/30 images, ", err, re.MULTILINE)
     assert len(out.splitlines()) == 1
     assert re.search(r"^24/24 pairs, ", run("paired", "made", "made")[2], re.MULTILINE)
-
-
-def test_help_names_the_commands(run: Run) -> None:
-    code, out, _ = run("--help")
-    assert code == 0
-    for command in ("fid", "kid", "precision-recall", "clip-score", "paired", "run", "report"):
-        assert f" {command} " in out
 
 
 @pytest.mark.parametrize("name", ["fid", "clip-score"])

@@ -47,7 +47,8 @@ def serve(
     max_images: Annotated[int, typer.Option(help="Most images of an X/Y plot.")] = 16,
     device: Device = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(show_default="float32 on the CPU, else float16")
+        Dtype | None,
+        typer.Option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
     ] = None,
 ) -> None:
     """Serve a web page that compares patched with unpatched images and edits schedules."""

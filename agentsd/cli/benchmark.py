@@ -63,7 +63,10 @@ def benchmark(
     ] = 2,
     dtype: Annotated[
         str | None,
-        typer.Option(show_default="float16; on the CPU bfloat16, for pocket float32"),
+        typer.Option(
+            help="float32, float16 or bfloat16.",
+            show_default="float16; on the CPU bfloat16, for pocket float32",
+        ),
     ] = None,
     device: Device = None,
     threads: Annotated[

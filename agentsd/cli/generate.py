@@ -112,7 +112,11 @@ class RunOptions:
     ] = True
     progress: Annotated[
         ProgressStyle | None,
-        typer.Option(show_default="rich on a terminal, else plain", rich_help_panel=RUN),
+        typer.Option(
+            help="How progress is shown on stderr.",
+            show_default="rich on a terminal, else plain",
+            rich_help_panel=RUN,
+        ),
     ] = None
     stale_after: Annotated[
         float,

@@ -100,7 +100,11 @@ class ModelOptions:
     ] = None
     dtype: Annotated[
         Dtype | None,
-        typer.Option(show_default="float32 on the CPU, else float16", rich_help_panel=MODEL),
+        typer.Option(
+            help="Floating-point type.",
+            show_default="float32 on the CPU, else float16",
+            rich_help_panel=MODEL,
+        ),
     ] = None
     scheduler: Annotated[
         str | None,

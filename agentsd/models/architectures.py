@@ -87,7 +87,7 @@ def load_architecture(model: str) -> Architecture:
     except Exception as error:  # diffusers and the hub raise kinds of their own
         if not os.path.exists(place) and (missing := missing_from_hub(error)):
             raise LoadError(
-                f"{short_repr(model)} is neither a folder here, {missing}; there are also pocket, "
+                f"{short_repr(model)} is neither a folder here {missing}; there are also pocket, "
                 f"{', '.join(ARCHITECTURES)}"
             ) from error
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
