@@ -176,8 +176,8 @@ def test_clip_by_folder_is_the_same(clip: Clip) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("vgg", "no features 'vgg'"),
-        ("clip:", "no features 'clip:'"),
+        ("vgg", "unknown features 'vgg'"),
+        ("clip:", "unknown features 'clip:'"),
         ("clip:nowhere/at/all/x", "no CLIP 'nowhere/at/all/x'"),
         ("inception:none.pth", "no Inception weights at none.pth"),
     ],

@@ -45,7 +45,7 @@ def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     # The packages that agentsd needs are lent to it; agentsd itself is not: a path given in a
     # .pth file is searched, but the .pth files found there, an editable install's, are not read.
-    layer = next(env.glob("lib/python*/layer-packages"))
+    layer = next(env.glob("lib/python*/site-packages"))
     (layer / "lent.pth").write_text(str(Path(torch.__file__).parents[1]))
     python = str(env / "bin" / "python")
     install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]

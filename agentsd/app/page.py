@@ -65,7 +65,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 )
                 figures = gr.HTML(elem_id="figures")
                 gallery = gr.Gallery(
-                    label="TimedImage since the page was opened: a click brings the settings back",
+                    label="Made since the page was opened: a click brings the settings back",
                     format="png",
                     columns=6,
                     fit_columns=False,
@@ -211,7 +211,7 @@ def _controls(catalog: ModelCatalog) -> tuple[dict[str, Any], dict[str, Any]]:
         value=DEFAULT_SCHEDULE,
         label="Schedule",
         info="faithful: nearest to the unpatched image. fast: a quarter of its keys. paper: as "
-        "published. Architecture your own below.",
+        "published. Shape your own below.",
     )
     with gr.Row(elem_id="seed"):
         found["seed"] = gr.Number(
