@@ -16,12 +16,12 @@ PRIVATE = re.compile(r"^\s*(?:from|import) diffusers\.models", re.MULTILINE)
 
 
 def test_diffusers_is_private_in_one_place() -> None:
-    """Whatever is not public there may move with any release."""
+    """Anything private may move with any release."""
     found = [path for path in PACKAGE.rglob("*.py") if PRIVATE.search(path.read_text("utf-8"))]
     assert [path.name for path in found] == ["diffusers_internals.py"]
 
 
-def test_a_diffusers_that_lacks_something_is_told_of() -> None:
+def test_a_diffusers_that_lacks_something_is_reported() -> None:
     code = (
         "import agentsd.patching.patch, diffusers.models.attention_dispatch as d, sys\n"
         "for name in [n for n in sys.modules if n.startswith('agentsd')]: del sys.modules[name]\n"

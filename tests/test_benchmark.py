@@ -1,4 +1,4 @@
-"""The benchmark tells what it timed, keeps what it has, and says what it cannot do."""
+"""The benchmark: what it times and writes, what an interruption keeps, what it refuses."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_floor_gives_zeros_at_the_top_alone() -> None:
 def test_removed_needs_a_floor_that_saves_something(
     floor: float, removed: float | None, shown: str, tmp_path: Path
 ) -> None:
-    """As a share of next to nothing it would be any number."""
+    """As a share of next to nothing it could be any number."""
     times = {
         name: [stopwatch.Times(seconds, 0.1, 0.0)] * 3
         for name, seconds in {"unpatched": 1.0, "floor": floor, "faithful": 0.7}.items()
@@ -116,15 +116,15 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stopwatch.Stopwatch, "_run", counted)
 
-    def anew(unet: Any) -> Any:
-        """A class of its own at each call, which a compiler must take for new code."""
+    def new_class(unet: Any) -> Any:
+        """A new class at each call, which a compiler must treat as new code."""
 
         class Zeros(variants._Zeros):
             pass
 
         return variants.replaced_processors(variants.top_attention_layers(unet), lambda _: Zeros())
 
-    timed_variants = REFERENCES | {"anew": anew}
+    timed_variants = REFERENCES | {"new class": new_class}
     *_, rows = run(Case("sd15-top", 16, 16, compiled=True), timed_variants, rounds=2)
     warm, timed = compiled[::2], compiled[1::2]
     assert any(warm)
@@ -133,8 +133,8 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_shapes_are_those_of_the_real_models(name: str) -> None:
-    """As many parameters as their cards say, in millions."""
+def test_architectures_are_those_of_the_real_models(name: str) -> None:
+    """As many parameters, in millions, as on their model cards."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[name])
     count = sum(p.numel() for p in unet.parameters()) / 1e6
@@ -178,7 +178,7 @@ class TestCommand:
         assert out.with_suffix(".png").is_file()
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "says"),
         [
             (("--size", "12"), "--size"),
             (("--size", "64x"), "--size"),
@@ -189,10 +189,10 @@ class TestCommand:
             (("--out", "figures.txt"), ".csv"),
         ],
     )
-    def test_bad_input(self, arguments: tuple[str, str], told: str, capsys: Any) -> None:
+    def test_bad_input(self, arguments: tuple[str, str], says: str, capsys: Any) -> None:
         assert command(*arguments) not in (0, 130)
         error = capsys.readouterr().err
-        assert told in error
+        assert says in error
         assert "Traceback" not in error
 
 

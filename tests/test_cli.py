@@ -64,7 +64,9 @@ def test_compare(run: Any, tmp_path: Path) -> None:
         (("--template", "{} {}"), "template: must hold {} once (got '{} {}')"),
     ],
 )
-def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: str) -> None:
+def test_compare_refuses_options_without_effect(
+    run: Any, tmp_path: Path, more: Any, says: str
+) -> None:
     code, _, err = run("--compare", *more)
     assert (code, says in err) == (2, True), err
     assert not (tmp_path / "out").exists()
@@ -73,10 +75,10 @@ def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: st
 @pytest.mark.parametrize(
     ("more", "says"), [(("--compare",), "not measured"), ((), "0 images made, of 1")]
 )
-def test_hidden_images_are_not_good_ones(
+def test_hidden_images_do_not_count_as_made(
     run: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch, more: Any, says: str
 ) -> None:
-    """All are black: neither two images made nor twice the same image."""
+    """All are black: these are not images that were made, nor two equal ones."""
     with_safety_checker(pipe)
     for module in ("models.loading", "generation.batch.launch"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", lambda *_, **__: pipe)
@@ -101,7 +103,7 @@ def test_a_run_that_leaves_no_step_is_refused_before_loading(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_that_leaves_no_step_is_a_bad_one(run: Any, tmp_path: Path) -> None:
+def test_a_row_that_leaves_no_step_is_invalid(run: Any, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
     rows = [{"prompt": "a", "num_inference_steps": 1}, {"prompt": "b", "num_inference_steps": 5}]
     file = tmp_path / "p.jsonl"
@@ -120,7 +122,7 @@ def test_compare_from_an_image(run: Any, tmp_path: Path) -> None:
     assert (code, "× as fast" in out) == (0, True), err
 
 
-def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("of\nsomething")
 
@@ -145,14 +147,14 @@ def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     ]
 
 
-def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
+def test_json_of_compare_is_its_summary(run: Any, tmp_path: Path) -> None:
     summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "fast")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
 
 
 def test_compare_is_generate_compare(run: Any, model: str, tmp_path: Path, capsys: Any) -> None:
-    """As a command of its own or a flag, it makes the same images and says the same things."""
+    """Command or flag: the same images, the same summary, the same errors."""
     more = ("--seed", "3", "--num-images", "2", "--height", "64", "--schedule", "fast", "--json")
     code, out, err = run("--compare", *more)
     assert code == 0, err
@@ -268,8 +270,8 @@ def test_bad_input_is_an_error_of_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None:
-    """Bit for bit, though it was one of a batch, from its file alone."""
+def test_from_image_regenerates_it(run: Any, tmp_path: Path, model: str) -> None:
+    """Bit for bit from its file alone, even if it was made in a batch."""
     size = ("--height", "64", "--width", "96")
     how = ("--schedule", "faithful", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
     assert run("--prompt", "b", "--num-images", "3", "--batch-size", "4", *how)[0] == 0
@@ -291,7 +293,7 @@ def again(image: Path, out: Path) -> int:
 def test_inputs_that_changed_are_named(
     run: Any, tmp_path: Path, model: str, pipe: Any, capsys: Any, what: str
 ) -> None:
-    """A run goes on, and an image is made again, from the same files alone."""
+    """A run resumes, and an image is regenerated, only from the same files."""
     files = {
         "model": Path(model, "unet", "diffusion_pytorch_model.safetensors"),
         "lora": save_lora(pipe, tmp_path / "lora", seed=0),
@@ -331,8 +333,8 @@ def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
     return folder / "pytorch_lora_weights.safetensors"
 
 
-def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
-    """The model's own size may be one that may not be asked for; that of an init image, too."""
+def test_images_of_any_size_are_regenerated(run: Any, tmp_path: Path) -> None:
+    """The size of a model or of an init image may be one that --height and --width refuse."""
     Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")
     follow = ("--init-image", str(tmp_path / "init.png"), "--strength", "1")
     for number, (more, size) in enumerate(
@@ -353,7 +355,7 @@ def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
         assert other.read_bytes() == made.read_bytes()
 
 
-def test_a_scheduler_is_one_run_however_it_is_spelled(run: Any) -> None:
+def test_spellings_of_a_scheduler_are_one_run(run: Any) -> None:
     spellings = ("dpm++ 2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "dpmsolvermultistep")
     summaries = [run("--scheduler", spelled, "--json") for spelled in spellings]
     assert [json.loads(out)["there_before"] for _, out, _ in summaries] == [0, 1, 1, 1]
@@ -373,14 +375,14 @@ def test_a_variant_found_by_itself_is_on_record(run: Any, model: str, tmp_path: 
     assert read_record(tmp_path / "both" / "00000.png")["variant"] == "fp16"
 
 
-def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:
+def test_words_a_model_does_not_know_are_noted_once_each(run: Any) -> None:
     code, _, err = run("--prompt", "blue", "--prompt", "a blue", "--prompt", "green")
     assert code == 0
     assert err.count("does not know the words: blue") == 1
     assert err.count("does not know the words: green") == 1
 
 
-def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
+def test_from_image_refuses_other_settings(tmp_path: Path, capsys: Any) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     for image, more, says in (
         ("pyproject.toml", [], "cannot be read (not an image)"),
@@ -394,7 +396,7 @@ def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
         assert (out, says in err, len(err.splitlines())) == ("", True, 1), err
 
 
-def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None:
+def test_invalid_rows_stop_the_run_or_are_skipped(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "sed": 1}\n{"prompt": "\\u001b[31m"}\n')
     code, out, err = run("--prompts", str(file))
@@ -408,7 +410,7 @@ def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None
     assert "\x1b" not in err
 
 
-def test_a_failed_image_is_told_by_the_exit_code(
+def test_a_failed_image_changes_the_exit_code(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "p.jsonl"
@@ -439,7 +441,9 @@ def test_bad_yaml_names_file_and_key(run: Any, tmp_path: Path) -> None:
     assert "phase 1: unknown key 'strid'" in err
 
 
-@pytest.mark.parametrize("command", [["-m", "agentsd.cli"], ["scripts/generate.py"]])
+@pytest.mark.parametrize(
+    "command", [["-m", "agentsd"], ["-m", "agentsd.cli"], ["scripts/generate.py"]]
+)
 def test_as_a_program(command: list[str]) -> None:
     more = ["generate"] if command[0] == "-m" else []
     done = subprocess.run(
@@ -454,7 +458,7 @@ def test_as_a_program(command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_app_tells_in_one_line_what_is_wrong(
+def test_errors_of_the_app_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "auth").write_text("nobody")
@@ -530,7 +534,7 @@ def test_help_of_sizes_mentions_the_init_image(capsys: pytest.CaptureFixture[str
         assert "--init-image" in height
 
 
-def test_the_app_s_hint_is_the_extra_of_the_package() -> None:
+def test_the_hint_of_the_app_matches_the_extra() -> None:
     file = Path(__file__).parents[1] / "pyproject.toml"
     extra = re.search(r'^app = \["(.*)"\]$', file.read_text(), re.MULTILINE)
     assert extra is not None

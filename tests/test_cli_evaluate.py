@@ -66,7 +66,7 @@ def test_fid_and_kid(run: Run) -> None:
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize("command", [("fid", "made"), ("clip-score",), ("paired", "made")])
 def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """Their figures are those of a set without them, and how many they were is told."""
+    """The figures are those of a set without them, and the output says how many they were."""
     picture_sets.manifest(tmp_path / "some", 24, hidden=(1, 22, 23))
     code, out, err = run(command[0], "some", *command[1:], "--json")
     found = json.loads(out)
@@ -155,7 +155,7 @@ def test_paired(run: Run, tmp_path: Path) -> None:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each call of a network gets."""
+    """The number of images in each call of a network."""
     found: list[int] = []
     real = Extractor.__call__
 
@@ -280,7 +280,7 @@ def test_bad_input_is_an_error_of_one_line(
 
 
 @pytest.mark.usefixtures("sets")
-def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
+def test_bad_images_can_be_skipped(run: Run, tmp_path: Path) -> None:
     for name in ("real/003.png", "real/004.png"):
         (tmp_path / name).write_text("no image")
     assert run("fid", "made", "real")[0] == 2

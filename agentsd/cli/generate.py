@@ -18,7 +18,7 @@ from .options import DEFAULT_SCHEDULE, named_options, spelled, with_option_group
 if TYPE_CHECKING:
     from ..generation.batch.launch import Request
 
-PROMPTS, RUN = "Prompts", "The run"
+PROMPTS, RUN = "Prompts", "Run"
 
 
 class ImageFormat(str, Enum):
@@ -92,7 +92,7 @@ class PromptOptions:
 
 @dataclass
 class RunOptions:
-    """How the run goes."""
+    """How the images are made and written."""
 
     format: Annotated[
         ImageFormat,

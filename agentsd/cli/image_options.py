@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..generation.batch.launch import Request
     from ..models.adapters import PipelineOptions
 
-MODEL = "Model and what is added to it"
+MODEL = "Model and adapters"
 SIDE = (
     "In pixels, a multiple of 8. With --init-image, which is resized to fit, the default is that "
     "image's own size; if you give one side alone, the other keeps its proportions."
