@@ -241,7 +241,7 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 2, "--allow-pickle"),
         (["--attention-backend", "none"], 2, "attention_backend"),
         (["--cpu-offload", "model"], 2, "on the CPU already"),
-        (["--from-image", "docs/images/demo.png"], 2, "drop --prompt"),
+        (["--from-image", "docs/images/demo.png"], 2, "drop --model, --num-inference-steps, --pro"),
         (["--dtype", "int8"], 2, "int8"),
         (["--device", "abacus"], 2, "no device 'abacus'"),
         (["--model", "nowhere/at/all"], 2, "neither a folder nor a file"),
