@@ -19,7 +19,7 @@ from .image_options import (
 from .options import DEFAULT_SCHEDULE, AsJson, with_option_groups
 
 if TYPE_CHECKING:
-    from ..generation.batch.launch import Request
+    from ..generation.batch.request import BatchRequest
 
 
 @with_option_groups
@@ -40,13 +40,14 @@ def compare(
     run_comparison(request, prompt, num_images, as_json)
 
 
-def run_comparison(request: Request, prompts: list[str], num_images: int, as_json: bool) -> None:
+def run_comparison(
+    request: BatchRequest, prompts: list[str], num_images: int, as_json: bool
+) -> None:
     """Load the model, compare, and report; exits with 1 where a safety checker hid an image."""
     from ..generation import comparison
     from ..generation.prompt_encoding import warnings_for
     from ..image_settings import ImageSettings
-    from ..models.adapters import configure_pipeline
-    from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.loading import hide_loading_bars
 
     if request.schedule is None:
         raise SettingsError("a comparison requires a schedule other than 'none'")
@@ -57,18 +58,7 @@ def run_comparison(request: Request, prompts: list[str], num_images: int, as_jso
     request.options.check(settings)
     hide_loading_bars()
     with loading(request.model):
-        pipe = configure_pipeline(
-            load_pipeline(
-                request.model,
-                device=request.device,
-                dtype=request.dtype,
-                allow_pickle=request.allow_pickle,
-                **request.loading(),
-            ),
-            request.options,
-            offload=request.offload,
-            allow_pickle=request.allow_pickle,
-        )
+        pipe = request.load()
     for warning in warnings_for(pipe, settings):
         note(warning)
     summary = comparison.compare(

@@ -16,7 +16,7 @@ from .image_options import ImageOptions, ModelOptions, build_request, check_out
 from .options import DEFAULT_SCHEDULE, named_options, spelled, with_option_groups
 
 if TYPE_CHECKING:
-    from ..generation.batch.launch import Request
+    from ..generation.batch.request import BatchRequest
 
 PROMPTS, RUN = "Prompts", "Run"
 
@@ -186,7 +186,7 @@ def generate(
 
 def _request_from_image(
     context: typer.Context, prompts: PromptOptions, out: Path, model: ModelOptions
-) -> Request:
+) -> BatchRequest:
     """The request that an image records; its prompt becomes the prompt to draw."""
     from ..generation.regeneration import regeneration
 
@@ -203,7 +203,7 @@ def _request_from_image(
 
 
 def _compare(
-    context: typer.Context, request: Request, prompts: PromptOptions, run: RunOptions
+    context: typer.Context, request: BatchRequest, prompts: PromptOptions, run: RunOptions
 ) -> None:
     from ..generation.batch.prompts import checked_template
 
@@ -218,7 +218,7 @@ def _compare(
     run_comparison(request, texts, prompts.num_images, run.as_json)
 
 
-def _run(request: Request, prompts: PromptOptions, run: RunOptions) -> None:
+def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None:
     """Make the images and report; exits with 1 if some failed, 128 + n on signal n."""
     from ..generation.batch.launch import launch
     from ..generation.batch.prompts import read_prompts
@@ -260,7 +260,7 @@ SHOWN_ROWS = 20
 
 
 def _batch_size(text: str) -> int | None:
-    from ..generation.regeneration import LARGEST_BATCH
+    from ..generation.records import LARGEST_BATCH
 
     if text == "auto":
         return None

@@ -13,8 +13,8 @@ from ..errors import SettingsError
 from .options import Dtype
 
 if TYPE_CHECKING:
-    from ..generation.batch.launch import Request
-    from ..models.adapters import PipelineOptions
+    from ..generation.batch.request import BatchRequest
+    from ..models.options import PipelineOptions
 
 MODEL = "Model and adapters"
 SIDE = (
@@ -167,7 +167,7 @@ class ModelOptions:
 
     def pipeline_options(self) -> PipelineOptions:
         """What is added to the model."""
-        from ..models.adapters import PipelineOptions
+        from ..models.options import PipelineOptions
 
         given = {k: v for k, v in vars(self).items() if k in PipelineOptions.model_fields}
         if self.strength is None:
@@ -183,12 +183,14 @@ class ModelOptions:
         }
 
 
-def build_request(out: Path, schedule: str, image: ImageOptions, model: ModelOptions) -> Request:
+def build_request(
+    out: Path, schedule: str, image: ImageOptions, model: ModelOptions
+) -> BatchRequest:
     """Check the options and put them together."""
-    from ..generation.batch.launch import Request
+    from ..generation.batch.request import BatchRequest
     from ..schedule import Schedule
 
-    return Request(
+    return BatchRequest(
         out=out,
         base=image.settings(model.model),
         schedule=None if schedule == "none" else Schedule.load(schedule),
