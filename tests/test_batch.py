@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,7 @@ from agentsd import GenerationError, OutputError, PatchError, Schedule, Settings
 from agentsd.evaluation.pictures import digest_of, pictures
 from agentsd.generation.batch.batch_maker import largest_batch
 from agentsd.generation.batch.engine import Stop
+from agentsd.generation.batch.image_writer import ImageWriter
 from agentsd.generation.batch.launch import launch
 from agentsd.generation.batch.prompts import read_prompts
 from agentsd.generation.batch.request import BatchRequest
@@ -600,29 +602,49 @@ def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, fil
     assert start(prompts=["a", "b"])[0]["made"] == 1
 
 
-def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that grows with the images made is held: a kept record would be 1 kB of each."""
-    held: list[int] = []
+@pytest.mark.parametrize("keeps_records", [False, True])
+def test_memory_stays_flat(
+    start: Any, monkeypatch: pytest.MonkeyPatch, *, keeps_records: bool
+) -> None:
+    """Nothing that grows with the number of images is kept; a record would be 1 kB for each."""
+    batches, kept = 200, []
+    held = array("q")  # no object for each batch
+    save, put = RunFolder.save, ImageWriter.put
+
+    def put_and_wait(writer: ImageWriter, *image: Any) -> None:
+        put(writer, *image)
+        writer.drain()  # how many images wait would vary from one moment to the next
 
     def made(pipe: Any, batch: Any, *_: Any) -> Any:
-        if len(held) in (50, 150):
+        if len(held) in (batches // 4, 3 * batches // 4):
             gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
-        # Small, as a few wait for their writer, and how many differs from one moment to the next.
         return [RawImage(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
 
+    def keep(folder: Any, file: str, data: bytes, line: dict[str, Any]) -> None:
+        kept.append(json.dumps(line)[:1000])
+        save(folder, file, data, line)
+
     monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", made)
+    monkeypatch.setattr(ImageWriter, "put", put_and_wait)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    if keeps_records:
+        monkeypatch.setattr(RunFolder, "save", keep)
     gc.collect()
     gc.freeze()
     tracemalloc.start()
     try:
-        start(prompts=[f"a {i % 10}" for i in range(400)], batch_size=2)
+        start(prompts=[f"a {i % 10}" for i in range(4 * batches)], batch_size=4)
     finally:
         tracemalloc.stop()
         gc.unfreeze()
-    assert len(held) == 200
-    # The least of many moments: how much waits for the writers differs from one to the next.
-    assert min(held[150:]) - min(held[50:100]) < 40_000
+    assert len(held) == batches
+    # Between the middles of the second and the last quarter lie half of the images.
+    early, late = (
+        min(held[quarter * batches // 4 : (quarter + 1) * batches // 4]) for quarter in (1, 3)
+    )
+    per_image = (late - early) / (2 * batches)
+    assert (per_image > 150) is keeps_records
 
 
 def test_an_image_that_changes_during_a_run_stops_counting(
