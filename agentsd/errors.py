@@ -4,20 +4,17 @@
 class AgentSDError(Exception):
     """Base of every error that agentsd raises on purpose."""
 
-    exit_code = 1
-    """What the command line exits with."""
+    exit_code = 2
+    """What the command exits with: 2 where something given (an option, a file, a model, a device)
+    cannot be used, and 1 where the work failed."""
 
 
 class ScheduleError(AgentSDError, ValueError):
     """A schedule or phase has an unknown key, a wrong type or a value out of range."""
 
-    exit_code = 2
-
 
 class SettingsError(AgentSDError, ValueError):
     """A setting of an image is of the wrong type or out of range."""
-
-    exit_code = 2
 
 
 class PatchError(AgentSDError):
@@ -31,6 +28,8 @@ class LoadError(AgentSDError):
 class GenerationError(AgentSDError):
     """The pipeline failed while it made an image, or made none that can be shown."""
 
+    exit_code = 1
+
 
 class OutOfMemoryError(GenerationError):
     """The device does not have enough memory for the batch; a smaller one may fit."""
@@ -39,6 +38,8 @@ class OutOfMemoryError(GenerationError):
 class OutputError(AgentSDError):
     """A result could not be written."""
 
+    exit_code = 1
+
 
 class EvaluationError(AgentSDError):
     """Images, features or figures cannot be measured as asked."""
@@ -46,5 +47,3 @@ class EvaluationError(AgentSDError):
 
 class ProtocolError(AgentSDError, ValueError):
     """An evaluation protocol has an unknown key, a wrong type or a value out of range."""
-
-    exit_code = 2

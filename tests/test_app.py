@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from agentsd.app.timeline import Timeline, counts, pairs
 from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
+from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings
 from agentsd.methods.token_merging import match, owners
 from agentsd.patching.patch import patched
@@ -74,8 +76,8 @@ def test_uploads_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
     for name, says in (
         ("a.gif", "no PNG image"),
         ("vast.png", "pixels"),
-        ("plain.png", "carries no settings"),
-        ("deep.png", "carries no settings"),
+        ("plain.png", "no agentsd metadata"),
+        ("deep.png", "no agentsd metadata"),
     ):
         with pytest.raises(SettingsError, match=says):
             read_upload(tmp_path / name)
@@ -94,14 +96,15 @@ def test_a_forged_record_is_refused(
     pipe: Any, catalog: ModelCatalog, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
-    record = compare.recorded(pipe, request, patched=True)
+    record = compare.recorded(pipe, request, request.schedule)
     found = history.restore(record, ["tiny"], catalog.schedulers)
     assert found.settings == request.settings.model_dump()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
-    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", record | {"model": "/etc"})
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", replace(record, model="/etc"))
     assert history.restore(read_upload(tmp_path / "forged.png"), ["tiny"], {}).model is None
-    with pytest.raises(SettingsError, match=says):
-        history.restore(json.loads(json.dumps(record)) | changes, ["tiny"], catalog.schedulers)
+    forged = json.loads(json.dumps(record.to_dict())) | changes
+    with pytest.raises((SettingsError, ScheduleError), match=says):
+        history.restore(ImageRecord.from_dict(forged), ["tiny"], catalog.schedulers)
 
 
 def test_what_is_told_is_no_markup() -> None:

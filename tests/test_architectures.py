@@ -75,10 +75,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--model", "nowhere/at/all"], 1, "no folder in diffusers' format"),
+        (["--model", "nowhere/at/all"], 2, "no folder in diffusers' format"),
         (["--schedule", "papre"], 2, "presets are"),
-        (["--height", "101"], 1, "height must be a positive multiple of 4 (got 101)"),
-        (["--device", "toaster"], 1, "no device 'toaster'"),
+        (["--height", "101"], 2, "height must be a positive multiple of 4 (got 101)"),
+        (["--device", "toaster"], 2, "no device 'toaster'"),
     ],
 )
 def test_wrong_use_is_one_line(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..errors import AgentSDError, SettingsError
 from ..generation.image_files import encode_image, write_whole
+from ..generation.records import ImageRecord
 from ..image_settings import ImageSettings
 from ..models.schedulers import common_name
 from ..schedule import Schedule
@@ -25,7 +26,7 @@ class Entry(NamedTuple):
 
     file: str
     caption: str
-    record: dict[str, Any]
+    record: ImageRecord
 
 
 class Restored(NamedTuple):
@@ -40,17 +41,17 @@ class Restored(NamedTuple):
     """``None`` for an unpatched image."""
 
 
-def keep(folder: str, image: Image.Image, recorded: dict[str, Any], caption: str) -> Entry:
+def keep(folder: str, image: Image.Image, record: ImageRecord, caption: str) -> Entry:
     """Write an image with its settings to a file whose name nobody can guess.
 
     Args:
         folder: Where the page's files lie, of which gradio shows them.
         image: What was made.
-        recorded: What :func:`agentsd.generation.records.record` returned.
+        record: Of the image.
         caption: Told beside the image.
     """
-    data = encode_image(image, recorded)
-    return Entry(_written(folder, f"agentsd-{recorded['seed']}.png", data), caption, recorded)
+    data = encode_image(image, record)
+    return Entry(_written(folder, f"agentsd-{record.settings.seed}.png", data), caption, record)
 
 
 def keep_plain(folder: str, image: Image.Image, name: str) -> str:
@@ -66,21 +67,22 @@ def _written(folder: str, name: str, data: bytes) -> str:
 
 
 def restore(
-    record: Mapping[str, Any], models: list[str], schedulers: Mapping[str, list[str]]
+    record: ImageRecord, models: list[str], schedulers: Mapping[str, list[str]]
 ) -> Restored:
     """Read the settings of a record, which may come from anywhere.
 
     Raises:
-        SettingsError: If it is no record of an image.
+        SettingsError: If its image cannot be made here.
     """
+    data = record.to_dict()
     try:
-        told = {name: record[name] for name in ImageSettings.model_fields if name in record}
-        settings = ImageSettings(**told).model_dump()
-        schedule = record.get("schedule")
-        plan = None if schedule is None else checked(schedule)
+        # With the image's own size, which may be one that cannot be asked for.
+        given = {name: data[name] for name in ImageSettings.model_fields}
+        settings = ImageSettings(**given).model_dump()
+        schedule = None if record.schedule is None else checked(data["schedule"])
     except AgentSDError as error:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
-    model = record.get("model")
-    scheduler = common_name(str(record.get("scheduler")))
-    known = scheduler in schedulers.get(str(model), [])
-    return Restored(settings, scheduler if known else OWN, model if model in models else None, plan)
+    scheduler = common_name(str(record.scheduler))
+    known = scheduler in schedulers.get(record.model, [])
+    model = record.model if record.model in models else None
+    return Restored(settings, scheduler if known else OWN, model, schedule)

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..errors import ScheduleError, SettingsError
 from ..generation.image_files import read_record
+from ..generation.records import ImageRecord
 from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
 from ..models.schedulers import COMMON_NAMES
@@ -231,7 +232,7 @@ def _first_anchor(text: str) -> int | None:
     return None
 
 
-def read_upload(path: str | Path) -> dict[str, Any]:
+def read_upload(path: str | Path) -> ImageRecord:
     """The record in a PNG that a visitor gave, which may be anything.
 
     Raises:

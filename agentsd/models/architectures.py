@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from ..errors import LoadError
 from ..patching.layers import MODELS
 from ..settings import short_repr
-from .loading import HUB_ID, POCKET
+from .loading import HUB_ID, POCKET, missing_from_hub
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -85,6 +85,11 @@ def load_architecture(model: str) -> Architecture:
             unet = kind.from_config(told)
         return Architecture(unet, 2 ** (len(vae["block_out_channels"]) - 1))
     except Exception as error:  # diffusers and the hub raise kinds of their own
+        if not os.path.exists(place) and (missing := missing_from_hub(error)):
+            raise LoadError(
+                f"{short_repr(model)} is neither a folder here {missing}; there are also pocket, "
+                f"{', '.join(ARCHITECTURES)}"
+            ) from error
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LoadError(
             f"{short_repr(model)}: its configuration cannot be read ({said})"
