@@ -1,4 +1,4 @@
-"""The network of FID against torch-fidelity's, and what is said of wrong weights."""
+"""The Inception network against torch-fidelity's, and errors for wrong weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from independent import torch_fidelity
 from tiny_models import build
 
 from agentsd.errors import EvaluationError
-from agentsd.evaluation import inception
-from agentsd.evaluation.inception import FILES, Inception
+from agentsd.evaluation.features import inception
+from agentsd.evaluation.features.inception import FILES, Inception
 
 
 @pytest.fixture(scope="module")
@@ -69,5 +69,5 @@ def test_wrong_weights_name_the_file(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"a\.pth lacks Conv2d_1a_3x3\.bn\.bias and"):
         inception.load(tmp_path / "a.pth")
     (tmp_path / "b.pth").write_text("no weights")
-    with pytest.raises(EvaluationError, match=r"b\.pth: no weights"):
+    with pytest.raises(EvaluationError, match=r"b\.pth: not the weights"):
         inception.load(tmp_path / "b.pth")

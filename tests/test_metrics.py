@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall against closed forms and an implementation of others."""
+"""FID, KID, precision and recall against closed forms and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import torch
 from independent import torch_fidelity
 
 from agentsd.errors import EvaluationError
+from agentsd.evaluation.features.statistics import load_statistics, save_statistics
 from agentsd.evaluation.intervals import Interval
 from agentsd.evaluation.metrics import (
-    Array,
     Estimate,
-    Statistics,
+    FeatureStatistics,
     clip_score,
-    cosine,
-    difference,
+    cosine_similarity,
+    feature_statistics,
     fid,
     fid_bias_warning,
     fid_infinity,
     kid,
-    load_statistics,
+    paired_difference,
     precision_recall,
-    save_statistics,
-    statistics,
 )
+from agentsd.evaluation.metrics.feature_arrays import Array
 
 
 def normal(n: int, d: int, seed: int = 0, offset: float = 0) -> Array:
@@ -178,7 +177,7 @@ def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Est
         reference = draw.normal(size=(100, 4))
         of_both = metric(x, reference), metric(y, reference)
         labels = np.repeat(np.arange(60), 2)
-        found.append((of_both, difference(*of_both, labels)))
+        found.append((of_both, paired_difference(*of_both, labels)))
     spread = np.std([paired.mean for _, paired in found])
 
     def error(interval: Interval) -> float:
@@ -188,12 +187,12 @@ def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Est
     unpaired = [np.hypot(a.error, b.error) for (a, b), _ in found]
     assert np.mean(unpaired) / spread > 1.5
     with pytest.raises(EvaluationError, match="60 and 120 images cannot be paired"):
-        difference(metric(x[:60], reference), of_both[1], labels)
+        paired_difference(metric(x[:60], reference), of_both[1], labels)
 
 
 def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
     x, y = normal(50, 6), normal(60, 6, 1, 1)
-    save_statistics(tmp_path / "s.npz", statistics(y))
+    save_statistics(tmp_path / "s.npz", feature_statistics(y))
     with np.load(tmp_path / "s.npz") as file:
         assert sorted(file) == ["mu", "sigma"]
     found = fid(x, load_statistics(tmp_path / "s.npz"))
@@ -208,8 +207,8 @@ def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
         ({"mu": np.zeros(3)}, "sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"\(3,\) and \(2, 2\)"),
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "NaN"),
-        (None, "no .npz"),
-        ("cut", "no .npz"),
+        (None, "not an .npz"),
+        ("cut", "not an .npz"),
     ],
 )
 def test_wrong_statistics_name_the_file(
@@ -229,7 +228,7 @@ def test_wrong_statistics_name_the_file(
 
 
 def test_infinity_is_nearer_to_the_truth() -> None:
-    exact = Statistics(np.zeros(16), np.eye(16))  # the truth is 0
+    exact = FeatureStatistics(np.zeros(16), np.eye(16))  # the truth is 0
     draws = [np.random.default_rng(i).normal(size=(600, 16)) for i in range(5)]
     extrapolated = [fid_infinity(x, exact).mean for x in draws]
     plain = [fid(x, exact).value for x in draws]
@@ -254,11 +253,11 @@ def test_wrong_features_are_told(metric: Callable[..., object], features: Array,
 
 
 def test_other_dimensions_are_told() -> None:
-    for metric in (fid, kid):
+    for metric in (fid, kid, precision_recall):
         with pytest.raises(EvaluationError, match="4 dimensions cannot be compared with 5"):
             metric(normal(9, 4), normal(9, 5))
-    with pytest.raises(EvaluationError, match="as many"):
-        cosine(np.ones((3, 2)), np.ones((2, 2)))
+    with pytest.raises(EvaluationError, match="the same shape"):
+        cosine_similarity(np.ones((3, 2)), np.ones((2, 2)))
 
 
 def test_few_images_are_warned_of() -> None:

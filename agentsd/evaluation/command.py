@@ -17,9 +17,9 @@ from ..progress import Bar
 
 if TYPE_CHECKING:
     from .features import Features
+    from .image_sets import ImageEntry
     from .intervals import Interval
-    from .pictures import Picture
-    from .reading import Reading
+    from .reading import ReadOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,7 +87,8 @@ def fid_command(
     as_json: AsJson = False,
 ) -> None:
     """Fréchet inception distance, with its standard error."""
-    from .metrics import fid, fid_bias_warning, fid_infinity, load_statistics
+    from .features.statistics import load_statistics
+    from .metrics import fid, fid_bias_warning, fid_infinity
 
     sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     ours = sets.of(images)
@@ -119,13 +120,13 @@ def kid_command(
     as_json: AsJson = False,
 ) -> None:
     """Kernel inception distance, with its standard error; unbiased at any number of images."""
-    from .intervals import ENOUGH
+    from .intervals import SMALL_SAMPLE
     from .metrics import kid
 
     sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
     both = sets.of(images).values, sets.of(_no_statistics(reference)).values
-    if (least := min(map(len, both))) < ENOUGH:
-        _note(f"{least} images are too few for KID; {ENOUGH} are the least")
+    if (least := min(map(len, both))) < SMALL_SAMPLE:
+        _note(f"{least} images are too few for KID; {SMALL_SAMPLE} are the least")
     found = kid(*both)
     result = {"kid": found.value, "error": found.error, "interval": list(found.interval[1:])}
     sets.show(result, f"KID {found.value:.4g} ± {found.error:.2g}", as_json)
@@ -174,12 +175,13 @@ def statistics_command(
     as_json: AsJson = False,
 ) -> None:
     """Write the statistics of a set for FID, in pytorch-fid's format."""
-    from .metrics import save_statistics, statistics
+    from .features.statistics import save_statistics
+    from .metrics import feature_statistics
 
     if out.suffix != ".npz":
         raise EvaluationError(f"{out}: statistics are written as .npz")
     sets = _Sets(features, size, convert, skip_bad, unfinished, cache, device)
-    save_statistics(out, statistics(sets.of(images).values))
+    save_statistics(out, feature_statistics(sets.of(images).values))
     sets.show({"file": str(out)}, str(out), as_json)
 
 
@@ -203,13 +205,13 @@ def clip_score_command(
 ) -> None:
     """CLIP score (100 times the cosine of image and prompt), with a bootstrap interval."""
     from ..generation.image_files import write_whole
-    from .features import clip as load_clip
+    from .features import load_clip
+    from .image_sets import read_image_set, with_prompts
     from .intervals import bootstrap
     from .metrics import clip_score
-    from .pictures import given_prompts, pictures
 
-    found = pictures(images, unfinished=unfinished)
-    found = given_prompts(found, prompts) if prompts else found
+    found = read_image_set(images, unfinished=unfinished)
+    found = with_prompts(found, prompts) if prompts else found
     without = [picture.name for picture in found if picture.prompt is None]
     if without:
         raise EvaluationError(
@@ -220,8 +222,8 @@ def clip_score_command(
     sets = _Sets(name, size, convert, skip_bad, unfinished, cache, device)
     model = load_clip(name, sets.device)
     ours = sets.extracted(found, model)
-    texts = [str(picture.prompt) for picture in ours.pictures]
-    embedded, cut = model.texts(texts)
+    texts = [str(picture.prompt) for picture in ours.images]
+    embedded, cut = model.embed_texts(texts)
     scores = clip_score(ours.values, embedded)
     if cut:
         _note(f"{len(cut)} of {len(texts)} prompts are longer than CLIP reads; it saw their start")
@@ -229,7 +231,7 @@ def clip_score_command(
     if out:
         rows = [
             {"image": p.name, "prompt": p.prompt, "seed": p.seed, "clip_score": float(s)}
-            for p, s in zip(ours.pictures, scores, strict=True)
+            for p, s in zip(ours.images, scores, strict=True)
         ]
         write_whole(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
     _note_small_sample_warning(texts)
@@ -257,15 +259,15 @@ def paired_command(
     import numpy as np
 
     from ..generation.image_files import prepare_folder, save_image, write_whole
-    from . import lpips
-    from .features import clip as load_clip
+    from .contact_sheet import worst_pairs
+    from .features import load_clip, lpips
+    from .image_sets import HIDDEN, read_image_set
     from .intervals import bootstrap
-    from .likeness import likeness, pairs, worst
-    from .pictures import HIDDEN, pictures
+    from .pairs import compare_pairs, pair_images
 
-    both = pairs(
-        pictures(images, unfinished=unfinished),
-        pictures(_no_statistics(reference), unfinished=unfinished),
+    both = pair_images(
+        read_image_set(images, unfinished=unfinished),
+        read_image_set(_no_statistics(reference), unfinished=unfinished),
     )
     found = [pair for pair in both if not (pair.image.hidden or pair.reference.hidden)]
     if not found:
@@ -277,8 +279,8 @@ def paired_command(
         _note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
     sets.hidden = len(both) - len(found)
     with _bar("pairs", len(found)) as bar:
-        rows, sets.bad = likeness(
-            found, reading=sets.reading, folder=cache, progress=bar.show, **judges
+        rows, sets.bad = compare_pairs(
+            found, options=sets.reading, folder=cache, progress=bar.show, **judges
         )
     labels = [row["prompt"] or row["image"] for row in rows]
     _note_small_sample_warning(labels)
@@ -297,7 +299,7 @@ def paired_command(
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(out / "likeness.jsonl", lines.encode())
         write_whole(out / "likeness.json", json.dumps(result, indent=2).encode())
-        save_image(worst(found, rows), out / "worst.png")
+        save_image(worst_pairs(found, rows), out / "worst.png")
     sets.show(result, "\n".join(told), as_json)
 
 
@@ -324,7 +326,7 @@ def run_command(
     from .protocol import load_protocol
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
-    report.require()
+    report.require_packages()
     prepare_folder(out)
     hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)
@@ -381,12 +383,12 @@ class _Sets:
         device: str | None,
     ):
         from ..models.loading import hide_loading_bars, target_device
-        from .reading import Reading
+        from .reading import ReadOptions
 
         hide_loading_bars()
         self.features = features
         self.device = target_device(device)
-        self.reading: Reading = Reading(size, convert, skip_bad)
+        self.reading: ReadOptions = ReadOptions(size, convert, skip_bad)
         self.unfinished = unfinished
         self.cache = cache
         self.extractor: Any = None
@@ -396,30 +398,30 @@ class _Sets:
 
     def of(self, source: str) -> Features:
         """The features of a source, by the extractor that suits the first one."""
-        from .features import extractor
-        from .pictures import pictures
+        from .features import load_extractor
+        from .image_sets import read_image_set
 
-        found = pictures(source, unfinished=self.unfinished)
+        found = read_image_set(source, unfinished=self.unfinished)
         if self.extractor is None:
             self.features = self.features or ("pocket" if _is_pocket(found) else "inception")
-            self.extractor = extractor(self.features, self.device)
+            self.extractor = load_extractor(self.features, self.device)
         return self.extracted(found, self.extractor)
 
-    def extracted(self, found: list[Picture], model: Any) -> Features:
+    def extracted(self, found: list[ImageEntry], model: Any) -> Features:
         from .features import extract
-        from .pictures import visible
+        from .image_sets import visible
 
         shown = visible(found)
         self.hidden += len(found) - len(shown)
         with _bar("images", len(shown)) as bar:
             got = extract(shown, model, self.reading, folder=self.cache, progress=bar.show)
-        self.bad += got.bad
-        self.used.setdefault("images", len(got.pictures))
+        self.bad += got.skipped
+        self.used.setdefault("images", len(got.images))
         return got
 
     def show(self, result: dict[str, Any], told: str, as_json: bool) -> None:
         """The result on stdout; what was left out on stderr, too."""
-        from .pictures import HIDDEN
+        from .image_sets import HIDDEN
 
         for problem in self.bad:
             _note(f"left out: {problem}")
@@ -436,7 +438,7 @@ def _no_statistics(reference: str) -> str:
     return reference
 
 
-def _is_pocket(found: list[Picture]) -> bool:
+def _is_pocket(found: list[ImageEntry]) -> bool:
     return all(picture.model == "pocket" for picture in found)
 
 
