@@ -15,7 +15,7 @@ from ..errors import EvaluationError
 from ..generation.image_files import write_whole
 from .contact_sheet import contact_sheet
 from .protocol import UNPATCHED
-from .scoring import SIMILARITIES
+from .summary import SIMILARITIES
 
 LABELS = {
     "time": "time, %",

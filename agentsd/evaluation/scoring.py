@@ -1,8 +1,7 @@
-"""Measure the images of an experiment: means with intervals, differences, the Pareto front."""
+"""Measure the images of an experiment, and collect the figures of its report."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable
@@ -18,25 +17,24 @@ from ..errors import EvaluationError
 from .features import Clip, Extractor, extract, load_clip, load_extractor
 from .features.cache import Floats
 from .image_sets import HIDDEN, MANIFEST, ImageEntry, read_image_set, read_manifest, visible
-from .intervals import SMALL_SAMPLE, Interval, bootstrap, small_sample_warning
+from .intervals import SMALL_SAMPLE, small_sample_warning
 from .metrics import clip_score, fid, fid_bias_warning, kid, paired_difference
 from .pairs import compare_pairs, pair_images
 from .protocol import UNPATCHED, Protocol
-
-SIMILARITIES = ("psnr", "ssim", "cosine")
-"""Metrics of each image and the unpatched one; higher is better for all of them."""
-
-IMAGE_METRICS = (*SIMILARITIES, "clip_score")
-"""Metrics of each image; higher is better for all of them."""
+from .summary import (
+    SIMILARITIES,
+    Table,
+    Values,
+    add_means,
+    add_replicates,
+    difference_to_json,
+    interval_to_json,
+    paired_differences,
+    pareto_front,
+)
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how much of it is done, and the total."""
-
-Values = dict[str, dict[str, list[float]]]
-"""For each variant, for each metric, the value of each image."""
-
-Table = dict[str, dict[str, Any]]
-"""For each variant, for each metric, the mean with its interval."""
 
 
 class Metrics(NamedTuple):
@@ -100,9 +98,9 @@ def measure(
         }
         for variant in variants
     }
-    _add_means(table, values, prompts)
+    add_means(table, values, prompts)
     if protocol.replicates > 1:
-        _add_replicates(table, values, protocol, kept)
+        add_replicates(table, values, protocol, kept)
     notes = _add_distances(protocol, table, features, prompts, metrics, cache, progress)
     if hidden := len(settings) - len(kept):
         notes.append(
@@ -116,7 +114,7 @@ def measure(
         "protocol": protocol.model_dump(),
         "images_per_variant": len(kept),
         "variants": table,
-        "differences": _differences(values, prompts),
+        "differences": paired_differences(values, prompts),
         "front": pareto_front(table),
         "notes": notes,
         "values": values,
@@ -186,27 +184,6 @@ def _measure_images(
     return values, features, len(truncated)
 
 
-def _add_means(table: Table, values: Values, prompts: list[str]) -> None:
-    """Add the mean of each metric, with its interval over prompts."""
-    for metric in (*IMAGE_METRICS, "time"):
-        columns = np.stack([values[name][metric] for name in table], 1)
-        for name, interval in zip(table, bootstrap(columns, prompts), strict=True):
-            table[name][metric] = _to_json(interval)
-
-
-def _add_replicates(table: Table, values: Values, protocol: Protocol, numbers: list[int]) -> None:
-    """Add the mean of each metric in each replicate, given the numbers of the images."""
-    replicates = np.array([protocol.replicate(number) for number in numbers])
-    for name, row in table.items():
-        row["replicates"] = {
-            metric: [
-                float(np.mean(np.array(values[name][metric])[replicates == replicate]))
-                for replicate in range(protocol.replicates)
-            ]
-            for metric in (*IMAGE_METRICS, "time")
-        }
-
-
 def _add_distances(
     protocol: Protocol,
     table: Table,
@@ -235,64 +212,12 @@ def _add_distances(
     for key, distance in (("fid", fid), ("kid", kid)):
         estimates = {name: distance(values, reference) for name, values in features.items()}
         for name, estimate in estimates.items():
-            table[name][key] = _to_json(estimate.interval)
+            table[name][key] = interval_to_json(estimate.interval)
             if real is not None and name != UNPATCHED:
                 difference = paired_difference(estimate, estimates[UNPATCHED], prompts)
-                table[name][f"{key}_difference"] = _difference_to_json(difference)
+                table[name][f"{key}_difference"] = difference_to_json(difference)
     warning = fid_bias_warning(count, dimensions)
     return [warning] if warning else []
-
-
-def _differences(
-    values: Values, prompts: list[str]
-) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """For each metric and each two variants the mean difference, paired by prompt and seed."""
-    differences: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for metric in IMAGE_METRICS:
-        # Similarity to itself is not meaningful: unpatched takes part in the CLIP score only.
-        names = [name for name in values if metric == "clip_score" or name != UNPATCHED]
-        pairs = [(a, b) for a in names for b in names if a < b]
-        if not pairs:
-            continue
-        of_images = {name: np.array(values[name][metric]) for name in names}
-        columns = np.stack([of_images[a] - of_images[b] for a, b in pairs], 1)
-        rows = differences.setdefault(metric, {})
-        for (a, b), interval in zip(pairs, bootstrap(columns, prompts), strict=True):
-            negated = Interval(-interval.mean, -interval.high, -interval.low)
-            rows.setdefault(a, {})[b] = _difference_to_json(interval)
-            rows.setdefault(b, {})[a] = _difference_to_json(negated)
-    return differences
-
-
-def _difference_to_json(interval: Interval) -> dict[str, Any]:
-    return {**_to_json(interval), "differs": interval.excludes_zero}
-
-
-def _to_json(interval: Interval) -> dict[str, Any]:
-    """An interval for JSON, which has no infinity: unknown ends become ``None``."""
-    return {k: v if math.isfinite(v) else None for k, v in interval._asdict().items()}
-
-
-def pareto_front(table: Table, metric: str = "psnr") -> list[str]:
-    """The variants that no other variant beats in both time and quality, fastest first.
-
-    Args:
-        table: For each variant ``time`` and the metric, each with a ``mean``.
-        metric: The quality; higher is better.
-
-    Example:
-        >>> row = lambda time, psnr: {"time": {"mean": time}, "psnr": {"mean": psnr}}
-        >>> pareto_front({"a": row(0.5, 30), "b": row(0.6, 29), "c": row(0.7, 40)})
-        ['a', 'c']
-    """
-    front: list[str] = []
-    best = -np.inf
-    names = [name for name in table if name != UNPATCHED]
-    for name in sorted(names, key=lambda n: (table[n]["time"]["mean"], -table[n][metric]["mean"])):
-        if table[name][metric]["mean"] > best:
-            best = table[name][metric]["mean"]
-            front.append(name)
-    return front
 
 
 def _environment(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
