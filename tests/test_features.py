@@ -25,7 +25,7 @@ from agentsd.models.loading import POCKET
 
 
 class Means(nn.Module):
-    """Features one can tell by hand: the mean of each channel."""
+    """Features that can be computed by hand: the mean of each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_prompts_of_a_plain_folder(tmp_path: Path) -> None:
         with_prompts(given[:1], tmp_path / "prompts.txt")
 
 
-def test_interrupted_extraction_goes_on(tmp_path: Path) -> None:
+def test_interrupted_extraction_is_resumed(tmp_path: Path) -> None:
     found = read_image_set(picture_sets.folder(tmp_path / "plain", 7))
     extractor, network = means()
 
@@ -98,7 +98,7 @@ def test_interrupted_extraction_goes_on(tmp_path: Path) -> None:
     assert (again.values == extract(found, extractor, folder=tmp_path / "new").values).all()
 
 
-def test_cache_tells_models_and_manners_apart(tmp_path: Path) -> None:
+def test_cache_distinguishes_weights_options_and_files(tmp_path: Path) -> None:
     found = read_image_set(picture_sets.folder(tmp_path / "plain", 3))
     for change in ("none", "weights", "size", "file"):
         extractor, network = means()
@@ -112,7 +112,7 @@ def test_cache_tells_models_and_manners_apart(tmp_path: Path) -> None:
         assert got.computed == (1 if change == "file" else 3), change
 
 
-def test_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_cache_is_recomputed(tmp_path: Path) -> None:
     found = read_image_set(picture_sets.folder(tmp_path / "plain", 3))
     extractor, _ = means()
     first = extract(found, extractor, folder=tmp_path)
@@ -123,7 +123,7 @@ def test_damaged_cache_is_made_anew(tmp_path: Path) -> None:
     assert (again.computed, (again.values == first.values).all()) == (3, True)
 
 
-def test_clip_score_is_transformers_and_torchmetrics_own(clip: Clip, tmp_path: Path) -> None:
+def test_clip_score_equals_transformers_and_torchmetrics(clip: Clip, tmp_path: Path) -> None:
     got = extract(read_image_set(picture_sets.folder(tmp_path / "a")), clip, folder=tmp_path / "c")
     captions = [f"a {colour} circle on a {colour} background" for colour in picture_sets.COLOURS]
     # Of all images with all captions the best, since torchmetrics raises a mean below 0 to 0.
@@ -182,7 +182,7 @@ def test_clip_by_folder_is_the_same(clip: Clip) -> None:
         ("inception:none.pth", "no Inception weights at none.pth"),
     ],
 )
-def test_wrong_extractors_are_told(name: str, says: str) -> None:
+def test_wrong_extractors_are_errors(name: str, says: str) -> None:
     with pytest.raises(EvaluationError, match=says):
         load_extractor(name)
     if name.startswith("inception"):
@@ -204,7 +204,7 @@ def test_nan_features_name_the_image(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, how: str) -> None:
-    """Make ``002.png`` of a folder unfit in one way."""
+    """Make ``002.png`` of a folder unusable."""
     file = folder / "002.png"
     image = Image.open(file).convert("RGB")
     if how == "text":
@@ -239,9 +239,9 @@ def test_bad_images_are_named(tmp_path: Path, how: str, says: str) -> None:
     spoil(folder, how)
     found = read_image_set(folder)
     extractor, _ = means()
-    with pytest.raises(EvaluationError, match=says) as told:
+    with pytest.raises(EvaluationError, match=says) as raised:
         extract(found, extractor, folder=tmp_path / "c")
-    assert str(folder / "002.png") in str(told.value)
+    assert str(folder / "002.png") in str(raised.value)
     got = extract(found, extractor, ReadOptions(skip_bad=True), folder=tmp_path / "c")
     assert (len(got.values), len(got.skipped)) == (3, 1)
     assert says.split(";")[0] in got.skipped[0]
@@ -263,7 +263,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         )
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_sources_without_images_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "broken.tar").write_text("x" * 2000)
@@ -273,9 +273,9 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         "broken.tar": "not a complete, uncompressed tar",
         "nowhere": "no such folder",
     }.items():
-        with pytest.raises(EvaluationError, match=says) as told:
+        with pytest.raises(EvaluationError, match=says) as raised:
             read_image_set(tmp_path / name)
-        assert name in str(told.value)
+        assert name in str(raised.value)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"file": 3}'])

@@ -1,4 +1,4 @@
-"""Which images of a source are measured, and what is said of the rest."""
+"""Which images of a set are measured, and errors and warnings for the others."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def run_folder(path: Path, made: dict[str, list[int]], failed: int, total: int) 
         folder = RunFolder(path, process)
         for n in numbers:
             data = saved("PNG", picture_sets.noise(n))
-            told = {"number": n, "prompt": f"{n}{SEPARATORS}", "seed": n}
-            folder.save(f"images/{n:06}.png", data, told)
+            record = {"number": n, "prompt": f"{n}{SEPARATORS}", "seed": n}
+            folder.save(f"images/{n:06}.png", data, record)
         if failed:
             folder.fail({"number": total - failed, "error": "x"})
             failed -= 1
@@ -50,7 +50,7 @@ def run_folder(path: Path, made: dict[str, list[int]], failed: int, total: int) 
     return path
 
 
-def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_an_error_unless_accepted(tmp_path: Path) -> None:
     parts = {"1-cd": [5, 1, 0], "0-ab": [2, 1]}
     run = run_folder(tmp_path / "run", parts, failed=0, total=8)
     with (run / "manifest.0-ab.jsonl").open("a") as torn:
@@ -59,9 +59,9 @@ def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     for lost in (0, 1, 2):
         for file in files[:lost]:
             file.rename(tmp_path / file.name)
-        with pytest.raises(EvaluationError, match=r"unfinished; images missing: \d of 8") as told:
+        with pytest.raises(EvaluationError, match=r"unfinished; images missing: \d of 8") as raised:
             read_image_set(run)
-        assert "start agentsd generate again" in str(told.value)
+        assert "start agentsd generate again" in str(raised.value)
         for file in files[:lost]:
             (tmp_path / file.name).rename(file)
     with pytest.warns(UserWarning, match="unfinished; images missing: 4 of 8"):
@@ -80,10 +80,10 @@ def test_a_run_of_one_process_that_was_stopped_is_unfinished_too(tmp_path: Path)
 
 
 def test_the_images_of_a_run_stand_for_the_run(tmp_path: Path) -> None:
-    """Its manifest tells of hidden images, which look like any others in the folder."""
+    """Its manifest lists hidden images, which look like any others in the folder."""
     run = run_folder(tmp_path / "run", {"": [0]}, failed=0, total=2)
-    told = {"number": 1, "nsfw_content_detected": True}
-    RunFolder(run).save("images/000001.png", saved("PNG", picture_sets.noise(1)), told)
+    record = {"number": 1, "nsfw_content_detected": True}
+    RunFolder(run).save("images/000001.png", saved("PNG", picture_sets.noise(1)), record)
     assert [entry.hidden for entry in read_image_set(run / "images")] == [False, True]
 
 
@@ -95,14 +95,14 @@ def test_a_finished_run_is_whole_before_its_parts_are_merged(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": {"images": "x"}}'])
-def test_a_broken_run_is_told(tmp_path: Path, text: str) -> None:
+def test_a_broken_run_is_an_error(tmp_path: Path, text: str) -> None:
     run = run_folder(tmp_path / "run", {"": [0]}, failed=0, total=1)
     (run / "run.json").write_text(text)
     with pytest.raises(EvaluationError, match="run: not a run of agentsd generate"):
         read_image_set(run)
 
 
-def test_all_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
+def test_all_of_a_folder_is_read_or_counted(tmp_path: Path) -> None:
     folder = picture_sets.folder(tmp_path / "set", 2)
     elsewhere = picture_sets.folder(tmp_path / "elsewhere", 1, first=7)
     picture_sets.noise(3).save(folder / "b.jfif", "JPEG")
@@ -122,7 +122,7 @@ def test_all_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
         assert len(read_image_set(folder)) == 4
 
 
-def test_all_of_a_tar_is_read_or_told(tmp_path: Path) -> None:
+def test_all_of_a_tar_is_read_or_counted(tmp_path: Path) -> None:
     folder = picture_sets.folder(tmp_path / "set", 2)
 
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
@@ -172,7 +172,7 @@ def test_prompts_in_any_encoding(tmp_path: Path, encoding: str, where: str) -> N
         assert read() == wanted
 
 
-def test_what_is_no_list_of_prompts_is_told(tmp_path: Path) -> None:
+def test_what_is_not_a_list_of_prompts_is_an_error(tmp_path: Path) -> None:
     found = read_image_set(picture_sets.folder(tmp_path / "set", 2))
     for name, text, says in (
         ("p.txt", "a\n \n", r"p\.txt:2: empty"),
@@ -265,7 +265,7 @@ def test_images_are_upright(form: str, orientation: int) -> None:
         assert found.shape != np.asarray(stored).shape or np.abs(found - stored).mean() > 50
 
 
-def test_damage_is_told_where_an_image_is_turned() -> None:
+def test_damage_is_an_error_for_turned_images_too() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = saved("JPEG", picture_sets.noise(0, (64, 64)), exif=exif)

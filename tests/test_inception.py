@@ -16,7 +16,7 @@ from agentsd.evaluation.features.inception import FILES, Inception
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, in the form of the standard file."""
+    """Random weights in the format of the standard file."""
     network = build(Inception)
     state = dict(network.state_dict())
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def test_network_is_torch_fidelitys(weights: Path) -> None:
 
 
 def test_images_are_scaled_as_pytorch_fid_does(weights: Path) -> None:
-    """Black is -1, white is 1, and 299 pixels stay as they are."""
+    """Black is -1, white is 1, and images of 299 pixels are not resized."""
     network = inception.load(weights)
     seen: list[torch.Tensor] = []
     network.features = seen.append
@@ -57,9 +57,9 @@ def test_missing_weights_say_where_to_get_them(
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for path in (None, tmp_path / "none.pth"):
-        with pytest.raises(EvaluationError, match="mseitzer/pytorch-fid") as told:
+        with pytest.raises(EvaluationError, match="mseitzer/pytorch-fid") as raised:
             inception.weights_file(path)
-        assert str(path or tmp_path / "checkpoints" / FILES[0]) in str(told.value)
+        assert str(path or tmp_path / "checkpoints" / FILES[0]) in str(raised.value)
 
 
 def test_wrong_weights_name_the_file(weights: Path, tmp_path: Path) -> None:
