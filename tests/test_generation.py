@@ -14,10 +14,11 @@ from PIL import Image
 from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.generation.comparison import compare, psnr
+from agentsd.generation.comparison import compare
 from agentsd.generation.images import make_batch, make_image
 from agentsd.generation.prompt_encoding import PromptEncoder, warnings_for
 from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
+from agentsd.similarity import psnr
 
 SCHEDULE = Schedule.preset("faithful")
 

@@ -17,9 +17,9 @@ from ..image_settings import ImageSettings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
 from ..models.schedulers import scheduled
-from .pictures import MANIFEST, read_manifest
-from .protocol import Protocol, Variant
-from .scoring import Judges, Progress, measure
+from .image_sets import MANIFEST, read_manifest
+from .protocol import Protocol, ProtocolVariant
+from .scoring import Metrics, Progress, measure
 
 TIMING = ("seconds", "device", "agentsd", "torch", "file", "sha256")
 """What of a manifest's entry may differ from what a resumed run would write."""
@@ -50,18 +50,20 @@ def run(
             finds wrong.
         AgentSDError: If the pipeline cannot run a variant.
     """
-    judges = Judges.of(protocol, pipe.device)  # rather now than after hours of making images
+    metrics = Metrics.load(protocol, pipe.device)  # rather now than after hours of making images
     begun = time.perf_counter()
     with scheduled(pipe, protocol.scheduler):
         generate(protocol, out, pipe, progress)
     made = time.perf_counter()
-    report = measure(protocol, out, judges, cache=cache, progress=progress)
+    report = measure(protocol, out, metrics, cache=cache, progress=progress)
     report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
     return report
 
 
-def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> TimedImage:
+def make(
+    pipe: Any, settings: ImageSettings, variant: ProtocolVariant, label: str = ""
+) -> TimedImage:
     """Make one image of a variant."""
     with variant.applied(pipe):
         return make_image(pipe, settings, label)
@@ -69,7 +71,7 @@ def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") 
 
 def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
     """Make the images that are not there yet; the variants take turns, so that times compare."""
-    wanted, ways = protocol.images(), protocol.ways()
+    wanted, ways = protocol.images(), protocol.all_variants()
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
     by = {way.name: shared_record(pipe, protocol.model, way.schedule, weights) for way in ways}
     there = {way.name: _begun(out, way, wanted, by[way.name]) for way in ways}
@@ -91,7 +93,9 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> No
     progress("images", done, total)
 
 
-def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, Any]) -> set[int]:
+def _begun(
+    out: Path, way: ProtocolVariant, wanted: list[ImageSettings], by: dict[str, Any]
+) -> set[int]:
     """The numbers of the images that are there; a last line that was cut short is dropped.
 
     Args:
@@ -133,7 +137,9 @@ def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, A
     return there
 
 
-def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: TimedImage) -> None:
+def _keep(
+    out: Path, way: ProtocolVariant, number: int, recorded: dict[str, Any], made: TimedImage
+) -> None:
     """Write an image, and then what the manifest says of it."""
     folder = out / "images" / way.name
     name = f"images/{number:06}.png"
@@ -151,6 +157,6 @@ def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: 
         os.fsync(file.fileno())
 
 
-def _entry(way: Variant, number: int, recorded: dict[str, Any]) -> dict[str, Any]:
+def _entry(way: ProtocolVariant, number: int, recorded: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of an image, besides how it turned out."""
     return {"id": number, **recorded, "variant": way.spec}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,7 @@ from PIL import Image
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
+from ..similarity import psnr
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
 from .images import TimedImage, make_image
 from .records import record
@@ -117,22 +117,11 @@ def _comparison(unpatched: TimedImage, ours: TimedImage) -> Image.Image:
 
 
 def likeness(ours: TimedImage, unpatched: TimedImage) -> float | None:
-    """:func:`psnr` of two images; None, too, where a safety checker hid one of them."""
+    """PSNR of two images in dB; None if they are equal, or a safety checker hid one of them."""
     if ours.nsfw_content_detected or unpatched.nsfw_content_detected:
         return None
-    return psnr(ours.image, unpatched.image)
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float | None:
-    """Peak signal-to-noise ratio of two images of one size, in dB; None if they are equal.
-
-    Example:
-        >>> round(psnr(Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 110)), 1)
-        28.1
-    """
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    error = float(np.square(difference).mean())
-    return 10 * math.log10(255**2 / error) if error else None
+    a, b = np.asarray(ours.image), np.asarray(unpatched.image)
+    return None if np.array_equal(a, b) else psnr(a, b)
 
 
 def _over_all(images: list[dict[str, Any]]) -> dict[str, float | None]:
