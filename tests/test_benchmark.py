@@ -187,6 +187,7 @@ class TestCommand:
             (("--dtype", "float8"), "dtype"),
             (("--device", "tpu9"), "tpu9"),
             (("--out", "figures.txt"), ".csv"),
+            (("--out", "pyproject.toml/figures.csv"), "cannot write into pyproject.toml"),
         ],
     )
     def test_bad_input(self, arguments: tuple[str, str], says: str, capsys: Any) -> None:

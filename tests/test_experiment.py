@@ -330,7 +330,7 @@ def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for command, code, says in (
         (["run", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
         (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick version"),
-        (["report", str(tmp_path)], 1, "report.json does not exist"),
+        (["report", str(tmp_path)], 2, "report.json does not exist"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *command, *(["--out", str(tmp_path)] if command[0] == "run" else [])])

@@ -56,7 +56,6 @@ def removed_note(rows: Sequence[Measurement]) -> str | None:
 
 def write_csv(rows: Sequence[Measurement], path: Path, command: str) -> None:
     """Write the measurements under a comment with the command, the machine and the versions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {command}\n# {machine()}\n")
         writer = csv.DictWriter(file, [field.name for field in fields(Measurement)])

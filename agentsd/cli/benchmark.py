@@ -86,6 +86,7 @@ def benchmark(
     import torch
 
     from ..benchmark import output, variants
+    from ..generation.image_files import prepare_folder
     from ..models.loading import hide_loading_bars
     from ..schedule import Schedule
 
@@ -99,6 +100,8 @@ def benchmark(
     timed = variants.variants_of(schedule or Schedule.presets(), peers)
     if peers and not variants.BASELINES.keys() <= timed.keys():
         note("tomesd is not timed, as it is not installed; run `pip install tomesd`")
+    if out is not None:
+        prepare_folder(out.parent)
     if threads:
         torch.set_num_threads(threads)
     hide_loading_bars()
