@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import agentsd.generation.batch.batch_maker
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
-from agentsd.evaluation.pictures import digest_of, pictures
+from agentsd.evaluation.image_sets import read_image_set
 from agentsd.generation.batch.batch_maker import largest_batch
 from agentsd.generation.batch.engine import Stop
 from agentsd.generation.batch.image_writer import ImageWriter
@@ -535,9 +535,9 @@ def test_webdataset_reads_the_shards(
         assert sample["txt"].decode() == line["prompt"]
     assert images(run) == 0
     # Evaluation finds the images in the shards, by the manifest and without it.
-    for found in (pictures(run), [p for shard in shards for p in pictures(shard)]):
+    for found in (read_image_set(run), [p for shard in shards for p in read_image_set(shard)]):
         assert [(p.prompt, p.model) for p in found] == [(x["prompt"], "tiny") for x in loose]
-        assert [digest_of(p, p.read()) for p in found] == [x["sha256"] for x in loose]
+        assert [p.read_verified()[1] for p in found] == [x["sha256"] for x in loose]
     assert start(prompts=PROMPTS[:7], form="webdataset")[0]["made"] == 0
     # An image whose line is lost is made and packed again; the others stay the bytes they were.
     kept = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)

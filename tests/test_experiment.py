@@ -18,8 +18,9 @@ from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 from agentsd import ProtocolError, progress
 from agentsd.cli import main
 from agentsd.errors import EvaluationError, SettingsError
-from agentsd.evaluation import experiment, likeness, report
+from agentsd.evaluation import experiment, report
 from agentsd.evaluation.protocol import UNPATCHED, load_protocol
+from agentsd.similarity import psnr
 
 SMALL = """
 prompts: [a, b, c]
@@ -99,7 +100,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     assert second["variants"] == first["variants"]
     (out / "report.html").unlink()
     assert f"| {UNPATCHED} |" in call("report", str(out))
-    assert "3 prompts: the intervals are as wide" in page
+    assert "only 3 prompts: the intervals are wide" in page
     assert (out / "report.html").read_text() == page
 
 
@@ -124,14 +125,16 @@ def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
         Image.open(tmp_path / "out" / "images" / name / "images" / "000001.png")
         for name in ("keys", UNPATCHED)
     )
-    assert found["values"]["keys"]["psnr"][1] == likeness.psnr(np.asarray(a), np.asarray(b))
+    assert found["values"]["keys"]["psnr"][1] == psnr(np.asarray(a), np.asarray(b))
     table = found["variants"]
     for name, row in table.items():
         assert row["psnr"]["mean"] == pytest.approx(np.mean(found["values"][name]["psnr"]))
         assert row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"]
     assert table[UNPATCHED]["time"] == {"mean": 1, "low": 1, "high": 1}
     assert "fid" not in table["keys"]
-    assert "3 images a variant are too few for FID and KID; 20 are the least" in found["notes"]
+    assert (
+        "3 images a variant are too few for FID and KID; at least 20 are needed" in found["notes"]
+    )
     # ToDo is a fixed grid of keys: no difference is called one, but to another select it is.
     differences = found["differences"]["psnr"]
     assert table["todo"]["psnr"]["mean"] == pytest.approx(table["mine"]["psnr"]["mean"], abs=0.1)
@@ -265,9 +268,9 @@ def test_what_it_takes_to_measure_is_asked_for_first(
 def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        EvaluationError, match=r"need matplotlib: pip install torchmetrics matplotlib"
+        EvaluationError, match=r"require matplotlib; run `pip install torchmetrics matplotlib"
     ):
-        report.require()
+        report.require_packages()
 
 
 def test_a_variant_that_fails_is_told(run: Any) -> None:
@@ -277,7 +280,7 @@ def test_a_variant_that_fails_is_told(run: Any) -> None:
 
 def test_published_protocol() -> None:
     plan = load_protocol("imagenet2k")
-    assert (len(plan.prompts), len(plan.images()), len(plan.ways())) == (1000, 2000, 11)
+    assert (len(plan.prompts), len(plan.images()), len(plan.all_variants())) == (1000, 2000, 11)
     assert plan.images()[0].prompt == "A high quality photograph of a tench."
     assert (plan.scheduler, plan.num_inference_steps) == ("PNDMScheduler", 50)
     assert len({settings.seed for settings in plan.images()}) == 2000
@@ -286,7 +289,7 @@ def test_published_protocol() -> None:
 
 def test_pocket_protocol() -> None:
     plan = load_protocol("configs/eval/pocket.yaml")
-    assert len(plan.ways()) == 26
+    assert len(plan.all_variants()) == 26
     assert plan.images()[0].guidance_scale == 2
 
 
@@ -302,31 +305,31 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
     ("text", "says"),
     [
         ("prompts: [a", r"line 1: not valid YAML"),
-        ("- a", "a mapping of names"),
+        ("- a", "expected a mapping of names"),
         ("prompts: [a]", "variants: is missing"),
         ("prompts: [a]\nvariant: {}", "unknown key 'variant': did you mean 'variants'"),
-        ("prompts: []\nvariants: {}", "prompts: a list of one or more"),
+        ("prompts: []\nvariants: {}", "prompts: must be a list of at least one"),
         ("prompts: none.txt\nvariants: {}", r"none\.txt: cannot be read"),
         ("prompts: [' ']\nvariants: {}", "prompt: must say something"),
         ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
-        ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must hold {}"),
+        ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must contain {}"),
         ("prompts: [a]\nvariants: {}\nscheduler: PLMS", "scheduler: must be one of DDIM"),
         ("prompts: [a]\nvariants: {}\nquick: 3", "quick: must be a mapping"),
         ("prompts: [a]\nvariants: {}\nreplicates: 0", "replicates"),
         ("prompts: [a, b]\nvariants: {}\nreplicates: 50001", r"at most 100,000 \(got 100,002\)"),
-        ("prompts: [a]\nvariants: {'..': {peer: todo}}", r"'\.\.' must be of letters"),
+        ("prompts: [a]\nvariants: {'..': {peer: todo}}", r"'\.\.' must consist of letters"),
         ("prompts: [a]\nvariants: {a: {peer: todo}, A: {peer: todo}}", "upper and lower case"),
-        ("prompts: [a]\nvariants: {a: {peer: [todo]}}", "peer must be"),
+        ("prompts: [a]\nvariants: {a: {peer: [todo]}}", "peer must be one of"),
         ("prompts: [a]\nvariants: {a: {peer: tiles, size: 2}}", "unexpected keyword argument"),
         ("prompts: [a]\nvariants: {a: {peer: tiles, side: x}}", "side must be a number"),
         ("prompts: [a]\nvariants: {x: }", r"variants\.x: needs a schedule or a peer"),
-        ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be tomesd"),
+        ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be one of tomesd"),
         ("prompts: [a]\nvariants: {x: {schedule: papre}}", r"variants\.x: no preset schedule"),
         (
             "prompts: [a]\nvariants: {x: {schedule: fast, ratio: 1}}",
-            r"takes nothing \(got ratio",
+            r"cannot be combined with other keys \(got ratio",
         ),
-        ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must be of letters"),
+        ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must consist of letters"),
         (
             "prompts: [a]\nvariants: {x: {schedule: {phases: [{method: keys, strid: 2}]}}}",
             r"variants\.x: phase 1: unknown key 'strid'",
@@ -344,8 +347,8 @@ def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "plain.yaml").write_text("prompts: [a]\nvariants: {}")
     for command, code, says in (
         (["run", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
-        (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick cut"),
-        (["report", str(tmp_path)], 2, "report.json is not there"),
+        (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick version"),
+        (["report", str(tmp_path)], 2, "report.json does not exist"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *command, *(["--out", str(tmp_path)] if command[0] == "run" else [])])

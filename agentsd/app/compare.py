@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..evaluation.features import Clip, clip
+from ..evaluation.features import Clip, load_clip
 from ..evaluation.metrics import clip_score
 from ..generation.comparison import visible_psnr
 from ..generation.images import TimedImage
@@ -37,10 +37,10 @@ class Compared(NamedTuple):
 
 def pocket_judge() -> Judge:
     """The CLIP score by the pocket model's own CLIP, which knows the words of that model only."""
-    model: Clip = clip("pocket")
+    model: Clip = load_clip("pocket")
 
     def judge(image: Image.Image, prompt: str) -> float:
-        return float(clip_score(model([image]), model.texts([prompt])[0])[0])
+        return float(clip_score(model([image]), model.embed_texts([prompt])[0])[0])
 
     return judge
 

@@ -86,14 +86,14 @@ class MeasureOptions:
     def open(self, images: str, reference: str | None = None, **given: Any) -> ComparedSets:
         """The sets to measure."""
         from ..evaluation.compared_sets import ComparedSets
-        from ..evaluation.reading import Reading
+        from ..evaluation.reading import ReadOptions
         from ..models.loading import hide_loading_bars
 
         hide_loading_bars()
         return ComparedSets(
             images,
             reference,
-            reading=Reading(self.size, self.convert, self.skip_bad),
+            reading=ReadOptions(self.size, self.convert, self.skip_bad),
             unfinished=self.unfinished,
             cache=self.cache,
             device=self.device,

@@ -43,12 +43,12 @@ def run(
     """Run an experiment: make missing images, measure, and write report.html and report.json."""
     from ..evaluation.experiment import run
     from ..evaluation.protocol import load_protocol
-    from ..evaluation.report import require, write
+    from ..evaluation.report import require_packages, write
     from ..generation.image_files import prepare_folder
     from ..models.loading import hide_loading_bars, load_pipeline
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
-    require()
+    require_packages()
     prepare_folder(out)
     hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)

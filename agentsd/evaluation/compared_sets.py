@@ -11,10 +11,12 @@ from typing import Any
 
 from ..errors import EvaluationError
 from ..models.loading import target_device
-from .features import Clip, Extractor, Features, Floats, clip, extract, extractor
-from .metrics import Statistics, load_statistics
-from .pictures import HIDDEN, Picture, given_prompts, pictures, visible
-from .reading import Reading
+from .features import Clip, Extractor, Features, extract, load_clip, load_extractor
+from .features.cache import Floats
+from .features.statistics import load_statistics
+from .image_sets import HIDDEN, ImageEntry, read_image_set, visible, with_prompts
+from .metrics import FeatureStatistics
+from .reading import ReadOptions
 
 DEFAULT_CLIP = "clip:openai/clip-vit-base-patch16"
 """For images of other models than the pocket one; from the hub, or its cache."""
@@ -55,7 +57,7 @@ class ComparedSets:
         features: str | None = None,
         clip: str | None = None,
         prompts: Path | None = None,
-        reading: Reading,
+        reading: ReadOptions,
         unfinished: bool = False,
         cache: Path | None = None,
         device: str | None = None,
@@ -63,15 +65,15 @@ class ComparedSets:
         progress: Progress,
     ):
         self.sources = {"images": images, "reference": reference}
-        self.images = pictures(images, unfinished=unfinished)
+        self.images = read_image_set(images, unfinished=unfinished)
         if prompts is not None:
-            self.images = given_prompts(self.images, prompts)
-        self.reference: list[Picture] | None = None
-        self.statistics: Statistics | None = None
+            self.images = with_prompts(self.images, prompts)
+        self.reference: list[ImageEntry] | None = None
+        self.statistics: FeatureStatistics | None = None
         if reference is not None and reference.endswith(".npz"):
             self.statistics = load_statistics(reference)
         elif reference is not None:
-            self.reference = pictures(reference, unfinished=unfinished)
+            self.reference = read_image_set(reference, unfinished=unfinished)
         self.device = target_device(device)
         self.reading, self.cache, self.progress = reading, cache, progress
         self.hidden_pairs = 0
@@ -83,7 +85,7 @@ class ComparedSets:
         self._bad: dict[str, None] = {}  # in order, each once
 
     @property
-    def reference_images(self) -> list[Picture]:
+    def reference_images(self) -> list[ImageEntry]:
         """The images to compare with.
 
         Raises:
@@ -116,7 +118,7 @@ class ComparedSets:
         default = "pocket" if _is_pocket(self.images) else DEFAULT_CLIP
         name = self._used["clip"] = self._asked["clip"] or default
         if not isinstance(self._extractors.get(name), Clip):
-            self._extractors[name] = clip(name, self.device)
+            self._extractors[name] = load_clip(name, self.device)
         found = self._extractors[name]
         assert isinstance(found, Clip)
         return found
@@ -144,7 +146,7 @@ class ComparedSets:
 
     def context(self) -> dict[str, Any]:
         """How the sets were measured, and what was left out, for JSON."""
-        images = [len(found.pictures) for found in self._extracted.values()]
+        images = [len(found.images) for found in self._extracted.values()]
         used = self._used if "features" in self._used else {"features": self._used["clip"]}
         return {
             **({"images": images[0]} if images else {}),
@@ -165,22 +167,22 @@ class ComparedSets:
         name = self._used["features"] = self._asked["features"] or default
         return name
 
-    def _set(self, which: str) -> list[Picture]:
+    def _set(self, which: str) -> list[ImageEntry]:
         return self.images if which == "images" else self.reference_images
 
     def _extract(self, which: str, name: str) -> Features:
         if (which, name) not in self._extracted:
             shown = visible(self._set(which))
             if name not in self._extractors:
-                self._extractors[name] = extractor(name, self.device)
+                self._extractors[name] = load_extractor(name, self.device)
             with self.progress("images", len(shown)) as show:
                 found = extract(
                     shown, self._extractors[name], self.reading, folder=self.cache, progress=show
                 )
             self._extracted[which, name] = found
-            self.leave_out(found.bad)
+            self.leave_out(found.skipped)
         return self._extracted[which, name]
 
 
-def _is_pocket(images: list[Picture]) -> bool:
-    return all(picture.model == "pocket" for picture in images)
+def _is_pocket(images: list[ImageEntry]) -> bool:
+    return all(image.model == "pocket" for image in images)

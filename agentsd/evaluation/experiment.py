@@ -18,8 +18,8 @@ from ..image_settings import ImageSettings, warm_up_settings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
 from ..models.schedulers import scheduled
-from .protocol import Protocol, Variant
-from .scoring import Judges, Progress, measure
+from .protocol import Protocol, ProtocolVariant
+from .scoring import Metrics, Progress, measure
 
 MAY_DIFFER = ("device", "agentsd", "torch", "weights")
 """Keys in which an image that is there may differ from one that would be made now; fingerprints of
@@ -53,12 +53,12 @@ def run(
             finds wrong.
         AgentSDError: If the pipeline cannot run a variant.
     """
-    judges = Judges.of(protocol, pipe.device)  # fails now rather than after hours of making images
+    metrics = Metrics.load(protocol, pipe.device)  # fails before hours of making images
     begun = time.perf_counter()
     with only_run_in(out), scheduled(pipe, protocol.scheduler):
         generate(protocol, out, pipe, progress)
     made = time.perf_counter()
-    report = measure(protocol, out, judges, cache=cache, progress=progress)
+    report = measure(protocol, out, metrics, cache=cache, progress=progress)
     report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
     return report
@@ -74,7 +74,7 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> No
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
     folders = {
         variant.name: _VariantFolder(out, variant, images, pipe, protocol.model, weights)
-        for variant in protocol.ways()
+        for variant in protocol.all_variants()
     }
     appliers = {name: folder.variant.applied for name, folder in folders.items()}
     missing = {name: folder.missing(len(images)) for name, folder in folders.items()}
@@ -111,7 +111,7 @@ class _VariantFolder:
     def __init__(
         self,
         out: Path,
-        variant: Variant,
+        variant: ProtocolVariant,
         images: list[ImageSettings],
         pipe: Any,
         model: str,

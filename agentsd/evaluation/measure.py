@@ -13,11 +13,14 @@ import numpy as np
 
 from ..errors import EvaluationError
 from ..generation.image_files import prepare_folder, save_image, write_whole
-from . import lpips, metrics
+from . import metrics
 from .compared_sets import ComparedSets
-from .intervals import ENOUGH, Interval, bootstrap, small_sample_warning
-from .likeness import Pair, likeness, pairs, worst
-from .pictures import HIDDEN, Picture
+from .contact_sheet import worst_pairs
+from .features import lpips
+from .features.statistics import save_statistics
+from .image_sets import HIDDEN, ImageEntry
+from .intervals import SMALL_SAMPLE, Interval, bootstrap, small_sample_warning
+from .pairs import Pair, compare_pairs, pair_images
 
 FIGURES = ("fid", "kid", "precision_recall", "clip_score", "paired")
 
@@ -108,8 +111,8 @@ def measure_fid(sets: ComparedSets, infinity: bool = False) -> Figure:
 def measure_kid(sets: ComparedSets) -> Figure:
     """Kernel inception distance."""
     ours, reference = sets.both_features
-    if (fewest := min(len(ours), len(reference))) < ENOUGH:
-        sets.note(f"{fewest} images are too few for KID; use at least {ENOUGH}")
+    if (fewest := min(len(ours), len(reference))) < SMALL_SAMPLE:
+        sets.note(f"{fewest} images are too few for KID; use at least {SMALL_SAMPLE}")
     found = metrics.kid(ours, reference)
     values = {"kid": found.value, "error": found.error, "interval": list(found.interval[1:])}
     return Figure(values, f"KID {found.value:.4g} ± {found.error:.2g}")
@@ -135,8 +138,8 @@ def measure_clip_score(sets: ComparedSets, out: Path | None = None) -> Figure:
             f"{missing}; give --prompts FILE, one a line, or NAME.txt beside each image"
         )
     network, found = sets.clip_features()
-    texts = [str(picture.prompt) for picture in found.pictures]
-    embedded, cut = network.texts(texts)
+    texts = [str(picture.prompt) for picture in found.images]
+    embedded, cut = network.embed_texts(texts)
     scores = metrics.clip_score(found.values, embedded)
     if cut:
         sets.note(
@@ -147,7 +150,7 @@ def measure_clip_score(sets: ComparedSets, out: Path | None = None) -> Figure:
     if out is not None:
         rows = (
             {"image": p.name, "prompt": p.prompt, "seed": p.seed, "clip_score": float(score)}
-            for p, score in zip(found.pictures, scores, strict=True)
+            for p, score in zip(found.images, scores, strict=True)
         )
         write_whole(out, _json_lines(rows))
     values = {"clip_score": mean.mean, "interval": _ends(mean), "prompts_cut": len(cut)}
@@ -159,7 +162,7 @@ def measure_pairs(sets: ComparedSets, out: Path | None = None) -> Figure:
 
     Each pair's figures and a sheet of the worst ten go to the folder ``out``.
     """
-    every = pairs(sets.images, sets.reference_images)
+    every = pair_images(sets.images, sets.reference_images)
     found = [pair for pair in every if not (pair.image.hidden or pair.reference.hidden)]
     if not found:
         raise EvaluationError(f"{HIDDEN}: an image of each of {len(every)} pairs")
@@ -168,10 +171,10 @@ def measure_pairs(sets: ComparedSets, out: Path | None = None) -> Figure:
     if perceptual is None:
         sets.note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
     with sets.progress("pairs", len(found)) as show:
-        rows, bad = likeness(
+        rows, skipped = compare_pairs(
             found, network, sets.reading, lpips=perceptual, folder=sets.cache, progress=show
         )
-    sets.leave_out(bad)
+    sets.leave_out(skipped)
     labels = [row["prompt"] or row["image"] for row in rows]
     sets.note(small_sample_warning(labels))
     figure = _over_pairs(rows, labels)
@@ -200,30 +203,30 @@ def _write_pairs(
     prepare_folder(out)
     write_whole(out / "likeness.jsonl", _json_lines(rows))
     write_whole(out / "likeness.json", json.dumps(values, indent=2).encode())
-    save_image(worst(found, rows), out / "worst.png")
+    save_image(worst_pairs(found, rows), out / "worst.png")
 
 
 def write_statistics(sets: ComparedSets, out: Path) -> Figure:
     """Write the statistics that FID needs of the images, in pytorch-fid's format."""
     if out.suffix != ".npz":
         raise EvaluationError(f"{out}: statistics are written as .npz")
-    metrics.save_statistics(out, metrics.statistics(sets.image_features))
+    save_statistics(out, metrics.feature_statistics(sets.image_features))
     return Figure({"file": str(out)}, str(out))
 
 
-def _without_prompt(images: list[Picture]) -> str | None:
+def _without_prompt(images: list[ImageEntry]) -> str | None:
     names = [picture.name for picture in images if picture.prompt is None]
     if not names:
         return None
     return f"{len(names)} of {len(images)} images have no prompt, such as {names[0]}"
 
 
-def _unpaired(images: list[Picture], reference: list[Picture]) -> str | None:
+def _unpaired(images: list[ImageEntry], reference: list[ImageEntry]) -> str | None:
     """Why the images cannot be compared with the reference one by one."""
     if find_spec("torchmetrics") is None:
         return "torchmetrics is not installed; run `pip install torchmetrics`"
     try:
-        pairs(images, reference)
+        pair_images(images, reference)
     except EvaluationError as error:
         return str(error)
     return None

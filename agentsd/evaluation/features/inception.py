@@ -1,4 +1,4 @@
-"""The Inception network of FID, as its 2015-12-05 weights want it; torchvision is not needed."""
+"""The Inception network of FID, for its weights of 2015-12-05; does not need torchvision."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import EvaluationError
+from ...errors import EvaluationError
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-"""What pytorch-fid and torch-fidelity call the weights; the files are the same."""
+"""Names of the weights in pytorch-fid and torch-fidelity; the files are identical."""
 
 DIGEST = "6726825d"
-"""How the SHA-256 of the standard weights begins."""
+"""First digits of the SHA-256 of the standard weights."""
 
 SIDE = 299
 
 Branch = list[tuple[str, int, int | tuple[int, int]]]
-"""Convolutions one after the other: name, output channels, kernel."""
+"""Consecutive convolutions: name, output channels, kernel."""
 
 
 def weights_file(path: Path | None = None) -> Path:
-    """Where the weights are: the given file, or one in the cache of torch's hub.
+    """Find the weights: the given file, or one in the cache of torch.hub.
 
     Raises:
-        EvaluationError: If there is none (says where to get it), or it is not the standard one.
+        EvaluationError: If there is no file (says where to get it), or it is not the standard one.
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     choices = [path] if path else [cache / name for name in FILES]
@@ -35,38 +35,40 @@ def weights_file(path: Path | None = None) -> Path:
     if found is None:
         raise EvaluationError(
             f"no Inception weights at {choices[0]}; get {FILES[0]} from the releases of "
-            f"mseitzer/pytorch-fid on GitHub (tag fid_weights) and put it into {cache}, or give "
-            "its path: --features inception:PATH"
+            f"mseitzer/pytorch-fid on GitHub (tag fid_weights) and put it into {cache}, or pass "
+            "its path as --features inception:PATH"
         )
     digest = hashlib.sha256(found.read_bytes()).hexdigest()
     if not digest.startswith(DIGEST):
         raise EvaluationError(
-            f"{found} is not the standard weights file (SHA-256 {digest[:8]}…, {DIGEST}… was "
-            f"expected); FIDs from other weights compare with nothing: get {FILES[0]} anew"
+            f"{found} is not the standard weights file (SHA-256 {digest[:8]}…, expected "
+            f"{DIGEST}…); FIDs from other weights cannot be compared: get {FILES[0]} again"
         )
     return found
 
 
 def load(path: Path) -> Inception:
-    """The network with the weights of a file that :func:`weights_file` found.
+    """Load the network with the weights that :func:`weights_file` found.
 
     Raises:
-        EvaluationError: If the file does not hold just this network.
+        EvaluationError: If the file does not contain the weights of this network.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network = Inception()
-        # Its classifier is not used; counts of batches are absent from weights this old.
-        wanted = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
-        given = {k: v for k, v in weights.items() if k in wanted}
-        if missing := sorted(wanted - given.keys()):
+        # The classifier is not used; weights this old have no batch counts.
+        expected = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
+        given = {k: v for k, v in weights.items() if k in expected}
+        if missing := sorted(expected - given.keys()):
             raise EvaluationError(f"{path} lacks {missing[0]} and {len(missing) - 1} more weights")
         network.load_state_dict(given, strict=False)
     except EvaluationError:
         raise
-    except Exception as error:  # what unpickling and copying raise is of many kinds
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise EvaluationError(f"{path}: no weights of the Inception network ({said})") from error
+    except Exception as error:  # unpickling and copying raise errors of many types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise EvaluationError(
+            f"{path}: not the weights of the Inception network ({reason})"
+        ) from error
     return network.eval().requires_grad_(False)
 
 
@@ -85,7 +87,7 @@ class _Convolution(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches side by side; the last one begins with a pooling.
+    """Parallel branches; the last one starts with a pooling.
 
     Branches that fork share their first layers, by name, and compute them twice.
     """
@@ -104,16 +106,16 @@ class _Mixed(nn.Module):
                 width = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        found = [x] * (len(self.branches) - 1) + [self._pooled(x)]
+        outputs = [x] * (len(self.branches) - 1) + [self._pooled(x)]
         for number, branch in enumerate(self.branches):
             for name in branch:
-                found[number] = getattr(self, name)(found[number])
-        return torch.cat(found, 1)
+                outputs[number] = getattr(self, name)(outputs[number])
+        return torch.cat(outputs, 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
         if self.pool == "halve":
             return F.max_pool2d(x, 3, 2)
-        if self.pool == "max":  # the last block of these weights, against the paper
+        if self.pool == "max":  # in the last block of these weights, unlike the paper
             return F.max_pool2d(x, 3, 1, 1)
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
@@ -164,10 +166,11 @@ E: list[Branch] = [
 
 
 class Inception(nn.Module):
-    """Images to the 2,048 features after the last pooling (Szegedy et al., 2015).
+    """Computes the 2,048 features after the last pooling (Szegedy et al., 2015).
 
-    The conventions are pytorch-fid's: 8-bit RGB over 255, bilinear to 299 × 299 without smoothing
-    and without aligned corners, then to [-1, 1]. torch-fidelity's differ a little.
+    The conventions are pytorch-fid's: 8-bit RGB divided by 255, resized bilinearly to 299 × 299
+    without antialiasing and without aligned corners, then scaled to [-1, 1]. torch-fidelity's
+    differ slightly.
     """
 
     def __init__(self) -> None:
@@ -185,13 +188,13 @@ class Inception(nn.Module):
         self.Mixed_7c = _Mixed(2048, E, "max")
 
     def forward(self, images: Tensor) -> Tensor:
-        """8-bit images ``[B, 3, H, W]``, of any one size, to features ``[B, 2048]``."""
+        """Features ``[B, 2048]`` of 8-bit images ``[B, 3, H, W]``."""
         x = images.to(self.Conv2d_1a_3x3.conv.weight.dtype) / 255
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
         return self.features(2 * x - 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images ``[B, 3, 299, 299]`` in [-1, 1] to features ``[B, 2048]``."""
+        """Features ``[B, 2048]`` of images ``[B, 3, 299, 299]`` in [-1, 1]."""
         for name, module in self.named_children():
             x = module(x)
             if name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):

@@ -1,4 +1,4 @@
-"""Likeness of pairs: the figures against others' implementations, and how pairs are matched."""
+"""Similarity of pairs: metrics against other implementations, and how pairs are matched."""
 
 from __future__ import annotations
 
@@ -13,26 +13,13 @@ import torch
 from tiny_models import build
 from torch import nn
 from torchmetrics.functional.image import lpips as their_lpips
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from agentsd.errors import EvaluationError
-from agentsd.evaluation import likeness as module
-from agentsd.evaluation import lpips
-from agentsd.evaluation.features import clip
-from agentsd.evaluation.likeness import likeness, pairs, psnr, ssim
-from agentsd.evaluation.pictures import Picture, pictures
-
-
-def test_psnr_is_torchmetrics_own() -> None:
-    a, b = (np.asarray(picture_sets.noise(i)) for i in (0, 8))
-    x, y = (torch.from_numpy(z.astype(np.float64)) for z in (a, b))
-    theirs = float(peak_signal_noise_ratio(x, y, data_range=255.0))
-    assert psnr(a, b) == pytest.approx(theirs)
-    assert psnr(a, b // 2) != pytest.approx(theirs, rel=1e-2)
-
-
-def test_unsigned_values_do_not_wrap() -> None:
-    assert psnr(np.uint8([[1]]), np.uint8([[2]])) == psnr(np.uint8([[2]]), np.uint8([[1]]))
+from agentsd.evaluation import pairs as module
+from agentsd.evaluation.features import load_clip, lpips
+from agentsd.evaluation.image_sets import ImageEntry, read_image_set
+from agentsd.evaluation.metrics import ssim
+from agentsd.evaluation.pairs import compare_pairs, pair_images
 
 
 def test_ssim_is_the_definition() -> None:
@@ -47,10 +34,11 @@ def test_ssim_is_the_definition() -> None:
 
 def test_a_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = (picture_sets.folder(tmp_path / str(n), 2, first=n) for n in (0, 2))
-    judge, cache = clip("pocket"), tmp_path / "cache"
+    clip, cache = load_clip("pocket"), tmp_path / "cache"
 
     def rows() -> list[dict[str, Any]]:
-        return likeness(pairs(pictures(ours), pictures(theirs)), judge, folder=cache).rows
+        pairs = pair_images(read_image_set(ours), read_image_set(theirs))
+        return compare_pairs(pairs, clip, folder=cache).rows
 
     first, calls = rows(), []
     monkeypatch.setattr(module, "ssim", lambda a, b: calls.append(1) or ssim(a, b))
@@ -75,7 +63,7 @@ def alexnet() -> nn.Sequential:
     )  # type: ignore[no-any-return]
 
 
-def test_lpips_is_torchmetrics_own(
+def test_lpips_equals_torchmetrics(
     alexnet: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -97,19 +85,20 @@ def test_lpips_is_torchmetrics_own(
     x, y = (np.asarray(picture_sets.noise(i)) for i in (0, 1))
     assert ours.between(x, x) == 0 < ours.between(x, y)
     lpips.weights_file().write_text("none")
-    with pytest.raises(EvaluationError, match="no weights of AlexNet"):
+    with pytest.raises(EvaluationError, match="not AlexNet's weights"):
         lpips.load_if_cached()
 
 
 def test_pairs_by_prompt_and_seed_or_by_name(tmp_path: Path) -> None:
-    made = pictures(picture_sets.manifest(tmp_path / "a"))
-    other = pictures(picture_sets.manifest(tmp_path / "b"))[::-1]
-    for found in (pairs(made, other), pairs([p._replace(seed=None) for p in made], other)):
+    made = read_image_set(picture_sets.manifest(tmp_path / "a"))
+    other = read_image_set(picture_sets.manifest(tmp_path / "b"))[::-1]
+    unseeded = [entry._replace(seed=None) for entry in made]
+    for found in (pair_images(made, other), pair_images(unseeded, other)):
         assert [p.image.name[-7:] for p in found] == [p.reference.name[-7:] for p in found]
     with pytest.raises(EvaluationError, match="6 images and 5 to compare with: 1 have no counter"):
-        pairs(made, other[1:])
+        pair_images(made, other[1:])
     with pytest.raises(EvaluationError, match="two images have the same prompt and seed"):
-        pairs([*made, made[0]], other)
-    nothing = Picture("x/000.png", io.BytesIO().read)
+        pair_images([*made, made[0]], other)
+    nothing = ImageEntry("x/000.png", io.BytesIO().read)
     with pytest.raises(EvaluationError, match="two images have the same file name"):
-        pairs([nothing, nothing], [nothing])
+        pair_images([nothing, nothing], [nothing])
