@@ -1,4 +1,4 @@
-"""A request made both ways, and how alike the two images are."""
+"""Make the unpatched and the patched image of a request, and compare them."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from ..generation.comparison import likeness
 from ..generation.images import TimedImage
 from ..generation.records import record
 from ..models.schedulers import scheduled
-from .limits import Request
+from .catalog import ImageRequest
 from .worker import Job
 
-Judge = Callable[[Image.Image, str], float]
-"""How well an image fits a prompt."""
+ClipScorer = Callable[[Image.Image, str], float]
+"""The CLIP score of an image and a prompt."""
 
 
 class Compared(NamedTuple):
-    """Two images from one seed, and figures."""
+    """Two images from one seed, and their figures."""
 
     unpatched: TimedImage
     ours: TimedImage
     figures: dict[str, Any]
-    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, and where a safety
-    checker hid one), whether it hid them and, where there is a judge, the CLIP scores."""
+    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, or if a safety
+    checker hid one), whether it hid them and, if there is a scorer, the CLIP scores."""
     records: tuple[dict[str, Any], dict[str, Any]]
-    """What each image's file is to carry."""
+    """The record of each image, which its file carries."""
 
 
-def pocket_judge() -> Judge:
-    """The CLIP score by the pocket model's own CLIP, which knows the words of that model only."""
+def pocket_clip_scorer() -> ClipScorer:
+    """A scorer by the pocket model's own CLIP, which knows only the words of that model."""
     model: Clip = clip("pocket")
 
-    def judge(image: Image.Image, prompt: str) -> float:
+    def score(image: Image.Image, prompt: str) -> float:
         return float(clip_score(model([image]), model.texts([prompt])[0])[0])
 
-    return judge
+    return score
 
 
-def recorded(pipe: DiffusionPipeline, request: Request, *, patched: bool) -> dict[str, Any]:
-    """The record of a request's image, from which its settings can be read back."""
+def recorded(pipe: DiffusionPipeline, request: ImageRequest, *, patched: bool) -> dict[str, Any]:
+    """The record of a request's image, from which its settings can be restored."""
     schedule = request.schedule if patched else None
     with scheduled(pipe, request.scheduler):
         return record(pipe, request.settings, request.model, schedule)
 
 
 def compare(
-    job: Job, pipe: DiffusionPipeline, request: Request, judge: Judge | None = None
+    job: Job, pipe: DiffusionPipeline, request: ImageRequest, scorer: ClipScorer | None = None
 ) -> Compared:
     """Make the unpatched and the patched image of a request.
 
@@ -71,8 +71,8 @@ def compare(
         "unpatched_nsfw_content_detected": unpatched.nsfw_content_detected,
         "nsfw_content_detected": ours.nsfw_content_detected,
     }
-    if judge is not None:
-        scores = [judge(made.image, settings.prompt) for made in (unpatched, ours)]
+    if scorer is not None:
+        scores = [scorer(made.image, settings.prompt) for made in (unpatched, ours)]
         figures |= dict(zip(("unpatched_clip_score", "clip_score"), scores, strict=True))
     records = tuple(recorded(pipe, request, patched=way) for way in (False, True))
     return Compared(unpatched, ours, figures, (records[0], records[1]))
