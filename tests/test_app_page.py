@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,20 @@ def test_the_timeline_follows_the_schedule(page: Page) -> None:
     expect(timeline(page)).to_contain_text("steps 1–10")
     set_steps(page, 50)
     expect(timeline(page)).to_contain_text("steps 1–20")
+
+
+def test_the_timeline_is_right_after_quick_changes(page: Page) -> None:
+    """A change that the page sends before it has the answer to the last one does not undo it."""
+    set_steps(page, 50)
+    expect(timeline(page)).to_contain_text("steps 1–50")
+    steps = page.get_by_label("number input for Steps")
+    page.locator("label").filter(has_text="paper").first.click()
+    steps.fill("10")
+    steps.press("Tab")
+    expect(page.locator("#yaml textarea")).to_have_value(re.compile("agent_ratio"))
+    page.wait_for_timeout(1000)
+    expect(timeline(page)).to_contain_text("steps 1–4")
+    expect(page.get_by_label("paper", exact=True).first).to_be_checked()
 
 
 def test_yaml_is_checked_as_it_is_typed(page: Page, server: Server) -> None:
@@ -269,7 +284,7 @@ def test_inside_the_layers(page: Page) -> None:
     step = page.get_by_label("number input for Step", exact=True)
     step.fill("4")
     step.press("Tab")
-    expect(caption).to_contain_text("No agents here")
+    expect(caption).to_contain_text("No agents or keys here")
 
 
 def test_a_plot(page: Page) -> None:
@@ -294,7 +309,7 @@ def test_on_a_phone(server: Server) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
         set_steps(page, 2)
         generate(page)
-        box = page.locator("#pair").bounding_box()
+        box = page.locator("#comparison").bounding_box()
         assert box is not None
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 375
@@ -302,7 +317,7 @@ def test_on_a_phone(server: Server) -> None:
 
 
 def test_by_keyboard(page: Page) -> None:
-    """From the prompt to the image without a mouse."""
+    """Get from the prompt to the image without a mouse."""
     page.get_by_label("Prompt", exact=True).focus()
     for _ in range(40):
         page.keyboard.press("Tab")
@@ -313,7 +328,7 @@ def test_by_keyboard(page: Page) -> None:
 
 
 def contrast(page: Page, locator: str) -> float:
-    """Of a text to what is behind it, as WCAG measures it."""
+    """Contrast of a text to its background, as WCAG measures it."""
     return float(
         page.evaluate(
             """(where) => {
@@ -357,7 +372,7 @@ def test_it_loads_in_two_seconds(server: Server) -> None:
             begun = time.perf_counter()
             page.reload()
             page.get_by_role("button", name="Generate").wait_for()
-            expect(timeline(page)).to_contain_text("agent")
+            expect(timeline(page)).to_contain_text("1: keys")
             times.append(time.perf_counter() - begun)
         print("seconds to load:", [round(t, 2) for t in times])
         assert min(times) < 2
@@ -365,7 +380,7 @@ def test_it_loads_in_two_seconds(server: Server) -> None:
 
 @contextmanager
 def proxied(url: str, prefix: str) -> Iterator[str]:
-    """A reverse proxy that takes a prefix off the path, as docs/app.md sets one up."""
+    """A reverse proxy that removes a prefix from the path, as docs/app.md sets one up."""
     client = httpx.AsyncClient(base_url=url, timeout=60)
 
     async def forward(request: Request) -> StreamingResponse:

@@ -243,7 +243,7 @@ class TestScheduleRefuses:
     def test_ends_that_do_not_rise(self, ends: tuple[float, float]) -> None:
         kind = "until_step" if isinstance(ends[0], int) else "until"
         phases = [*({kind: end} for end in ends), {}]
-        refused(lambda: Schedule(phases=phases), f"{kind} must rise", f"(got {list(ends)})")
+        refused(lambda: Schedule(phases=phases), f"{kind} must increase", f"(got {list(ends)})")
 
 
 def _numbered(*ends: dict[str, float]) -> Schedule:

@@ -46,6 +46,7 @@ def parameters(method: type[Phase]) -> dict[str, Parameter]:
 def _read(name: str, field: dict[str, Any]) -> Parameter | None:
     allowed = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
     kind = allowed[0]
+    field = kind | field  # a type that may be None can have the description inside or outside
     if "description" not in field or len(allowed) > 1 or kind.get("type") not in TYPES:
         return None
     low = kind.get("minimum", kind.get("exclusiveMinimum"))

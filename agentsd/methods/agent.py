@@ -60,7 +60,7 @@ class Agent(Merge):
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         if self.agents is not None and "agent_ratio" in self.model_fields_set:
-            raise ScheduleError("agents replaces agent_ratio; drop one of the two")
+            raise ScheduleError("agents replaces agent_ratio; drop agent_ratio")
 
     def strides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
