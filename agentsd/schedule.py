@@ -172,7 +172,7 @@ class Schedule(StrictModel):
 
     @classmethod
     def load(cls, schedule: Schedule | str | Path) -> Schedule:
-        """Return a schedule as it is, or read it from a preset's name or the path of a YAML file."""
+        """Return a schedule as it is, or read a preset by name or a YAML file by path."""
         if isinstance(schedule, Schedule):
             return schedule
         if not isinstance(schedule, str | Path):
