@@ -83,7 +83,7 @@ class Timeline:
         return (
             f'<div class="timeline"><div class="bars">{bars}</div><div class="scroll"><table>'
             "<thead><tr><th>phase</th><th>steps</th><th>layers</th><th>tokens of a layer</th>"
-            "<th>query–key pairs</th><th>note</th></tr></thead>"
+            "<th>query–key pairs kept</th><th>note</th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div></div>"
         )
 

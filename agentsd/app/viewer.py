@@ -148,7 +148,7 @@ def caption(snapshot: LayerSnapshot, view: str) -> str:
         return f"{count:,} {targets}. The colours show where in the image each of them is."
     used = len(np.unique(snapshot.attended))
     return (
-        f"{used:,} of {count:,} {targets} get the most attention of some token. Each token has "
+        f"{used:,} of {count:,} {targets} get the most attention from some token. Each token has "
         "the colour of the one it attends to most, which shows where in the image that one is."
     )
 

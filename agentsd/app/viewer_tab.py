@@ -33,8 +33,8 @@ class ViewerTab:
         self._recordings: OrderedDict[str, viewer.Recording] = OrderedDict()
         gr.Markdown(
             "Which tokens are merged, where the agents or keys are, and which of them each token "
-            "attends to most. Recording makes the image once more, so that the times above stay "
-            "those without it."
+            "attends to most. The image is made again to record this; the times above do not "
+            "include it."
         )
         with gr.Row():
             record = gr.Button("Look inside the last image", variant="primary", elem_id="record")
@@ -44,7 +44,7 @@ class ViewerTab:
         with gr.Row(visible=False) as self._choices:
             self._layer = gr.Dropdown([], label="Layer", info="In the order of the UNet.")
             self._step = gr.Slider(
-                1, 2, 1, step=1, precision=0, label="Step", info="Early steps make large shapes."
+                1, 2, 1, step=1, precision=0, label="Step", info="Early steps set large shapes."
             )
             self._view = gr.Radio(
                 list(viewer.VIEWS), value=viewer.VIEWS[0], label="Show", elem_id="view"
