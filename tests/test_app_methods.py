@@ -155,3 +155,12 @@ def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) ->
     for view in viewer.VIEWS:  # it observes nothing of itself, and nothing is drawn
         assert viewer.caption(snapshot, view).startswith("No ")
         assert viewer.draw(recording, snapshot, view).size == (768, 768)
+
+
+def test_a_phase_keeps_an_end_that_has_no_control() -> None:
+    values = {"method": "full", "until": 0.5}
+    phase = {"method": "merge", "until_step": 5}
+    assert edit_phase(phase, values, last=False) == {"until_step": 5, "method": "full"}
+    assert edit_phase(phase, values, last=True) == {"method": "full"}
+    odd = {"method": "nothing", "until": 0.5}
+    assert edit_phase(phase | {"method": ["x"]}, odd, last=True) == {"method": "nothing"}

@@ -266,8 +266,8 @@ def test_a_model_brings_its_size_and_schedulers(tmp_path: Path) -> None:
         generate(page)
 
 
-def test_inside_the_layers(page: Page) -> None:
-    page.get_by_role("tab", name="Inside the layers").click()
+def test_layers(page: Page) -> None:
+    page.get_by_role("tab", name="Layers").click()
     record, caption = page.locator("#record"), page.locator("#caption")
     record.click()
     expect(page.locator("#viewer-status")).to_contain_text("Make an image first")

@@ -25,7 +25,7 @@ class Gallery:
     def __init__(self) -> None:
         self.entries = gr.State([])
         self._images = gr.Gallery(
-            label="Images made since you opened this page; click one to restore its settings",
+            label="Click an image to restore its settings",
             format="png",
             columns=6,
             fit_columns=False,
@@ -36,7 +36,7 @@ class Gallery:
             visible=False,
         )
         self._file = gr.File(
-            label="Drop a PNG made by agentsd to restore its settings",
+            label="Restore settings from a PNG of agentsd",
             file_types=[".png"],
             type="filepath",
             height=150,

@@ -68,7 +68,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
             with gr.Tab("Schedule"):
                 editor = ScheduleEditor(controls.preset, controls.timeline, draw)
             inputs = [*controls.all, editor.yaml]
-            with gr.Tab("Inside the layers"):
+            with gr.Tab("Layers"):
                 ViewerTab(worker, panel.last)
             with gr.Tab("X/Y plot"):
                 PlotTab(worker, catalog, page.GRADIO_CACHE, inputs, request)
