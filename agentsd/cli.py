@@ -279,34 +279,31 @@ def generate(
     With --compare, make one prompt's images with agent attention and without, side by side.
     """
     # Here, not above: diffusers takes seconds to import, and --help should not.
-    from .generation.batch.launch import Request, launch
+    from .generation.batch.launch import launch
     from .generation.batch.prompts import checked_template, read_prompts
+    from .generation.batch.request import BatchRequest
     from .generation.comparison import compare as compare_ways
     from .generation.image_files import read_record
     from .generation.prompt_encoding import warnings_for
     from .generation.records import VERSIONS
-    from .image_settings import ImageSettings, is_size
-    from .models.adapters import PipelineOptions, configure_pipeline, recorded_fingerprints
-    from .models.loading import default_guidance, hide_loading_bars, load_pipeline
+    from .image_settings import ImageSettings
+    from .models.loading import default_guidance, hide_loading_bars
+    from .models.options import PipelineOptions
     from .schedule import Schedule
 
-    names = list(ImageSettings.model_fields)
-    place, known = None, {}
+    position, known = None, {}
     if from_image is not None:
         _only_of_the_run(ctx)
-        told = read_record(from_image)
-        base = {name: told[name] for name in names if name in told}
-        plan = Schedule.from_dict(told["schedule"]) if told.get("schedule") else None
-        options = PipelineOptions.from_record(told)
-        if not is_size(base.get("height"), base.get("width")):
-            base |= {"height": None, "width": None}  # of the model's size, or the one on record
-        model, revision, variant = str(told.get("model")), told.get("revision"), told.get("variant")
-        dtype = Dtype(told["dtype"]) if told.get("dtype") in list(Dtype) else dtype
-        prompt = [str(base.pop("prompt", ""))]
-        place, known = _place(told.get("batch")), recorded_fingerprints(told)
+        record = read_record(from_image)
+        base = record.settings.model_dump(exclude={"prompt"})
+        plan, options = record.schedule, record.options
+        model, revision, variant = record.model, record.revision, record.variant
+        dtype = Dtype(record.dtype) if record.dtype in list(Dtype) else dtype
+        prompt = [record.settings.prompt]
+        position, known = record.batch, record.fingerprints()
         for name, version in VERSIONS.items():
-            if told.get(name) != version:
-                _note(f"made with {name} {told.get(name)}, made again with {version}")
+            if record.versions.get(name) != version:
+                _note(f"made with {name} {record.versions.get(name)}, regenerated with {version}")
     else:
         if guidance_scale is None:
             guidance_scale = default_guidance(model)
@@ -339,7 +336,7 @@ def generate(
     if os.path.isfile(out):
         raise OutputError(f"{out} is a file; --out takes a folder")
     hide_loading_bars()
-    asked = Request(
+    request = BatchRequest(
         out=out,
         base=base,
         schedule=plan,
@@ -351,7 +348,7 @@ def generate(
         dtype=dtype.value if dtype else None,
         form=format.value,
         batch_size=_batch_size(batch_size),
-        place=place,
+        batch_position=position,
         offload=cpu_offload.value if cpu_offload else None,
         allow_pickle=allow_pickle,
         resume=resume,
@@ -373,18 +370,7 @@ def generate(
         settings = ImageSettings(prompt=text, **base)
         options.check(settings)
         with stderr.status(Text(f"loading {model} …")):
-            pipe = configure_pipeline(
-                load_pipeline(
-                    model,
-                    device=device,
-                    dtype=dtype.value if dtype else None,
-                    allow_pickle=allow_pickle,
-                    **asked.loading(),
-                ),
-                options,
-                offload=cpu_offload.value if cpu_offload else None,
-                allow_pickle=allow_pickle,
-            )
+            pipe = request.load()
         for note in warnings_for(pipe, settings):
             _note(note)
         both = compare_ways(
@@ -394,7 +380,7 @@ def generate(
             schedule=plan,
             model=model,
             num_images=num_images,
-            options=asked.recorded(),
+            options=request.recorded(),
             inputs=options.inputs(settings.height, settings.width),
         )
         stdout.print(json.dumps(both) if as_json else _compared(both, out), markup=False)
@@ -410,7 +396,7 @@ def generate(
             _note(f"{problem}; left out")
 
     summary, stop = launch(
-        asked,
+        request,
         lambda: read_prompts(
             prompt or (),
             prompts,
@@ -454,18 +440,6 @@ def _given(ctx: typer.Context) -> set[str]:
     """The options that the command line names."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-
-
-def _place(told: Any) -> tuple[int, int] | None:
-    """The place in its batch that an image tells of, where it tells of one that can be."""
-    match told:
-        case [int(place), int(size)] if 0 <= place < size <= MOST_AT_ONCE:
-            return place, size
-    return None
-
-
-MOST_AT_ONCE = 1024
-"""Images of a batch."""
 
 
 @app.command()
@@ -563,8 +537,10 @@ def serve(
 def _batch_size(told: str) -> int | None:
     if told == "auto":
         return None
-    if not (told.isascii() and told.isdigit() and 1 <= int(told) <= MOST_AT_ONCE):
-        raise SettingsError(f"batch-size: must be 1 to {MOST_AT_ONCE}, or auto (got {told!r})")
+    from .generation.records import LARGEST_BATCH
+
+    if not (told.isascii() and told.isdigit() and 1 <= int(told) <= LARGEST_BATCH):
+        raise SettingsError(f"batch-size: must be 1 to {LARGEST_BATCH}, or auto (got {told!r})")
     return int(told)
 
 

@@ -19,8 +19,9 @@ from agentsd import LoadError, SettingsError
 from agentsd.generation.images import make_batch, to_image
 from agentsd.generation.prompt_encoding import PromptEncoder
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import PipelineOptions, configure_pipeline
+from agentsd.models.adapters import configure_pipeline
 from agentsd.models.fingerprints import file_sha256
+from agentsd.models.options import PipelineOptions
 from agentsd.models.schedulers import scheduler_for
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
@@ -205,16 +206,16 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
     [
         (lambda image: {"init_image": "nowhere.png"}, "nowhere.png: cannot be read"),
         (lambda image: {"init_image": image, "strength": 0.0}, "greater than 0"),
-        (lambda image: {"strength": 0.5}, "there is none"),
-        (lambda image: {"controlnet": "x"}, "one needs the other"),
-        (lambda image: {"ip_image": image}, "one needs the other"),
+        (lambda image: {"strength": 0.5}, "strength requires init_image"),
+        (lambda image: {"controlnet": "x"}, "each needs the other"),
+        (lambda image: {"ip_image": image}, "each needs the other"),
         (lambda image: {"compile": "yes"}, "valid boolean"),
         (lambda image: {"loras": ("a:nan",)}, "weight of 'a' must be a finite number"),
     ],
 )
-def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
+def test_bad_options(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        PipelineOptions(**given(picture))
+        PipelineOptions(**given(picture)).check_files()
 
 
 def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
@@ -247,7 +248,14 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
 def test_files_that_are_not_there(picture: str, given: dict[str, Any], what: str) -> None:
     """Told in plain words before anything is loaded, and the hub is not asked."""
     with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
-        PipelineOptions(**given, **followed(given, picture))
+        PipelineOptions(**given, **followed(given, picture)).check_files()
+
+
+def test_options_open_no_file() -> None:
+    """They are values: a record names files of another machine, too."""
+    options = PipelineOptions(init_image="nowhere.png", loras=("./nowhere.safetensors",))
+    with pytest.raises(SettingsError, match=r"nowhere.png: cannot be read"):
+        options.check_files()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +270,7 @@ def test_what_may_be_on_the_hub(
     pipe: Any, picture: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LoadError, match="neither a folder nor a file here, nor did the hub"):
+    with pytest.raises(LoadError, match="not a local folder or file, and the hub did not"):
         configure_pipeline(pipe, PipelineOptions(**given, **followed(given, picture)))
 
 

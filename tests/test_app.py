@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agentsd.app.uploads import read_uploaded_image
 from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
+from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings
 from agentsd.methods import METHODS
 from agentsd.methods.observation import attended_most
@@ -80,8 +82,8 @@ def test_uploads_are_checked_before_they_are_read(tmp_path: Path) -> None:
     for name, says in (
         ("a.gif", "not a PNG image"),
         ("vast.png", "pixels"),
-        ("plain.png", "carries no settings"),
-        ("deep.png", "carries no settings"),
+        ("plain.png", "no agentsd metadata"),
+        ("deep.png", "no agentsd metadata"),
     ):
         with pytest.raises(SettingsError, match=says):
             read_uploaded_image(tmp_path / name)
@@ -100,14 +102,15 @@ def test_a_forged_record_is_refused(
     pipe: Any, catalog: ModelCatalog, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
-    record = compare.recorded(pipe, request, patched=True)
+    record = compare.recorded(pipe, request, request.schedule)
     found = history.restore(record, catalog)
     assert found.settings == request.settings.model_dump()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
-    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", record | {"model": "/etc"})
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", replace(record, model="/etc"))
     assert history.restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
-    with pytest.raises(SettingsError, match=says):
-        history.restore(json.loads(json.dumps(record)) | changes, catalog)
+    forged = json.loads(json.dumps(record.to_dict())) | changes
+    with pytest.raises((SettingsError, ScheduleError), match=says):
+        history.restore(ImageRecord.from_dict(forged), catalog)
 
 
 def test_messages_are_escaped() -> None:

@@ -221,7 +221,7 @@ def test_settings_come_back_from_the_gallery_and_from_a_file(
     page.locator("#gallery button.thumbnail-item").first.click()
     same()
     file = max(Path(server.folder).glob("*/agentsd-77.png"), key=lambda p: p.stat().st_mtime)
-    assert read_record(file)["prompt"] == "a b c"
+    assert read_record(file).settings.prompt == "a b c"
     forget()
     page.locator("#drop input[type=file]").set_input_files(file)
     same()

@@ -55,13 +55,9 @@ def test_compare_by_the_api(server: Server, client: Client) -> None:
     )
     for variant, schedule in (("unpatched", None), ("patched", "faithful")):
         record = read_record(Path(found[variant]))
-        assert {name: record[name] for name in ImageSettings.model_fields} == settings.model_dump()
-        assert (record["scheduler"], record["model"]) == (
-            "EulerAncestralDiscreteScheduler",
-            "tiny",
-        )
-        assert record["scheduler"] == "EulerAncestralDiscreteScheduler"
-        assert bool(record["schedule"]) is (schedule is not None)
+        assert record.settings == settings
+        assert (record.scheduler, record.model) == ("EulerAncestralDiscreteScheduler", "tiny")
+        assert bool(record.schedule) is (schedule is not None)
     assert pixels(found["patched"]) != pixels(found["unpatched"])
     assert untouched(server)
 

@@ -26,17 +26,19 @@ from rich.console import Console
 from tiny_models import with_safety_checker
 from tqdm import tqdm
 
-import agentsd.generation.batch.engine
+import agentsd.generation.batch.batch_maker
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
 from agentsd.evaluation.pictures import digest_of, pictures
-from agentsd.generation.batch.engine import Stop, largest_batch
-from agentsd.generation.batch.launch import Request, launch
+from agentsd.generation.batch.batch_maker import largest_batch
+from agentsd.generation.batch.engine import Stop
+from agentsd.generation.batch.launch import launch
 from agentsd.generation.batch.prompts import read_prompts
+from agentsd.generation.batch.request import BatchRequest
 from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.generation.image_files import parameters, read_record
-from agentsd.generation.images import Drawn, make_batch
+from agentsd.generation.images import RawImage, make_batch
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import PipelineOptions
+from agentsd.models.options import PipelineOptions
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -49,12 +51,12 @@ PROMPTS = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
 @pytest.fixture
 def start(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Start a run of the tiny pipeline; returns its summary and whether a signal ended it."""
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", lambda *_, **__: pipe)
 
     def start(
         name: str = "run", prompts: Any = PROMPTS, source: Path | None = None, **asked: Any
     ) -> tuple[dict[str, Any], Stop]:
-        request = Request(
+        request = BatchRequest(
             out=tmp_path / name,
             schedule=asked.pop("schedule", Schedule.preset("faithful")),
             options=asked.pop("options", PipelineOptions()),
@@ -116,7 +118,7 @@ def test_an_image_that_changes_during_a_run_is_not_followed(
         Image.new("RGB", (64, 64), "pink").save(init)
         return made
 
-    monkeypatch.setattr("agentsd.generation.batch.engine.make_batch", made_and_exchanged)
+    monkeypatch.setattr("agentsd.generation.batch.batch_maker.make_batch", made_and_exchanged)
     summary, _ = start(
         prompts=PROMPTS[:4],
         batch_size=2,
@@ -138,7 +140,7 @@ def test_files_are_compared_again_once_the_hub_gave_them(
         (refs / "main").write_text("1" * 40)
         return pipe
 
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", download)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", download)
     with pytest.raises(SettingsError, match="owner/name is not what"):
         start(prompts=["a"], model="owner/name", known={"owner/name": "2" * 40})
     assert start(prompts=["a"], model="owner/name", known={"owner/name": "1" * 40})
@@ -356,7 +358,7 @@ def test_one_that_never_fits_is_reported_and_the_rest_made(
 def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = agentsd.generation.batch.engine.patched
+    real = agentsd.generation.batch.batch_maker.patched
     odd = Schedule.from_dict({"phases": [{"method": "full"}]})
 
     def patched(pipe: Any, schedule: Any) -> Any:
@@ -364,7 +366,7 @@ def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
             raise PatchError("matches no layer")
         return real(pipe, schedule)
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "patched", patched)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "patched", patched)
     rows = [{"prompt": "a"}, {"prompt": "b", "schedule": odd.to_dict()}, {"prompt": "c"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary, _ = start(prompts=(), source=tmp_path / "p.jsonl")
@@ -477,7 +479,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 ) -> None:
     """The device goes on while files are written, but never far ahead of them."""
     made, ahead = [], []
-    save, make = RunFolder.save, agentsd.generation.batch.engine.make_batch
+    save, make = RunFolder.save, agentsd.generation.batch.batch_maker.make_batch
 
     def slow(folder: Any, *args: Any) -> None:
         time.sleep(0.02)
@@ -489,7 +491,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
         return make(pipe, batch, *args)
 
     monkeypatch.setattr(RunFolder, "save", slow)
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", counted)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", counted)
     start(prompts=PROMPTS[:30])
     assert len(ahead) == 30
     assert 1 < max(ahead) <= 8 + 2 + 3 + 3  # queue, writers, and a batch before and after
@@ -499,18 +501,18 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str) -> None:
     start(prompts=["ä 赤"], form=form)
     (line,) = manifest(tmp_path / "run")
-    told = read_record(tmp_path / "run" / line["file"])
-    assert told.items() <= line.items()
+    record = read_record(tmp_path / "run" / line["file"])
+    assert record.to_dict().items() <= line.items()
     with Image.open(tmp_path / "run" / line["file"]) as image:
         assert image.format == {"jpg": "JPEG", "webp": "WEBP"}[form]
         comment = image.getexif().get_ifd(0x8769)[0x9286]
-        assert comment == b"UNICODE\0" + parameters(image, told).encode("utf-16-be")
+        assert comment == b"UNICODE\0" + parameters(image, record).encode("utf-16-be")
 
 
 def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a", "赤" * 9_999], form="jpg")
     assert (summary["made"], summary["failed"]) == (1, 1)
-    assert "png can" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
+    assert "use png" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
 
 
 def test_webdataset_reads_the_shards(
@@ -607,9 +609,9 @@ def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
         # Small, as a few wait for their writer, and how many differs from one moment to the next.
-        return [Drawn(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
+        return [RawImage(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", made)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", made)
     gc.collect()
     gc.freeze()
     tracemalloc.start()
@@ -631,15 +633,15 @@ def test_an_image_that_changes_during_a_run_stops_counting(
     options = PipelineOptions(init_image=str(path), strength=1)
     before, real = (
         options.recorded()["init_image_sha256"],
-        agentsd.generation.batch.engine.make_batch,
+        agentsd.generation.batch.batch_maker.make_batch,
     )
 
-    def changing(*args: Any) -> list[Drawn]:
+    def changing(*args: Any) -> list[RawImage]:
         made = real(*args)
         Image.new("RGB", (64, 64), "white").save(path)
         return made
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", changing)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", changing)
     summary, _ = start(prompts=["a", "b"], options=options, batch_size=1)
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert [line["init_image_sha256"] for line in manifest(tmp_path / "run")] == [before]

@@ -75,7 +75,7 @@ def test_hidden_images_are_not_good_ones(
 ) -> None:
     """All are black: neither two images made nor twice the same image."""
     with_safety_checker(pipe)
-    for module in ("models.loading", "generation.batch.launch"):
+    for module in ("models.loading", "generation.batch.request"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", lambda *_, **__: pipe)
     code, out, _ = run(*more)
     assert code == 1
@@ -88,7 +88,7 @@ def test_hidden_images_are_not_good_ones(
 def test_a_run_that_leaves_no_step_is_refused_before_loading(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any
 ) -> None:
-    for module in ("models.loading", "generation.batch.launch"):
+    for module in ("models.loading", "generation.batch.request"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", None)
     Image.new("RGB", (8, 8)).save(tmp_path / "init.png")
     code, _, err = run("--init-image", str(tmp_path / "init.png"), "--strength", "0.01", *more)
@@ -121,7 +121,7 @@ def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPat
     def load(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("of\nsomething")
 
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", load)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", load)
     code, _, err = run()
     assert (code, err.count("\n")) == (1, 1), err
     assert err.startswith("error: ZeroDivisionError: of something (unexpected error")
@@ -191,8 +191,8 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--batch-size", "many"], 2, "1 to 1024, or auto"),
         (["--init-image", "pyproject.toml"], 2, "not an image"),
         (["--init-image", "nowhere.png"], 2, "No such file"),
-        (["--strength", "0.5"], 2, "there is none"),
-        (["--controlnet", "x"], 2, "one needs the other"),
+        (["--strength", "0.5"], 2, "strength requires init_image"),
+        (["--controlnet", "x"], 2, "each needs the other"),
         (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 1, "ControlNet"),
         (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
         (["--lora", "docs:0.5"], 1, "the LoRA 'docs' cannot be loaded"),
@@ -320,12 +320,12 @@ def test_a_variant_found_by_itself_is_on_record(run: Any, model: str, tmp_path: 
         plain.rename(plain.with_name(plain.name.replace(".", ".fp16.", 1)))
     made = tmp_path / "out" / "images" / "000000.png"
     assert run()[0] == 0
-    assert read_record(made)["variant"] == "fp16"
+    assert read_record(made).variant == "fp16"
     code, out, _ = run("--variant", "fp16", "--json")
     assert (code, json.loads(out)["there_before"]) == (0, 1)
     assert again(made, tmp_path / "again") == 0
     assert run("--compare", "--out", str(tmp_path / "both"))[0] == 0
-    assert read_record(tmp_path / "both" / "00000.png")["variant"] == "fp16"
+    assert read_record(tmp_path / "both" / "00000.png").variant == "fp16"
 
 
 def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:
@@ -340,7 +340,7 @@ def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
     for image, more, says in (
         ("pyproject.toml", [], "cannot be read (not an image)"),
         ("nowhere.png", [], "cannot be read (No such file"),
-        (str(tmp_path / "plain.png"), [], "carries no settings of agentsd"),
+        (str(tmp_path / "plain.png"), [], "has no agentsd metadata"),
         ("nowhere.png", ["--seed", "3"], "drop --seed"),
     ):
         with pytest.raises(SystemExit, match="2"):

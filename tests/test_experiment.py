@@ -94,7 +94,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
         assert f"<td>{name}</td>" in page
     for name in ("psnr.png", "clip_score.png", "table.md", "report.json"):
         assert (out / name).is_file()
-    monkeypatch.setattr(experiment, "make_image", None)  # all is there: nothing may be made
+    monkeypatch.setattr("agentsd.generation.images.make_batch", None)  # nothing may be made
     second = json.loads(call(*command))
     assert second["variants"] == first["variants"]
     (out / "report.html").unlink()
@@ -171,6 +171,24 @@ def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> 
     run("parts", lambda what, done, total: started.append((what, done)))
     assert started[0] == ("images", 5)
     assert images(tmp_path / "parts") == images(tmp_path / "whole")
+
+
+def test_an_experiment_of_an_earlier_version_is_resumed(run: Any, tmp_path: Path) -> None:
+    """Its manifests have the number as the id alone, no size of the file, and fewer keys."""
+    run(num_inference_steps=2)
+    before = images(tmp_path / "out")
+    for file in (tmp_path / "out" / "images").glob("*/manifest.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        for entry in entries:
+            del entry["number"], entry["bytes"], entry["revision"]
+        file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    (tmp_path / "out" / "images" / "keys" / "images" / "000001.png").unlink()
+    done: list[int] = []
+    run(
+        progress=lambda what, n, _: done.append(n) if what == "images" else 0, num_inference_steps=2
+    )
+    assert done == [11, 12]
+    assert images(tmp_path / "out") == before
 
 
 @pytest.mark.usefixtures("small_grids")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.generation.comparison import compare, psnr
+from agentsd.generation.comparison import compare
 from agentsd.generation.images import make_batch, make_image
 from agentsd.generation.prompt_encoding import PromptEncoder, warnings_for
+from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
+from agentsd.similarity import psnr
 
 SCHEDULE = Schedule.preset("faithful")
 
@@ -126,6 +129,36 @@ def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) 
         assert json.loads(theirs.text["agentsd"])["schedule"] is None
         assert theirs.tobytes() == make_image(pipe, settings(seed=seed)).image.tobytes()
     assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+
+
+def test_a_record_is_read_back_whole(pipe: Any) -> None:
+    options = {"revision": "1" * 40, "variant": "fp16", "weights": {"tiny": "2" * 64}}
+    options |= {"init_image": "a.png", "strength": 0.5, "init_image_sha256": "3" * 64}
+    record = ImageRecord.of(pipe, settings(), "tiny", SCHEDULE, options)
+    for one in (record, replace(record, schedule=None, size=(8, 16), batch=(1, 4))):
+        text = json.dumps(one.to_dict())
+        assert ImageRecord.from_dict(json.loads(text)).to_dict() == one.to_dict()
+    assert record.to_dict().items() > options.items()
+    assert record.fingerprints() == {"tiny": "2" * 64, "a.png": "3" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"of a later version": [1], "weights": 3}, {"weights": None}),
+        ({"batch": [4, 4], "variant": {"peer": "todo"}}, {"batch": None, "variant": None}),
+        ({"height": 33, "width": 17}, {"size": (17, 33), "settings": settings()}),
+        ({"height": 64, "width": 72}, {"settings": settings(height=64, width=72)}),
+    ],
+)
+def test_records_of_other_versions_are_read(
+    pipe: Any, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    old = ImageRecord.of(pipe, settings(), "tiny", SCHEDULE).to_dict() | changes
+    del old["revision"], old["transformers"]
+    found = ImageRecord.from_dict(old)
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.schedule == SCHEDULE
 
 
 def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:

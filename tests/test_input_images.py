@@ -14,9 +14,9 @@ from PIL import Image
 
 from agentsd import SettingsError
 from agentsd.image_settings import ImageSettings, is_size
-from agentsd.models.adapters import PipelineOptions
 from agentsd.models.fingerprints import file_sha256
 from agentsd.models.input_images import read_input_image
+from agentsd.models.options import PipelineOptions
 
 ORIENTATION = 0x0112
 HALVES = np.zeros((6, 10, 3), np.uint8)

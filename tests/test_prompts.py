@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from agentsd import Schedule, SettingsError
-from agentsd.generation.batch.prompts import Job, batches, jobs, read_prompts
+from agentsd.generation.batch.jobs import Job, batches, jobs
+from agentsd.generation.batch.prompts import read_prompts
 from agentsd.image_settings import ImageSettings, image_seed
 
 BASE = ImageSettings(prompt="-", seed=7).model_dump(exclude={"prompt"})
@@ -124,7 +125,7 @@ BAD = {
     b'{"prompt": "a", "count": 0}': "count",
     b'{"prompt": "a", "id": "../x"}': "letters, digits",
     b'{"prompt": "a", "id": "a/b"}': "letters, digits",
-    b'{"prompt": "a", "id": "CAT"}': "capitals do not count",
+    b'{"prompt": "a", "id": "CAT"}': "ignoring case",
     b'{"prompt": "no id"}': "either all rows have one",
     b'{"prompt": "a", "id": "s", "schedule": "papre"}': "no preset schedule 'papre'",
     b'{"prompt": "a", "id": "s", "schedule": {"phases": []}}': "one or more phases",

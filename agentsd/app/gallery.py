@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..generation.records import ImageRecord
 from ..patching.patch import DEFAULT_SCHEDULE
 from ..settings import dump_yaml
 from . import markup
@@ -81,7 +82,7 @@ class Gallery:
             return {self._status: gr.skip()}
         return self._restore(read_uploaded_image(path), model)
 
-    def _restore(self, record: dict[str, Any], model: str) -> dict[Any, Any]:
+    def _restore(self, record: ImageRecord, model: str) -> dict[Any, Any]:
         found = restore(record, self._catalog)
         model = found.model or model
         if found.schedule is None:

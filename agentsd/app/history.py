@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from ..errors import AgentSDError, SettingsError
 from ..generation.image_files import encode_image, write_whole
+from ..generation.records import ImageRecord
 from ..image_settings import ImageSettings
 from ..models.schedulers import common_name
 from ..schedule import Schedule
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
     file: str
     caption: str
-    record: dict[str, Any]
+    record: ImageRecord
 
 
 class RestoredSettings(NamedTuple):
@@ -41,17 +41,17 @@ class RestoredSettings(NamedTuple):
     """``None`` for an unpatched image."""
 
 
-def save(folder: str, image: Image.Image, record: dict[str, Any], caption: str) -> Entry:
+def save(folder: str, image: Image.Image, record: ImageRecord, caption: str) -> Entry:
     """Write an image with its settings to a file whose name nobody can guess.
 
     Args:
         folder: Folder of the page's files, which gradio serves.
         image: The image.
-        record: As returned by :func:`agentsd.generation.records.record`.
+        record: The record of the image.
         caption: Shown with the image.
     """
     data = encode_image(image, record)
-    return Entry(_write(folder, f"agentsd-{record['seed']}.png", data), caption, record)
+    return Entry(_write(folder, f"agentsd-{record.settings.seed}.png", data), caption, record)
 
 
 def save_plain(folder: str, image: Image.Image, name: str) -> str:
@@ -66,22 +66,22 @@ def _write(folder: str, name: str, data: bytes) -> str:
     return str(secret / name)
 
 
-def restore(record: Mapping[str, Any], catalog: ModelCatalog) -> RestoredSettings:
+def restore(record: ImageRecord, catalog: ModelCatalog) -> RestoredSettings:
     """Read the settings of a record, which may come from anywhere.
 
     Raises:
-        SettingsError: If it is not the record of an image.
+        SettingsError: If the image cannot be made here.
     """
+    data = record.to_dict()
     try:
-        given = {name: record[name] for name in ImageSettings.model_fields if name in record}
+        # With the image's own size, which may be one that cannot be requested.
+        given = {name: data[name] for name in ImageSettings.model_fields}
         settings = ImageSettings(**given).model_dump()
-        data = record.get("schedule")
-        schedule = None if data is None else check_schedule(data)
+        schedule = None if record.schedule is None else check_schedule(data["schedule"])
     except AgentSDError as error:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
-    name = record.get("model")
-    model = name if isinstance(name, str) and name in catalog.sizes else None
-    scheduler = common_name(str(record.get("scheduler")))
+    model = record.model if record.model in catalog.sizes else None
+    scheduler = common_name(str(record.scheduler))
     if model is None or scheduler not in catalog.schedulers[model]:
         scheduler = OWN_SCHEDULER
     return RestoredSettings(settings, scheduler, model, schedule)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from ..errors import ScheduleError, SettingsError
 from ..generation.image_files import read_record
+from ..generation.records import ImageRecord
 from ..text_files import decode_text
 from .schedule_text import MAX_YAML
 
@@ -19,7 +19,7 @@ MAX_PNG_PIXELS = 64 * 2**20
 """Pixels of an image."""
 
 
-def read_uploaded_image(path: str | Path) -> dict[str, Any]:
+def read_uploaded_image(path: str | Path) -> ImageRecord:
     """Read the record of an image.
 
     Raises:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -17,9 +17,9 @@ from PIL import Image
 
 from ..errors import LoadError
 from ..generation.images import TimedImage, make_image
-from ..image_settings import ImageSettings
+from ..generation.turns import Apply, warm_up, with_schedule
+from ..image_settings import ImageSettings, warm_up_settings
 from ..models.schedulers import scheduled
-from ..patching.patch import patched
 from ..schedule import Schedule
 
 T = TypeVar("T")
@@ -88,16 +88,24 @@ class Job:
         if self._stopped.is_set():
             raise Stopped
 
-    def warm_up(self, pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> None:
-        """Run a step both ways at a size that is new, so that no image's time holds what is new."""
+    def warm_up(
+        self, pipe: DiffusionPipeline, variants: Mapping[str, Apply], settings: ImageSettings
+    ) -> None:
+        """Run a step of each variant at a size that is new, so that no image's time includes it."""
         size = id(pipe), settings.height or 0, settings.width or 0
         if size not in self._warm:
-            short = settings.model_copy(update={"num_inference_steps": 1})
-            for way in (None, schedule):
-                self.check()
-                with nullcontext() if way is None else patched(pipe, way):
-                    make_image(pipe, short)
+            warm_up(pipe, variants, warm_up_settings(settings, 1), make=self._make_unseen)
             self._warm.add(size)
+
+    def _make_unseen(
+        self,
+        pipe: DiffusionPipeline,
+        settings: ImageSettings,
+        label: str = "",
+        inputs: Mapping[str, Any] | None = None,
+    ) -> TimedImage:
+        self.check()
+        return make_image(pipe, settings, label, inputs)
 
     def make(
         self,
@@ -113,34 +121,44 @@ class Job:
             pipe: An unpatched pipeline.
             settings: Settings of the image.
             schedule: ``None`` for the unpatched image.
-            scheduler: As for :class:`agentsd.models.adapters.PipelineOptions`.
+            scheduler: As for :class:`agentsd.models.options.PipelineOptions`.
             label: What the progress calls the image.
 
         Returns:
             The image and its seconds, not counting previews.
 
         Raises:
-            Stopped: If it is stopped.
+            Stopped: If the job is stopped.
             AgentSDError: As :func:`agentsd.generation.images.make_image` and ``patched`` do.
         """
+        self.check()
+        with scheduled(pipe, scheduler), with_schedule(schedule)(pipe):
+            return self.make_shown(pipe, settings, label)
+
+    def make_shown(
+        self,
+        pipe: DiffusionPipeline,
+        settings: ImageSettings,
+        label: str = "",
+        inputs: Mapping[str, Any] | None = None,
+    ) -> TimedImage:
+        """Make one image with the pipeline as it is, as :meth:`make`, and show its progress."""
         if self._made == 0:
             self._begun = time.perf_counter()
         before = self._previews
 
-        def step(pipe: Any, index: int, _: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        def step(pipe: Any, index: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             self.check()
             steps = len(pipe.scheduler.timesteps)
             share = (self._made + (index + 1) / steps) / self._images
             elapsed = time.perf_counter() - self._begun
-            preview = self._preview(pipe, inputs["latents"]) if index + 1 < steps else None
+            preview = self._preview(pipe, tensors["latents"]) if index + 1 < steps else None
             left = elapsed * (1 - share) / share
             self._report(Progress(label, index + 1, steps, share, left, preview))
-            return inputs
+            return tensors
 
         self.check()
-        way = nullcontext() if schedule is None else patched(pipe, schedule)
-        with scheduled(pipe, scheduler), way:
-            made = make_image(pipe, settings, inputs={"callback_on_step_end": step})
+        made = make_image(pipe, settings, inputs={"callback_on_step_end": step, **(inputs or {})})
         self._made += 1
         return made._replace(seconds=made.seconds - (self._previews - before))
 
