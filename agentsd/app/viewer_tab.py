@@ -42,9 +42,18 @@ class ViewerTab:
         self._status = gr.HTML(elem_id="viewer-status")
         self._key = gr.State("")
         with gr.Row(visible=False) as self._choices:
-            self._layer = gr.Dropdown([], label="Layer", info="In the order of the UNet.")
+            self._layer = gr.Dropdown(
+                [], label="Layer", info="In the order of the UNet.", min_width=240
+            )
             self._step = gr.Slider(
-                1, 2, 1, step=1, precision=0, label="Step", info="Early steps set large shapes."
+                1,
+                2,
+                1,
+                step=1,
+                precision=0,
+                label="Step",
+                info="Early steps set large shapes.",
+                min_width=240,
             )
             self._view = gr.Radio(
                 list(viewer.VIEWS), value=viewer.VIEWS[0], label="Show", elem_id="view"
