@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 class Timeline:
-    """Draws schedules for one model, of which it keeps the architecture and no weights.
+    """Draws schedules for one model, whose architecture it keeps without the weights.
 
     Args:
         pipe: The model.
