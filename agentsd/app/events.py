@@ -14,7 +14,7 @@ QUICK: dict[str, Any] = {"queue": False, **PRIVATE}
 """Options of events that do not wait for the device."""
 
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-"""Options of events that come many at a time, of which the last one counts."""
+"""Options of events that come in quick succession, where only the last one matters."""
 
 DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 """Options of events that need the device: one at a time."""

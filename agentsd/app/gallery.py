@@ -51,9 +51,9 @@ class Gallery:
 
     def add(self, new: list[Entry], entries: list[Entry]) -> dict[Any, Any]:
         """Updates by component that show new images before the others."""
-        kept = [*new, *entries][:MAX_ENTRIES]
-        images = [(entry.file, entry.caption) for entry in kept]
-        return {self.entries: kept, self._images: gr.update(value=images, visible=True)}
+        shown = [*new, *entries][:MAX_ENTRIES]
+        images = [(entry.file, entry.caption) for entry in shown]
+        return {self.entries: shown, self._images: gr.update(value=images, visible=True)}
 
     def connect(
         self,
@@ -83,17 +83,17 @@ class Gallery:
         return self._restore(read_uploaded_image(path), model)
 
     def _restore(self, record: ImageRecord, model: str) -> dict[Any, Any]:
-        found = restore(record, self._catalog)
-        model = found.model or model
-        if found.schedule is None:
+        restored = restore(record, self._catalog)
+        model = restored.model or model
+        if restored.schedule is None:
             schedule, note = DEFAULT_SCHEDULE, " It was unpatched; the schedule is the default."
         else:
-            schedule, note = dump_yaml(concise(found.schedule)), ""
-        if found.model is None:
+            schedule, note = dump_yaml(concise(restored.schedule)), ""
+        if restored.model is None:
             note += " Its model is not available here."
-        size = (found.settings[name] for name in ("num_inference_steps", "height", "width"))
+        size = (restored.settings[name] for name in ("num_inference_steps", "height", "width"))
         return (
-            self._controls.restore(found.settings, found.scheduler, model)
+            self._controls.restore(restored.settings, restored.scheduler, model)
             | self._editor.load(schedule, model, *size)
             | {self._status: markup.note(f"Settings restored.{note}")}
         )

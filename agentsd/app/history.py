@@ -55,7 +55,7 @@ def save(folder: str, image: Image.Image, record: ImageRecord, caption: str) -> 
 
 
 def save_plain(folder: str, image: Image.Image, name: str) -> str:
-    """Write an image without settings, likewise; returns its path."""
+    """Write an image without settings, as :func:`save` does; returns its path."""
     return _write(folder, name, encode_image(image))
 
 

@@ -31,9 +31,9 @@ class ImageControls:
         self._catalog = catalog
         self.by_setting: dict[str, Any] = {}
         """The controls by the parameters of :meth:`ModelCatalog.request`; no schedule."""
-        found = self.by_setting
-        found["prompt"] = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=LONGEST_PROMPT)
-        found["negative_prompt"] = gr.Textbox(
+        controls = self.by_setting
+        controls["prompt"] = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=LONGEST_PROMPT)
+        controls["negative_prompt"] = gr.Textbox(
             "", label="Negative prompt", info="What to avoid.", max_length=LONGEST_PROMPT
         )
         self.preset = gr.Radio(
@@ -44,7 +44,7 @@ class ImageControls:
             "published. custom: edit it below.",
         )
         with gr.Row(elem_id="seed"):
-            found["seed"] = gr.Number(
+            controls["seed"] = gr.Number(
                 0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
             )
             dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
@@ -53,12 +53,12 @@ class ImageControls:
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
         with gr.Accordion("More settings", open=False):
             self._add_more()
-        dice.click(lambda: secrets.randbelow(2**32), None, found["seed"], **QUICK)
+        dice.click(lambda: secrets.randbelow(2**32), None, controls["seed"], **QUICK)
 
     def _add_more(self) -> None:
         limits, model = self._catalog.limits, next(iter(self._catalog.sizes))
-        found = self.by_setting
-        found["num_inference_steps"] = gr.Slider(
+        controls = self.by_setting
+        controls["num_inference_steps"] = gr.Slider(
             1,
             limits.max_steps,
             min(25, limits.max_steps),
@@ -67,7 +67,7 @@ class ImageControls:
             label="Steps",
             info="More: finer detail; the time grows in proportion.",
         )
-        found["guidance_scale"] = gr.Slider(
+        controls["guidance_scale"] = gr.Slider(
             0,
             100,
             default_guidance(model),
@@ -76,7 +76,7 @@ class ImageControls:
             info="Higher: closer to the prompt, less varied. 1 or less: off, in half the time.",
         )
         for name, side in zip(("height", "width"), self._catalog.sizes[model], strict=True):
-            found[name] = gr.Slider(
+            controls[name] = gr.Slider(
                 64,
                 min(2 * isqrt(limits.max_pixels) // 8 * 8, LONGEST_SIDE),
                 side,
@@ -86,13 +86,13 @@ class ImageControls:
                 info="Larger: slower, and the patch gains more. "
                 f"At most {limits.max_pixels:,} pixels in all.",
             )
-        found["scheduler"] = gr.Dropdown(
+        controls["scheduler"] = gr.Dropdown(
             self._schedulers(model),
             value=OWN_SCHEDULER,
             label="Scheduler",
             info="How noise is removed. Heun: finer detail; each step takes twice the time.",
         )
-        found["model"] = gr.Dropdown(
+        controls["model"] = gr.Dropdown(
             list(self._catalog.sizes),
             value=model,
             label="Model",

@@ -29,8 +29,8 @@ class PhaseControls:
             for parameter in parameters(method).values()
         }
         usual, advanced = (
-            {key: p for key, p in self._parameters.items() if p.advanced is wanted}
-            for wanted in (False, True)
+            {key: p for key, p in self._parameters.items() if p.advanced is folded}
+            for folded in (False, True)
         )
         with gr.Group(visible=False, elem_id=f"phase-{number + 1}") as self.box:
             with gr.Row(equal_height=True):

@@ -39,8 +39,9 @@ class PlotTab:
         self._worker, self._catalog, self._folder = worker, catalog, folder
         self._request = request
         gr.Markdown(
-            "One image for each pair of values; everything else is as set above. Separate values "
-            f"by commas. At most {catalog.limits.max_images} images, made one after the other."
+            "One image for each pair of values; everything else is as set above. Axes from "
+            f"*{xy_plot.FIRST_PARAMETER}* on change every phase that has the parameter. At most "
+            f"{catalog.limits.max_images} images, made one after the other."
         )
         with gr.Row():
             axes = [*_axis_controls("X", "schedule"), *_axis_controls("Y", "seed")]
@@ -50,6 +51,7 @@ class PlotTab:
         self._status = gr.HTML(elem_id="plot-status")
         self._image = gr.Image(
             label="Plot",
+            show_label=False,
             type="filepath",
             format="png",
             buttons=["download", "fullscreen"],
@@ -94,12 +96,7 @@ class PlotTab:
 def _axis_controls(label: str, name: str) -> tuple[Any, Any]:
     """The choice of an axis, and its values."""
     axes = xy_plot.axes()
-    choice = gr.Dropdown(
-        list(axes),
-        value=name,
-        label=f"{label} axis",
-        info=f"{xy_plot.FIRST_PARAMETER} and below change every phase that has the parameter.",
-    )
+    choice = gr.Dropdown(list(axes), value=name, label=f"{label} axis")
     values = gr.Textbox(
         axes[name].example, label=f"{label} values", info="Separated by commas.", max_length=500
     )

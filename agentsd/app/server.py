@@ -105,17 +105,17 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _names_addresses(body: bytes) -> bool:
     """Whether JSON has a file, in gradio's form, whose path is an address."""
     try:
-        found = [json.loads(body or b"null")]
+        values = [json.loads(body or b"null")]
     except (ValueError, RecursionError):
         return False  # gradio refuses it
-    while found:
-        value = found.pop()
+    while values:
+        value = values.pop()
         if isinstance(value, dict):
             if "meta" in value and ":" in str(value.get("path", ""))[:12]:
                 return True
-            found += value.values()
+            values += value.values()
         elif isinstance(value, list):
-            found += value
+            values += value
     return False
 
 

@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 class Timeline:
-    """Draws schedules for one model, of which it keeps the architecture and no weights.
+    """Draws schedules for one model, whose architecture it keeps without the weights.
 
     Args:
         pipe: The model.
@@ -48,9 +48,9 @@ class Timeline:
             PatchError: If the schedule matches no layer of the model, or the size does not fit.
         """
         with self._lock, patched(self._architecture, schedule):
-            found = inspect_patch(self._architecture, height, width, self._device)
+            inspection = inspect_patch(self._architecture, height, width, self._device)
         by_downsample: dict[int, list[dict[str, Any]]] = {}
-        for layer in found["layers"]:
+        for layer in inspection["layers"]:
             if layer["phases"]:
                 by_downsample.setdefault(layer["downsample"], []).append(layer)
         return [
@@ -88,8 +88,8 @@ class Timeline:
         )
 
 
-def _plan(found: dict[str, Any]) -> Plan:
-    return Plan(**{name: found[name] for name in Plan._fields})
+def _plan(phase: dict[str, Any]) -> Plan:
+    return Plan(**{name: phase[name] for name in Plan._fields})
 
 
 def colour(phase: Phase) -> str:

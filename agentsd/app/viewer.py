@@ -203,7 +203,7 @@ def _enlarge(colours: Floats, snapshot: LayerSnapshot, size: tuple[int, int]) ->
 
 
 def _outline(image: Image.Image, numbers: Ints, snapshot: LayerSnapshot) -> Image.Image:
-    """Draw lines between tokens of different numbers, unless both are the only one of theirs."""
+    """Draw lines between tokens of different numbers, unless no other token shares either."""
     grid = numbers.reshape(snapshot.height, snapshot.width)
     count = np.bincount(numbers[numbers >= 0], minlength=int(numbers.max()) + 1)
     alone = (grid < 0) | (count[np.maximum(grid, 0)] == 1)

@@ -72,7 +72,7 @@ class Axis(NamedTuple):
 
 def axes() -> dict[str, Axis]:
     """The axes by name: settings of the image, then parameters of all methods."""
-    found = {
+    known = {
         "schedule": Axis(str, _schedule, "none, faithful, paper"),
         "steps": Axis(int, _setting("num_inference_steps"), "10, 25, 50"),
         "seed": Axis(int, _setting("seed"), "0, 1, 2"),
@@ -83,8 +83,8 @@ def axes() -> dict[str, Axis]:
     for method in METHODS.values():
         for name, parameter in parameters(method).items():
             if parameter.type is not bool:
-                found.setdefault(name, Axis(parameter.type, _parameter(name), _example(parameter)))
-    return found
+                known.setdefault(name, Axis(parameter.type, _parameter(name), _example(parameter)))
+    return known
 
 
 def _example(parameter: Parameter) -> str:

@@ -39,7 +39,7 @@ class Agent(Merge):
     summary: ClassVar = "queries reach the keys through a few agent tokens"
     replaces: ClassVar = {"agents": "agent_ratio"}
 
-    method: Literal["agent"] = "agent"  # type: ignore[assignment]  # a method of its own
+    method: Literal["agent"] = "agent"  # type: ignore[assignment]  # not Merge's method
     agent_ratio: Annotated[Share, Field(description=AGENT_RATIO, examples=[0.8, 0.95])] = 0.8
     agents: Annotated[Count | None, Field(description=AGENTS, examples=[64, 256])] = None
     k_scale2: Annotated[
