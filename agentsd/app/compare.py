@@ -16,37 +16,37 @@ from ..generation.records import ImageRecord
 from ..generation.turns import in_turns, with_schedule
 from ..models.schedulers import scheduled
 from ..schedule import Schedule
-from .limits import Request
+from .catalog import ImageRequest
 from .worker import Job
 
-Judge = Callable[[Image.Image, str], float]
-"""How well an image fits a prompt."""
+ClipScorer = Callable[[Image.Image, str], float]
+"""The CLIP score of an image and a prompt."""
 
 
 class Compared(NamedTuple):
-    """Two images from one seed, and figures."""
+    """Two images from one seed, and their figures."""
 
     unpatched: TimedImage
     ours: TimedImage
     figures: dict[str, Any]
-    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, and where a safety
-    checker hid one), whether it hid them and, where there is a judge, the CLIP scores."""
+    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, or if a safety
+    checker hid one), whether it hid them and, if there is a scorer, the CLIP scores."""
     records: tuple[ImageRecord, ImageRecord]
-    """Of the two images, for their files."""
+    """The record of each image, which its file carries."""
 
 
-def pocket_judge() -> Judge:
-    """The CLIP score by the pocket model's own CLIP, which knows the words of that model only."""
+def pocket_clip_scorer() -> ClipScorer:
+    """A scorer by the pocket model's own CLIP, which knows only the words of that model."""
     model: Clip = load_clip("pocket")
 
-    def judge(image: Image.Image, prompt: str) -> float:
+    def score(image: Image.Image, prompt: str) -> float:
         return float(clip_score(model([image]), model.embed_texts([prompt])[0])[0])
 
-    return judge
+    return score
 
 
 def compare(
-    job: Job, pipe: DiffusionPipeline, request: Request, judge: Judge | None = None
+    job: Job, pipe: DiffusionPipeline, request: ImageRequest, scorer: ClipScorer | None = None
 ) -> Compared:
     """Make the unpatched and the patched image of a request.
 
@@ -70,12 +70,14 @@ def compare(
         "unpatched_nsfw_content_detected": unpatched.nsfw_content_detected,
         "nsfw_content_detected": ours.nsfw_content_detected,
     }
-    if judge is not None:
-        scores = [judge(each.image, settings.prompt) for each in (unpatched, ours)]
+    if scorer is not None:
+        scores = [scorer(each.image, settings.prompt) for each in (unpatched, ours)]
         figures |= dict(zip(("unpatched_clip_score", "clip_score"), scores, strict=True))
     return Compared(unpatched, ours, figures, records)
 
 
-def recorded(pipe: DiffusionPipeline, request: Request, schedule: Schedule | None) -> ImageRecord:
+def recorded(
+    pipe: DiffusionPipeline, request: ImageRequest, schedule: Schedule | None
+) -> ImageRecord:
     """The record of a request's image, made by a pipeline that has the request's scheduler."""
     return ImageRecord.of(pipe, request.settings, request.model, schedule)

@@ -1,4 +1,4 @@
-"""What went wrong, as a visitor may see it: the message of an error of ours, and no more."""
+"""Show errors to visitors: our own messages, and of any other error only that it happened."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ log = logging.getLogger(__name__)
 
 
 def message(error: Exception) -> str:
-    """What to tell of an error; one that is not ours goes to the log instead."""
+    """What a visitor may read of an error; any that is not ours is logged instead."""
     if isinstance(error, AgentSDError | gr.Error):
         return str(getattr(error, "message", error))
     if isinstance(error, Stopped):
         return "stopped: the server is closing"
     log.error("a visitor's request failed", exc_info=error)
-    return "something went wrong here; the server's log says what"
+    return "unexpected error; the server's log has the details"
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Tell errors to a program that called."""
+def api_errors() -> Iterator[None]:
+    """Pass errors on to a program that called the API."""
     try:
         yield
     except Exception as error:
         raise gr.Error(message(error), print_exception=False) from None
 
 
-def in_place(component: Any) -> Callable[[F], F]:
-    """Have a handler, which returns or yields dicts by component, show its errors in one."""
+def errors_in(component: Any) -> Callable[[F], F]:
+    """Decorate a handler that returns or yields dicts by component: its errors show in one."""
 
-    def wrap(handler: F) -> F:
+    def decorate(handler: F) -> F:
         @wraps(handler)
-        def shown(*values: Any) -> Any:
+        def handle(*values: Any) -> Any:
             try:
                 return handler(*values)
             except Exception as error:
-                return {component: markup.wrong(message(error))}
+                return {component: markup.error(message(error))}
 
         @wraps(handler)
-        async def followed(*values: Any) -> AsyncIterator[Any]:
+        async def follow(*values: Any) -> AsyncIterator[Any]:
             try:
-                async with aclosing(handler(*values)) as found:
-                    async for one in found:
-                        yield one
+                async with aclosing(handler(*values)) as updates:
+                    async for update in updates:
+                        yield update
             except Exception as error:
-                yield {component: markup.wrong(message(error))}
+                yield {component: markup.error(message(error))}
 
-        return cast(F, followed if inspect.isasyncgenfunction(handler) else shown)
+        return cast(F, follow if inspect.isasyncgenfunction(handler) else handle)
 
-    return wrap
+    return decorate
