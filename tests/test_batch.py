@@ -103,9 +103,9 @@ def test_a_run_writes_images_and_what_made_them(start: Any, tmp_path: Path) -> N
     assert lines[0]["file"] == "images/000000.png"
     assert lines[0]["schedule"] == Schedule.preset("faithful").to_dict()
     with Image.open(tmp_path / "run" / "images" / "000001.png") as image:
-        told = json.loads(image.text["agentsd"])
+        record = json.loads(image.text["agentsd"])
         assert image.text["parameters"].startswith("b c\n")
-    assert told.items() <= lines[1].items()
+    assert record.items() <= lines[1].items()
 
 
 def test_an_image_that_changes_during_a_run_is_not_followed(
@@ -397,9 +397,9 @@ def test_a_hidden_image_is_told_of_and_not_made_again(
         lines = manifest(tmp_path / "run")
         assert [line["nsfw_content_detected"] for line in lines] == [False, True, False]
         (failed,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
-        told = json.loads(failed)
-        assert (told["id"], told["prompt"]) == ("000001", "b")
-        assert "safety checker replaced it with a black image" in told["error"]
+        failure = json.loads(failed)
+        assert (failure["id"], failure["prompt"]) == ("000001", "b")
+        assert "safety checker replaced it with a black image" in failure["error"]
     assert pipe.safety_checker.seen == 3
 
 
@@ -564,9 +564,9 @@ def test_a_manifest_cannot_name_files_elsewhere(start: Any, tmp_path: Path) -> N
     victim = tmp_path / "victim.png"
     victim.touch()
     file = tmp_path / "run" / "manifest.jsonl"
-    told = [json.loads(line) for line in file.read_text().splitlines()]
-    told = [line | {"id": "../../victim", "loose": "../victim.png"} for line in told]
-    file.write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    entries = [line | {"id": "../../victim", "loose": "../victim.png"} for line in entries]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in entries))
     start(prompts=PROMPTS[:2], form="webdataset")
     assert victim.exists()
 
@@ -586,8 +586,8 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
     run = tmp_path / "run"
-    told = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(told | {"batch_size": size}))
+    config = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(config | {"batch_size": size}))
     (run / "images" / "000001.png").unlink()
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 

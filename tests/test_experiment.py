@@ -84,10 +84,10 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     first = json.loads(call(*command))
     total = len(first["variants"]) * first["images_per_variant"]
     for what in ("images", "images measured"):  # a line each, to a log that is no terminal
-        told = re.findall(
+        counts = re.findall(
             rf"^(\d+)/{total} {what}, [\d.]+/s, (?:\d+ (?:s|min)|unknown time) left$", log[0], re.M
         )
-        assert [int(done) for done in told][-3:] == [total - 2, total - 1, total]
+        assert [int(done) for done in counts][-3:] == [total - 2, total - 1, total]
     assert {UNPATCHED, "paper", "faithful", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
     page = (out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
@@ -215,9 +215,9 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
         ({"variants": {"keys": {"schedule": "paper"}}}, "schedule"),
         ({"scheduler": "EulerDiscreteScheduler"}, "scheduler"),
     ):
-        with pytest.raises(EvaluationError, match=f"made with another {key} ") as told:
+        with pytest.raises(EvaluationError, match=f"made with another {key} ") as caught:
             run(**changes)
-        assert "take another --out" in str(told.value)
+        assert "take another --out" in str(caught.value)
     run(
         variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
     )  # but more may be
@@ -338,9 +338,9 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
 )
 def test_wrong_protocols_name_file_and_key(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    with pytest.raises(ProtocolError, match=says) as told:
+    with pytest.raises(ProtocolError, match=says) as caught:
         load_protocol(tmp_path / "wrong.yaml")
-    assert "wrong.yaml" in str(told.value)
+    assert "wrong.yaml" in str(caught.value)
 
 
 def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,6 +352,6 @@ def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *command, *(["--out", str(tmp_path)] if command[0] == "run" else [])])
-        told = capsys.readouterr()
-        assert (stop.value.code, told.out, len(told.err.splitlines())) == (code, "", 1)
-        assert says in told.err
+        output = capsys.readouterr()
+        assert (stop.value.code, output.out, len(output.err.splitlines())) == (code, "", 1)
+        assert says in output.err

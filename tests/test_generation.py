@@ -175,12 +175,12 @@ def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
     run = {"schedule": SCHEDULE, "model": "tiny", "num_images": 3}
     summary = compare(pipe, settings(), tmp_path, **run)
     flags = ("nsfw_content_detected", "unpatched_nsfw_content_detected")
-    told = [[image[flag] for flag in flags] for image in summary["images"]]
-    assert (sorted(map(sum, told)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
-    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in told]
+    flagged = [[image[flag] for flag in flags] for image in summary["images"]]
+    assert (sorted(map(sum, flagged)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
+    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in flagged]
     assert summary["psnr"] == summary["images"][2]["psnr"]
     names = ("file", "unpatched_file")
-    for image, two in zip(summary["images"], told, strict=True):
+    for image, two in zip(summary["images"], flagged, strict=True):
         black = [not Image.open(tmp_path / image[name]).getbbox() for name in names]
         assert black == two
 
@@ -283,25 +283,27 @@ def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
     """The tiny tokenizer's words are the letters; 14 tokens fit between start and end."""
     long = "a b c d e f g h i j k l m n x y z"
 
-    def told(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
+    def notes_for(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
         return warnings_for(
             pipe, settings(prompt=prompt, negative_prompt=negative, guidance_scale=guidance)
         )
 
-    assert told("a B c", "d") == []
+    assert notes_for("a B c", "d") == []
     says = "the {} is longer than the model's 14 tokens; lost: 'x y z'"
-    assert told(long) == [says.format("prompt")]
-    assert told("a", long) == [says.format("negative prompt")]
-    assert told(long, long) == [says.format("prompt"), says.format("negative prompt")]
-    assert told("a red ñ") == ["the model does not know the words: red, ñ"]
-    assert told("a", "red") == ["the model does not know the words of the negative prompt: red"]
+    assert notes_for(long) == [says.format("prompt")]
+    assert notes_for("a", long) == [says.format("negative prompt")]
+    assert notes_for(long, long) == [says.format("prompt"), says.format("negative prompt")]
+    assert notes_for("a red ñ") == ["the model does not know the words: red, ñ"]
+    assert notes_for("a", "red") == [
+        "the model does not know the words of the negative prompt: red"
+    ]
     # What is not used loses nothing by its length.
-    (unused,) = told("a", long, 1)
+    (unused,) = notes_for("a", long, 1)
     assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
-    assert told("a", "", 1) == []
+    assert notes_for("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
-    assert told("a", "b") == [
+    assert notes_for("a", "b") == [
         "the negative prompt is not used: the model has its guidance built in"
     ]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
-    assert told(long) == [says.format("prompt")]
+    assert notes_for(long) == [says.format("prompt")]

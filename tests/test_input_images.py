@@ -244,8 +244,8 @@ def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
 def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
     init = str(save(tmp_path, Image.new("RGB", (251, 93))))
     for size in ((251, 93), (248, 92), (48, 48)):
-        told = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
-        again = PipelineOptions.from_record(told)
+        record = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
+        again = PipelineOptions.from_record(record)
         assert again.inputs(None, None)["image"].size == size
         assert again.inputs(64, 72)["image"].size == (72, 64)
 

@@ -30,7 +30,7 @@ from agentsd.patching.layers import find_attention_layers
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-TimedImage = tuple[Any, dict[str, Any]]
+Example = tuple[Any, dict[str, Any]]
 TEXT = {"prompt": "a cat", "height": 32, "width": 32}
 PICTURE = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 30).convert("RGB")
 BLOCKS = {
@@ -48,7 +48,7 @@ def of(kind: str, folder: Path, unet: Any = None, **parts: Any) -> Any:
     return pipe
 
 
-def sd21(folder: Path) -> TimedImage:
+def sd21(folder: Path) -> Example:
     unet = tiny_unet(
         upcast_attention=True, use_linear_projection=True, attention_head_dim=(2, 4, 4)
     )
@@ -71,7 +71,7 @@ def xl(
     return pipe
 
 
-def refiner(folder: Path) -> TimedImage:
+def refiner(folder: Path) -> Example:
     unet = sdxl_unet(projection_class_embeddings_input_dim=8 * 5 + WIDTH)
     parts = {"requires_aesthetics_score": True}
     pipe = xl(folder, "StableDiffusionXLImg2ImgPipeline", unet, **parts)
@@ -79,13 +79,13 @@ def refiner(folder: Path) -> TimedImage:
     return pipe, {"prompt": "a cat", "image": PICTURE, "strength": 1.0}
 
 
-def inpaint(folder: Path) -> TimedImage:
+def inpaint(folder: Path) -> Example:
     mask = Image.new("L", (32, 32), 255)
     pipe = of("StableDiffusionInpaintPipeline", folder, tiny_unet(in_channels=9))
     return pipe, TEXT | {"image": PICTURE, "mask_image": mask}
 
 
-def depth(folder: Path) -> TimedImage:
+def depth(folder: Path) -> Example:
     parts = tiny_pipeline(folder, tiny_unet(in_channels=5)).components
     for name in ("safety_checker", "image_encoder", "feature_extractor"):
         parts.pop(name, None)
@@ -96,7 +96,7 @@ def depth(folder: Path) -> TimedImage:
     return pipe, {"prompt": "a cat", "image": PICTURE, "strength": 1.0, "depth_map": far}
 
 
-def upscale(folder: Path) -> TimedImage:
+def upscale(folder: Path) -> Example:
     unet = tiny_unet(in_channels=7, num_class_embeds=1000)
     parts = tiny_pipeline(folder, unet).components
     parts.pop("image_encoder", None)
@@ -116,7 +116,7 @@ def controlnet(unet: Any) -> Any:
     return net
 
 
-def controlled(folder: Path, count: int = 1) -> TimedImage:
+def controlled(folder: Path, count: int = 1) -> Example:
     unet = tiny_unet()
     nets = [controlnet(unet) for _ in range(count)]
     pipe = of(
@@ -125,7 +125,7 @@ def controlled(folder: Path, count: int = 1) -> TimedImage:
     return pipe, TEXT | {"image": [PICTURE] * count if count > 1 else PICTURE}
 
 
-def adapter(folder: Path) -> TimedImage:
+def adapter(folder: Path) -> Example:
     net = build(
         lambda: diffusers.T2IAdapter(
             channels=[16, 32, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
@@ -137,7 +137,7 @@ def adapter(folder: Path) -> TimedImage:
     return pipe, TEXT | {"image": PICTURE}
 
 
-def animated(folder: Path) -> TimedImage:
+def animated(folder: Path) -> Example:
     motion = build(
         lambda: diffusers.MotionAdapter(
             block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=2,
@@ -150,7 +150,7 @@ def animated(folder: Path) -> TimedImage:
     return pipe, TEXT | {"num_frames": 3}
 
 
-def video(folder: Path) -> TimedImage:
+def video(folder: Path) -> Example:
     unet = build(
         lambda: diffusers.UNetSpatioTemporalConditionModel(
             block_out_channels=(32, 64), sample_size=16, in_channels=8, out_channels=4,
@@ -184,20 +184,20 @@ def video(folder: Path) -> TimedImage:
     return pipe, {"image": PICTURE, "height": 32, "width": 32, "num_frames": 3}
 
 
-def latent_diffusion(folder: Path) -> TimedImage:
+def latent_diffusion(folder: Path) -> Example:
     base = tiny_pipeline(folder)
-    told = LDMBertConfig(
+    config = LDMBertConfig(
         vocab_size=64, d_model=WIDTH, encoder_layers=1, encoder_attention_heads=2,
         encoder_ffn_dim=WIDTH, head_dim=4, max_position_embeddings=77,
     )  # fmt: skip
     pipe = diffusers.LDMTextToImagePipeline(
-        vqvae=base.vae, bert=build(lambda: LDMBertModel(told)), tokenizer=base.tokenizer,
+        vqvae=base.vae, bert=build(lambda: LDMBertModel(config)), tokenizer=base.tokenizer,
         unet=base.unet, scheduler=base.scheduler,
     )  # fmt: skip
     return pipe, TEXT
 
 
-PIPELINES: dict[str, Callable[[Path], TimedImage]] = {
+PIPELINES: dict[str, Callable[[Path], Example]] = {
     "Stable Diffusion 1.x": lambda f: (of("StableDiffusionPipeline", f), TEXT),
     "Stable Diffusion 2.1 (v-prediction, upcast attention)": sd21,
     "SDXL base": lambda f: (xl(f), TEXT),

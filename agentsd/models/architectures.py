@@ -75,14 +75,14 @@ def load_architecture(model: str) -> Architecture:
             f"there are also pocket, {', '.join(ARCHITECTURES)}"
         )
     try:
-        told = UNet2DConditionModel.load_config(place, subfolder="unet")
+        config = UNet2DConditionModel.load_config(place, subfolder="unet")
         vae = AutoencoderKL.load_config(place, subfolder="vae")
-        kind = getattr(diffusers, str(told.get("_class_name")), None)
+        kind = getattr(diffusers, str(config.get("_class_name")), None)
         if kind not in MODELS:
             names = ", ".join(known.__name__ for known in MODELS)
-            raise LoadError(f"its UNet is a {told.get('_class_name')}, not one of {names}")
+            raise LoadError(f"its UNet is a {config.get('_class_name')}, not one of {names}")
         with torch.device("meta"):
-            unet = kind.from_config(told)
+            unet = kind.from_config(config)
         return Architecture(unet, 2 ** (len(vae["block_out_channels"]) - 1))
     except Exception as error:  # diffusers and the hub raise kinds of their own
         if not os.path.exists(place) and (missing := missing_from_hub(error)):
