@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST_OPTIONS := --numprocesses 2 --dist worksteal
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test test-oldest compatibility lint wheel clean
+.PHONY: demo test test-oldest compatibility lint docs wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
@@ -12,8 +12,8 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
-# The core, and what stands right on it, with the oldest releases that pyproject.toml admits. Several
-# GB, as such a torch comes with CUDA; PYTHON must be one it was made for, 3.10 to 3.12.
+# Patching, with the oldest releases that pyproject.toml allows. Several GB, as that torch comes with
+# CUDA; PYTHON must be a version that it supports, 3.10 to 3.12.
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,patch runtime attention merging merged_parts golden \
 	inspection schedule layers)
 test-oldest: OLDEST = .venv-oldest
@@ -24,7 +24,7 @@ test-oldest:
 		--resolution lowest-direct --editable ".[test]"
 	$(OLDEST)/bin/python -m pytest $(TEST_OPTIONS) $(OLDEST_TESTS)
 
-# What works together with a patch, as the tests find it.
+# The table of what works together with a patch, from the tests.
 compatibility: .venv/.test
 	$(BIN)/python -m pytest -m cell --compatibility=docs/compatibility.md
 
@@ -34,20 +34,25 @@ lint: .venv/.lint
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The pages of docs/ and the API, in site/; a warning, such as a dead link, is an error.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 wheel: .venv/.test
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv .venv-oldest dist out
+	rm -rf .venv .venv-oldest dist out site
 
-# Made again only when what to install has changed.
+# Installed again only when the requirements have changed.
 .venv/.demo: EXTRAS =
 .venv/.test: EXTRAS = [test]
 .venv/.lint: EXTRAS = [lint]
-# An implementation of the metrics by others, to compare with; tests/independent.py says why apart.
+.venv/.docs: EXTRAS = [docs]
+# torch-fidelity, to check the metrics against; tests/independent.py says why it is kept apart.
 .venv/.test: AND_THEN = $(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
 	--upgrade --target .venv/independent torch-fidelity
-.venv/.demo .venv/.test .venv/.lint: pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.lint .venv/.docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(EXTRAS)"
 	$(AND_THEN)

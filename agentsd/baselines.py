@@ -1,4 +1,4 @@
-"""Other ways to make a Stable Diffusion UNet faster, to compare with: each a context manager."""
+"""Other methods to speed up a Stable Diffusion UNet, as context managers, to compare with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .patching.layers import find_unet, replaced_processors, top_attention_layer
 
 @contextmanager
 def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
-    """Token merging by its authors (Bolya & Hoffman, 2023, arXiv 2303.17604; PyPI: tomesd).
+    """Token merging by its authors' package (Bolya & Hoffman, 2023, arXiv 2303.17604; tomesd).
 
     Args:
         x: A pipeline or UNet.
         ratio: Share of the tokens to merge, in (0, 0.75].
-        **settings: More of ``tomesd.apply_patch``, such as ``max_downsample``.
+        **settings: Other arguments of ``tomesd.apply_patch``, such as ``max_downsample``.
 
     Yields:
-        ``x``, changed until the end of the block. Its draws start anew at each entry, and leave
-        the global generator as it was.
+        ``x``, changed until the end of the block. Draws are the same at each entry and do not
+        touch the global generator.
 
     Raises:
         PatchError: If tomesd is not installed or ``ratio`` out of range.
@@ -34,10 +34,10 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
     try:
         import tomesd
     except ImportError:
-        raise PatchError("tomesd is not here: pip install tomesd") from None
+        raise PatchError("tomesd is not installed; run `pip install tomesd`") from None
     unet = find_unet(x)
     try:
-        # It copies the state of the device's global generator at its first use.
+        # tomesd copies the state of the device's global generator at its first use.
         with torch.random.fork_rng([unet.device] if unet.device.type == "cuda" else []):
             torch.manual_seed(0)
             tomesd.apply_patch(unet, ratio=ratio, **settings)
@@ -50,11 +50,11 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
 
 @contextmanager
 def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
-    """Deep features from an earlier step (Ma et al., 2023, arXiv 2312.00858; PyPI: DeepCache).
+    """Reuse of deep features by the DeepCache package (Ma et al., 2023, arXiv 2312.00858).
 
     Args:
         pipe: A pipeline; DeepCache needs its scheduler.
-        interval: Whole steps are made at every this many, 2 or more.
+        interval: Every this many steps, 2 or more, the whole UNet runs.
 
     Yields:
         The pipeline, changed until the end of the block.
@@ -71,7 +71,7 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
     try:
         from DeepCache import DeepCacheSDHelper
     except ImportError:
-        raise PatchError("DeepCache is not here: pip install DeepCache") from None
+        raise PatchError("DeepCache is not installed; run `pip install DeepCache`") from None
     before = {module: vars(module).get("forward") for module in unet.modules()}
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=0)
@@ -79,7 +79,7 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
         helper.enable()
         yield pipe
     finally:
-        # Its own disabling leaves bound methods behind.
+        # Its own disable() leaves bound methods behind.
         for module, forward in before.items():
             vars(module).pop("forward", None)
             if forward is not None:
@@ -87,20 +87,20 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
 
 
 def todo(x: Any, stride: int = 2) -> AbstractContextManager[Any]:
-    """Keys and values from every ``stride``-th row and column (Smith et al., 2024, ToDo).
+    """Keys and values of every ``stride``-th row and column (ToDo; Smith et al., 2024).
 
     Nearest-neighbour downsampling of the tokens that become keys and values (arXiv 2402.13573,
     section 3.2), at the highest resolution that has self-attention.
 
     Args:
         x: A pipeline or UNet.
-        stride: 2 or more; a larger one is faster and coarser.
+        stride: 2 or more. Larger is faster and coarser.
 
     Returns:
         A context manager that yields ``x``, changed until the end of the block.
 
     Raises:
-        PatchError: If ``stride`` is out of range or no layer is to be changed.
+        PatchError: If ``stride`` is out of range or no layer can be changed.
     """
 
     def attend(attend: Callable[..., Tensor], x: Tensor, height: int, width: int) -> Tensor:
@@ -113,18 +113,18 @@ def todo(x: Any, stride: int = 2) -> AbstractContextManager[Any]:
 
 
 def tiles(x: Any, side: int = 16) -> AbstractContextManager[Any]:
-    """Attention within tiles (the idea of HyperTile), at the highest resolution that has any.
+    """Attention within tiles (as in HyperTile), at the highest resolution that has self-attention.
 
     Args:
         x: A pipeline or UNet.
-        side: Of a tile, in tokens, 2 or more; where it does not divide the grid, the next larger
-            one that does.
+        side: Side of a tile in tokens, 2 or more. If it does not divide the grid, the next larger
+            divisor is used.
 
     Returns:
         A context manager that yields ``x``, changed until the end of the block.
 
     Raises:
-        PatchError: If ``side`` is out of range or no layer is to be changed.
+        PatchError: If ``side`` is out of range or no layer can be changed.
     """
 
     def attend(attend: Callable[..., Tensor], x: Tensor, height: int, width: int) -> Tensor:
@@ -148,11 +148,11 @@ PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
     "todo": todo,
     "tiles": tiles,
 }
-"""By the names that protocols use."""
+"""The baselines by the names that protocols use."""
 
 
 class _Processor:
-    """Calls the processor that was there on tokens that were rearranged on their grid."""
+    """Calls the original processor on tokens rearranged on their grid."""
 
     def __init__(self, original: Any, attend: Callable[..., Tensor], size: list[tuple[int, int]]):
         self.original, self.attend, self.size = original, attend, size
@@ -175,15 +175,15 @@ def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
     unet = find_unet(x)
     layers = top_attention_layers(unet)
     if not layers:
-        raise PatchError("no self-attention of this UNet can be changed")
+        raise PatchError("this UNet has no self-attention layer that can be changed")
     top = layers[0].downsample
-    size = [(0, 0)]  # of the grid, noted before each call of the UNet
+    size = [(0, 0)]  # of the grid, set before each call of the UNet
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def set_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
         size[0] = (-(-sample.shape[2] // top), -(-sample.shape[3] // top))
 
-    hook = unet.register_forward_pre_hook(note, with_kwargs=True)
+    hook = unet.register_forward_pre_hook(set_size, with_kwargs=True)
     try:
         with replaced_processors(layers, lambda original: _Processor(original, attend, size)):
             yield x

@@ -1,27 +1,24 @@
-"""The errors agentsd raises. Each message says what was wrong, what is allowed and what to do."""
+"""The errors of agentsd; a message says what was wrong, what is allowed and what to do next."""
 
 
 class AgentSDError(Exception):
-    """Base of every error that agentsd raises on purpose."""
+    """Base of all errors that agentsd raises on purpose."""
 
-    exit_code = 1
-    """What the command line exits with."""
+    exit_code = 2
+    """What the command exits with: 2 where something given (an option, a file, a model, a device)
+    cannot be used, and 1 where the work failed."""
 
 
 class ScheduleError(AgentSDError, ValueError):
     """A schedule or phase has an unknown key, a wrong type or a value out of range."""
 
-    exit_code = 2
-
 
 class SettingsError(AgentSDError, ValueError):
-    """A setting of an image is of the wrong type or out of range."""
-
-    exit_code = 2
+    """A setting of an image has the wrong type or is out of range."""
 
 
 class PatchError(AgentSDError):
-    """The given object has no UNet that agentsd can patch, or no layer of it matches."""
+    """The object has no UNet that agentsd can patch, or no layer matches."""
 
 
 class LoadError(AgentSDError):
@@ -29,7 +26,9 @@ class LoadError(AgentSDError):
 
 
 class GenerationError(AgentSDError):
-    """The pipeline failed while it made an image, or made none that can be shown."""
+    """The pipeline failed while generating, or its image cannot be shown."""
+
+    exit_code = 1
 
 
 class OutOfMemoryError(GenerationError):
@@ -37,14 +36,14 @@ class OutOfMemoryError(GenerationError):
 
 
 class OutputError(AgentSDError):
-    """A result could not be written."""
+    """An output file could not be written."""
+
+    exit_code = 1
 
 
 class EvaluationError(AgentSDError):
-    """Images, features or figures cannot be measured as asked."""
+    """Images cannot be evaluated as requested."""
 
 
 class ProtocolError(AgentSDError, ValueError):
     """An evaluation protocol has an unknown key, a wrong type or a value out of range."""
-
-    exit_code = 2

@@ -141,7 +141,7 @@ def image_seed(base: int, prompt_index: int, image_index: int) -> int:
 
     Args:
         base: Seed of the run, in [0, 2**63).
-        prompt_index: ServerAddress of the prompt in its list, from 0.
+        prompt_index: Place of the prompt in its list, from 0.
         image_index: Which of the prompt's images, from 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar, or plain lines where there is no terminal."""
+"""Progress of a run: a bar, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PLAIN_EVERY = 10.0
 
 
 class Bar:
-    """Shows how much is done, how much a second, and the time left.
+    """Shows how much is done, how much per second, and the time left.
 
     Args:
         how: ``"rich"``, ``"plain"`` or ``"none"``.
-        total: All that is to do, in all processes.
-        done: Of this, done before.
-        console: Where to.
+        total: How much there is to do, in all processes.
+        done: How much of it was done before.
+        console: Where to show it.
         what: What is counted.
     """
 
@@ -27,8 +27,8 @@ class Bar:
     ) -> None:
         self._how, self._total, self._first, self._console = how, total, done, console
         self._what = what
-        self._begun = self._told_at = time.monotonic()
-        self._told = done
+        self._begun = self._printed_at = time.monotonic()
+        self._printed = done
         self._rich = Progress(
             TextColumn(what),
             BarColumn(),
@@ -48,13 +48,14 @@ class Bar:
         self._rich.stop()
 
     def show(self, done: int) -> None:
-        """Show that so much is done."""
+        """Show how much is done."""
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._begun, 1e-9)
-        self._rich.update(self._task, completed=done, rate=f"{rate:.2f}/s")
-        due = done == self._total or now - self._told_at >= PLAIN_EVERY
-        if self._how == "plain" and done != self._told and due:
-            self._told, self._told_at = done, now
+        if self._how == "rich":
+            self._rich.update(self._task, completed=done, rate=f"{rate:.2f}/s")
+        due = done == self._total or now - self._printed_at >= PLAIN_EVERY
+        if self._how == "plain" and done != self._printed and due:
+            self._printed, self._printed_at = done, now
             left = _duration((self._total - done) / rate) if rate else "unknown time"
             line = f"{done}/{self._total} {self._what}, {rate:.2f}/s, {left} left"
             self._console.print(line, markup=False)

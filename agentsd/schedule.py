@@ -1,4 +1,4 @@
-"""What each denoising step does: phases of a run, validated and immutable, YAML in and out."""
+"""The phases of a run: validated, immutable, read from and written as YAML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .text_files import read_text
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
-"""Folder of the preset schedules: beside the package in a clone, inside it once installed."""
+"""Folder of the presets: beside the package in a clone, inside it once installed."""
 
 __all__ = ["METHODS", "Phase", "Plan", "Schedule"]
 
@@ -25,13 +25,13 @@ class Schedule(StrictModel):
     """The phases of a run, in order.
 
     Args:
-        phases: One or more :class:`Phase` (or dicts of their parameters); all but the last say
-            until when they hold.
-        seed: Seed of the draws of destinations and keys. They depend on it, on the step and on
-            the grid alone; the images' generators are not touched.
+        phases: One or more :class:`Phase` (or dicts of their parameters); all but the last need
+            ``until`` or ``until_step``.
+        seed: Seed of the draws of destinations and keys, in [0, 2**32). They depend only on it,
+            the step and the grid; the images' generators are not touched.
 
     Raises:
-        ScheduleError: On anything :class:`Phase` refuses, or phases whose ends do not rise.
+        ScheduleError: If a phase is not valid, or the ends of phases do not increase.
 
     Example:
         >>> schedule = Schedule(phases=[
@@ -68,17 +68,19 @@ class Schedule(StrictModel):
         *early, last = self.phases
         for number, phase in enumerate(early, start=1):
             if phase.until is None and phase.until_step is None:
-                raise ScheduleError(f"phase {number}: needs until or until_step, as others follow")
+                raise ScheduleError(
+                    f"phase {number}: needs until or until_step, since other phases follow"
+                )
         if last.until_step is not None or last.until not in (None, 1.0):
             raise ScheduleError(
                 f"phase {len(self.phases)}: the last phase runs to the end; drop its until, "
-                "or add a phase after it (method: full leaves the model as it is)"
+                "or add a phase after it (method: full leaves the model unpatched)"
             )
         for kind in ("until", "until_step"):
             ends = [end for phase in early if (end := getattr(phase, kind)) is not None]
             if any(a >= b for a, b in pairwise(ends)):
                 raise ScheduleError(
-                    f"{kind} must rise from phase to phase (got {short_repr(ends)})"
+                    f"{kind} must increase from phase to phase (got {short_repr(ends)})"
                 )
 
     def phase_at(self, step: int, num_steps: int) -> Phase:
@@ -86,12 +88,12 @@ class Schedule(StrictModel):
         return next((p for p in self.phases[:-1] if p.holds(step, num_steps)), self.phases[-1])
 
     def reach(self, top_downsample: int) -> int:
-        """The deepest ``max_downsample`` of its phases; None stands for ``top_downsample``."""
+        """The largest ``max_downsample`` of its phases; None counts as ``top_downsample``."""
         return max(phase.max_downsample or top_downsample for phase in self.phases)
 
     @property
     def counts_steps(self) -> bool:
-        """Whether a phase ends at a number of steps, so that the run's length must be known."""
+        """Whether a phase ends at a step number, so that the length of the run must be known."""
         return any(phase.until_step is not None for phase in self.phases)
 
     def asks(self, option: str) -> bool:
@@ -99,10 +101,10 @@ class Schedule(StrictModel):
         return any(phase.asks(option) for phase in self.phases)
 
     def override(self, **changes: Any) -> Schedule:
-        """A copy with parameters changed in every phase whose method reads them.
+        """A copy with parameters changed in every phase whose method has them.
 
         Raises:
-            ScheduleError: If no phase reads one of them, or a value is out of range.
+            ScheduleError: If no phase has one of them, or a value is out of range.
         """
         for name in changes:
             if not any(name in phase.parameters() for phase in self.phases):
@@ -115,7 +117,7 @@ class Schedule(StrictModel):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
-        """Read what :meth:`to_dict` or a YAML file says.
+        """Read plain values, as from :meth:`to_dict` or a YAML file.
 
         Raises:
             ScheduleError: As for :class:`Schedule`.
@@ -138,27 +140,27 @@ class Schedule(StrictModel):
             ScheduleError: Names the file and, for broken YAML, the line.
         """
         if not isinstance(source, str | Path):
-            raise ScheduleError(f"a path or YAML text was expected (got {short_repr(source)})")
+            raise ScheduleError(f"expected a path or YAML text (got {short_repr(source)})")
         is_text = isinstance(source, str) and "\n" in source
-        place = "YAML text" if is_text else str(source)
+        origin = "YAML text" if is_text else str(source)
         text = str(source) if is_text else read_text(source, ScheduleError)
-        data = parse_yaml(text, place, ScheduleError)
+        data = parse_yaml(text, origin, ScheduleError)
         try:
             return cls.from_dict(data)
         except ScheduleError as error:
-            raise ScheduleError(f"{place}: {error}") from None
+            raise ScheduleError(f"{origin}: {error}") from None
 
     @classmethod
     def presets(cls) -> list[str]:
-        """Names of the schedules that come with agentsd."""
+        """Names of the preset schedules."""
         return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
     @classmethod
     def preset(cls, name: str) -> Schedule:
-        """One of the schedules that come with agentsd, by name.
+        """A preset schedule by name.
 
         Raises:
-            ScheduleError: If there is none of that name; lists those there are.
+            ScheduleError: If there is no such preset; lists the presets.
         """
         names = cls.presets()
         if name not in names:
@@ -170,7 +172,7 @@ class Schedule(StrictModel):
 
     @classmethod
     def load(cls, schedule: Schedule | str | Path) -> Schedule:
-        """Take a schedule as it is, or read it by preset name or path of a YAML file."""
+        """Return a schedule as it is, or read a preset by name or a YAML file by path."""
         if isinstance(schedule, Schedule):
             return schedule
         if not isinstance(schedule, str | Path):
@@ -186,7 +188,7 @@ class Schedule(StrictModel):
 
 
 REMOVED = {"share": "none", "refresh": 1, "reuse": 1}
-"""Parameters of agentsd 0.1 with the values at which they did nothing, which old records hold."""
+"""Parameters of agentsd 0.1, with the values that had no effect; old records contain them."""
 
 
 def _without_removed(phase: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where there is a browser for the tests of the page."""
+"""Find a browser for the tests of the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def find_chromium() -> str | None:
-    """A Chromium on the PATH, or the one that `playwright install chromium` put into its cache."""
+    """The Chromium on the PATH, or the one installed by `playwright install chromium`."""
     if found := shutil.which("chromium") or shutil.which("chromium-browser"):
         return found
     try:
@@ -15,5 +15,5 @@ def find_chromium() -> str | None:
     except ImportError:
         return None
     with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-    return own if Path(own).is_file() else None
+        path = playwright.chromium.executable_path
+    return path if Path(path).is_file() else None

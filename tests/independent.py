@@ -1,8 +1,8 @@
-"""torch-fidelity's functions, an implementation of the metrics that shares nothing with ours.
+"""torch-fidelity's functions: an independent implementation of the metrics.
 
-It asks for torchvision, of which there is not a build for every torch, and torchmetrics fails to
-import where torch-fidelity is there without it. So the set-up installs it, without what it asks
-for, into a folder of its own, and only those of its modules are loaded that do the metrics.
+It requires torchvision, which is not built for every torch, and torchmetrics cannot be imported
+where torch-fidelity is installed without it. So the set-up installs it into a separate folder,
+without its requirements, and only its modules for the metrics are loaded.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FOLDER = Path(sys.prefix) / "independent"
 
 @contextmanager
 def torch_fidelity(*modules: str) -> Iterator[list[ModuleType]]:
-    """Import modules of torch-fidelity, and forget them afterwards."""
+    """Import modules of torch-fidelity, and remove them from ``sys.modules`` afterwards."""
     spec = PathFinder.find_spec("torch_fidelity", [str(FOLDER), *sys.path])
     assert spec, f"make test installs torch-fidelity into {FOLDER}"
     package = ModuleType("torch_fidelity")
     package.__path__ = spec.submodule_search_locations
-    # Neither the package's front, which imports all of it, nor its utils, which load images.
+    # Skip the package's __init__, which imports all of it, and its utils, which load images.
     stand_ins = {"torch_fidelity": package, "torch_fidelity.utils": MagicMock()}
     with patch.dict(sys.modules, stand_ins):
         yield [importlib.import_module(f"torch_fidelity.{name}") for name in modules]

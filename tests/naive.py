@@ -1,4 +1,4 @@
-"""The method as DESIGN.md tells it in five steps, written as plain loops in float64."""
+"""The methods as plain loops in float64, step by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Groups = list[list[int]]
 
 
 def top_left(height: int, width: int, sy: int, sx: int) -> list[int]:
-    """Step 1: the top-left token of each whole cell."""
+    """The top-left token of each whole cell: the destinations."""
     return [
         row * sy * width + column * sx
         for row in range(height // sy)
@@ -22,7 +22,7 @@ def top_left(height: int, width: int, sy: int, sx: int) -> list[int]:
 
 
 def merge_most_similar(x: Tensor, destinations: list[int], merges: int) -> Groups:
-    """Step 2: merge the ``merges`` sources of ``x`` ``[N, C]`` most like a destination."""
+    """Merge the ``merges`` sources of ``x`` ``[N, C]`` most similar to a destination."""
     groups = {token: [token] for token in destinations}
     sources = []
     for source in (i for i in range(len(x)) if i not in groups):
@@ -33,8 +33,8 @@ def merge_most_similar(x: Tensor, destinations: list[int], merges: int) -> Group
         best = max(range(len(destinations)), key=cosines.__getitem__)
         sources.append((cosines[best], source, destinations[best]))
     sources.sort(reverse=True)
-    for place, (_, source, target) in enumerate(sources):
-        if place < merges:
+    for rank, (_, source, target) in enumerate(sources):
+        if rank < merges:
             groups[target].append(source)
         else:
             groups[source] = [source]

@@ -1,4 +1,4 @@
-"""Small sets of images to measure, with and without what is known of them."""
+"""Small image sets to measure, with and without metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black
 
 
 def noise(seed: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """A coloured ground with some noise, another for each seed."""
+    """A coloured background with noise that depends on the seed."""
     ground = np.asarray(Image.new("RGB", size, COLOURS[seed % 8]), np.int16)
     draw = np.random.default_rng(seed)
     return Image.fromarray(
@@ -32,7 +32,7 @@ def folder(path: Path, count: int = 6, first: int = 0) -> Path:
 
 
 def manifest(path: Path, count: int = 6, first: int = 0, hidden: tuple[int, ...] = ()) -> Path:
-    """A folder as agentsd makes it: of a prompt there are two seeds; some images are hidden."""
+    """A folder as agentsd makes it, with two seeds per prompt; some images are hidden."""
     folder(path / "images", count, first)
     lines = []
     for i in range(count):
@@ -48,7 +48,7 @@ def manifest(path: Path, count: int = 6, first: int = 0, hidden: tuple[int, ...]
 
 
 def tar(path: Path, count: int = 6, first: int = 0) -> Path:
-    """As webdataset writes it, prompts in text for even and in JSON for odd images."""
+    """A webdataset tar, with prompts as text for even and as JSON for odd images."""
     with tarfile.open(path, "w") as file:
 
         def add(name: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The web demo served for tests, with a tiny model of random weights, and a browser to open it."""
+"""Serve the web demo for tests, with a tiny model of random weights, and open it in a browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARGUMENTS = (
 
 
 BASE: dict[str, Any] = {"prompt": "a", "num_inference_steps": 2, "api_name": "/compare"}
-"""What a request by the API says, at least."""
+"""The least that a request by the API needs."""
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": " "}, "prompt: must say something"),
@@ -45,11 +45,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"height": 2048, "width": 2048}, "at most 1,048,576 here"),
     ({"height": 65}, "multiples of 8"),
     ({"guidance_scale": 1e9}, "guidance_scale"),
-    ({"model": "pocket"}, "model: there are tiny (got 'pocket')"),
-    ({"model": "/etc"}, "model: there are tiny"),
-    ({"model": ["tiny"]}, "model: there are tiny"),
-    ({"scheduler": "__class__"}, "scheduler: there are"),
-    ({"scheduler": ["DDIM"]}, "scheduler: there are"),
+    ({"model": "pocket"}, "model: must be one of tiny (got 'pocket')"),
+    ({"model": "/etc"}, "model: must be one of tiny"),
+    ({"model": ["tiny"]}, "model: must be one of tiny"),
+    ({"scheduler": "__class__"}, "scheduler: must be one of"),
+    ({"scheduler": ["DDIM"]}, "scheduler: must be one of"),
     ({"schedule": "/etc/passwd"}, "must be a mapping"),
     ({"schedule": "configs/paper.yaml"}, "must be a mapping"),
     ({"schedule": "phases:\n- method: kees"}, "phase 1: method: input should be"),
@@ -61,7 +61,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "phases:\n- method: keys\n  max_downsample: 8\n  sx: 65"}, "sx: input should"),
     ({"schedule": {"phases": []}}, "a preset's name or YAML text"),
 ]
-"""What else it may say, and of what it then hears."""
+"""What makes such a request invalid, and a part of the error it gets."""
 
 
 def free_port() -> int:
@@ -72,15 +72,15 @@ def free_port() -> int:
 
 @contextmanager
 def served(
-    folder: Path, limits: Limits | None = None, more: dict[str, Any] | None = None, **place: Any
+    folder: Path, limits: Limits | None = None, more: dict[str, Any] | None = None, **options: Any
 ) -> Iterator[Server]:
-    """Serve a pipeline whose images have 64 × 64 pixels, and 32 × 32 tokens, and ``more``."""
+    """Serve ``more`` and a pipeline whose images have 64 × 64 pixels and 32 × 32 tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     pipes = {"tiny": tiny_pipeline(folder, tiny_unet(sample_size=32)), **(more or {})}
-    where = ServerAddress(port=free_port(), **place)
-    # gradio looks there for the folder of its files; another server may still be running.
+    address = ServerAddress(port=free_port(), **options)
+    # gradio reads the folder of its files from there; another server may still be running.
     with mock.patch.dict(os.environ):
-        server = start(pipes, limits or Limits(max_steps=50, max_images=6), where)
+        server = start(pipes, limits or Limits(max_steps=50, max_images=6), address)
         try:
             yield server
         finally:
@@ -89,37 +89,37 @@ def served(
 
 @contextmanager
 def opened(url: str, **context: Any) -> Iterator[Any]:
-    """A page in Chromium; a request beyond this machine, or an error in its console, fails."""
+    """Open a page in Chromium; requests to other machines and console errors fail."""
     from playwright.sync_api import sync_playwright
 
-    wrong: list[str] = []
+    problems: list[str] = []
     home = url.partition("?")[0]
 
-    def seen(request: Any) -> None:
+    def check_request(request: Any) -> None:
         if not request.url.startswith((home, "data:", "blob:")):
-            wrong.append(f"asked for {request.url}")
+            problems.append(f"asked for {request.url}")
 
-    def logged(message: Any) -> None:
-        place = message.location["url"]
-        if message.type == "error" and not place.endswith("/favicon.ico"):
-            wrong.append(f"console: {message.text} ({place})")
+    def check_message(message: Any) -> None:
+        url = message.location["url"]
+        if message.type == "error" and not url.endswith("/favicon.ico"):
+            problems.append(f"console: {message.text} ({url})")
 
     chromium = find_chromium()
     assert chromium is not None
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
-        page.on("request", seen)
-        page.on("console", logged)
+        page.on("request", check_request)
+        page.on("console", check_message)
         page.goto(url)
         page.get_by_role("button", name="Generate").wait_for()
         yield page
         browser.close()
-    assert wrong == [], wrong
+    assert problems == [], problems
 
 
 def ask(url: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-    """Status and text of an answer; ``body`` is sent as JSON unless it is bytes."""
+    """Send a request; ``body`` is sent as JSON unless it is bytes. Returns status and text."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     sent = {"Content-Type": "application/json", **(headers or {})}
     request = urllib.request.Request(url.rstrip("/") + path, data, sent)
@@ -131,7 +131,7 @@ def ask(url: str, path: str, body: Any = None, headers: dict[str, str] | None = 
 
 
 def idle(server: Server, within: float = 10) -> float:
-    """Wait until no job is left; returns the seconds that it took."""
+    """Wait until no job is left; returns how many seconds that took."""
     begun = time.perf_counter()
     while server.worker.waiting:
         assert time.perf_counter() - begun < within
@@ -140,21 +140,21 @@ def idle(server: Server, within: float = 10) -> float:
 
 
 def leave(url: str) -> None:
-    """Ask for a long job over a socket of its own, and go away in the middle of it."""
+    """Request a long job over its own socket, and disconnect in the middle of it."""
     session = uuid.uuid4().hex
     data = ["a", "", 0, 50, None, 64, 64, "model's own", "tiny", "paper"]
     body = {"data": data, "fn_index": handler(url, "compare"), "session_hash": session}
     assert ask(url, "/gradio_api/queue/join", body)[0] == 200
-    line = http.client.HTTPConnection(url.split("/")[2], timeout=60)
-    line.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-    answer = line.getresponse()
-    while b'"step"' not in (told := answer.readline()):
-        assert told
-    line.close()
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
+    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+    answer = connection.getresponse()
+    while b'"step"' not in (line := answer.readline()):
+        assert line
+    connection.close()
 
 
 def handler(url: str, name: str) -> int:
-    """The number by which the page calls a handler."""
+    """The number under which the page calls a handler."""
     config = json.loads(ask(url, "/config")[1])
     return next(d["id"] for d in config["dependencies"] if d["api_name"] == name)
 

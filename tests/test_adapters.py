@@ -19,8 +19,9 @@ from agentsd import LoadError, SettingsError
 from agentsd.generation.images import make_batch, to_image
 from agentsd.generation.prompt_encoding import PromptEncoder
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import PipelineOptions, configure_pipeline
+from agentsd.models.adapters import configure_pipeline
 from agentsd.models.fingerprints import file_sha256
+from agentsd.models.options import PipelineOptions
 from agentsd.models.schedulers import scheduler_for
 
 SETTINGS = ImageSettings(prompt="a b", num_inference_steps=2, height=64, width=64)
@@ -34,6 +35,10 @@ def picture(tmp_path: Path) -> str:
 
 @pytest.fixture
 def lora(pipe: Any, tmp_path: Path) -> str:
+    return save_lora(pipe, tmp_path / "lora", "pytorch_lora_weights.safetensors")
+
+
+def save_lora(pipe: Any, folder: Path, name: str) -> str:
     """A LoRA on the UNet's cross-attention, saved as diffusers saves them."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
@@ -42,8 +47,8 @@ def lora(pipe: Any, tmp_path: Path) -> str:
         torch.manual_seed(0)
         unet.add_adapter(config)
     layers = peft.get_peft_model_state_dict(unet)
-    pipe.save_lora_weights(str(tmp_path / "lora"), unet_lora_layers=layers)
-    return str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    pipe.save_lora_weights(str(folder), unet_lora_layers=layers, weight_name=name)
+    return str(folder / name)
 
 
 def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:
@@ -148,12 +153,12 @@ def test_the_record_gives_them_back(picture: str) -> None:
     options = PipelineOptions(
         scheduler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True
     )
-    told = options.recorded()
-    assert PipelineOptions.from_record({**told, "seed": 3}).recorded() == told
+    record = options.recorded()
+    assert PipelineOptions.from_record({**record, "seed": 3}).recorded() == record
     assert PipelineOptions().recorded() == {}
     Image.new("RGB", (8, 8)).save(Path(picture).with_name("other.png"))
     other = PipelineOptions(init_image=str(Path(picture).with_name("other.png"))).recorded()
-    assert other["init_image_sha256"] != told["init_image_sha256"]
+    assert other["init_image_sha256"] != record["init_image_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -172,9 +177,9 @@ def test_one_spelling_is_on_record(
     """Else a resumed run would count as another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").touch()
-    told = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
-    assert len({getattr(options, setting) for options in told}) == 1
-    assert PipelineOptions.from_record(told[0].recorded()) == told[0]
+    record = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(options, setting) for options in record}) == 1
+    assert PipelineOptions.from_record(record[0].recorded()) == record[0]
     assert len({*PipelineOptions(loras=("a", "a:2", "a:2:1")).loras}) == 3
 
 
@@ -205,16 +210,16 @@ def test_weights_that_cannot_be_loaded(pipe: Any, tmp_path: Path, weights: str) 
     [
         (lambda image: {"init_image": "nowhere.png"}, "nowhere.png: cannot be read"),
         (lambda image: {"init_image": image, "strength": 0.0}, "greater than 0"),
-        (lambda image: {"strength": 0.5}, "there is none"),
-        (lambda image: {"controlnet": "x"}, "one needs the other"),
-        (lambda image: {"ip_image": image}, "one needs the other"),
+        (lambda image: {"strength": 0.5}, "strength requires init_image"),
+        (lambda image: {"controlnet": "x"}, "each needs the other"),
+        (lambda image: {"ip_image": image}, "each needs the other"),
         (lambda image: {"compile": "yes"}, "valid boolean"),
         (lambda image: {"loras": ("a:nan",)}, "weight of 'a' must be a finite number"),
     ],
 )
-def test_bad_extras(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
+def test_bad_options(picture: str, given: Callable[[str], dict[str, Any]], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        PipelineOptions(**given(picture))
+        PipelineOptions(**given(picture)).check_files()
 
 
 def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
@@ -247,7 +252,14 @@ def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
 def test_files_that_are_not_there(picture: str, given: dict[str, Any], what: str) -> None:
     """Told in plain words before anything is loaded, and the hub is not asked."""
     with pytest.raises(LoadError, match=rf"{what} '.*': there is no such file or folder"):
-        PipelineOptions(**given, **followed(given, picture))
+        PipelineOptions(**given, **followed(given, picture)).check_files()
+
+
+def test_options_open_no_file() -> None:
+    """They are values: a record names files of another machine, too."""
+    options = PipelineOptions(init_image="nowhere.png", loras=("./nowhere.safetensors",))
+    with pytest.raises(SettingsError, match=r"nowhere.png: cannot be read"):
+        options.check_files()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +274,7 @@ def test_what_may_be_on_the_hub(
     pipe: Any, picture: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LoadError, match="neither a folder nor a file here, nor did the hub"):
+    with pytest.raises(LoadError, match="not a local folder or file, and the hub did not"):
         configure_pipeline(pipe, PipelineOptions(**given, **followed(given, picture)))
 
 

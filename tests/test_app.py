@@ -1,10 +1,11 @@
-"""The web demo's parts, without a server: schedules, timelines, plots, what the patch sees."""
+"""The web demo's parts, without a server: schedules, timelines, plots, recordings."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,20 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import compare, editor, grid, history, markup, viewer
-from agentsd.app.limits import Limits, ModelCatalog, model_catalog, read_schedule, read_upload
-from agentsd.app.timeline import Timeline, counts, pairs
+from agentsd.app import compare, history, markup, phase_edits, viewer, xy_plot
+from agentsd.app.catalog import ModelCatalog, model_catalog
+from agentsd.app.limits import Limits
+from agentsd.app.parameters import parameters
+from agentsd.app.schedule_text import read_schedule
+from agentsd.app.timeline import Timeline, pairs, stages
+from agentsd.app.uploads import read_uploaded_image
 from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
+from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings
+from agentsd.methods import METHODS
+from agentsd.methods.observation import attended_most
 from agentsd.methods.token_merging import match, owners
 from agentsd.patching.patch import patched
 from agentsd.schedule import Phase, Schedule
@@ -36,11 +44,11 @@ def catalog(pipe: Any) -> ModelCatalog:
     return model_catalog({"tiny": pipe}, Limits(max_images=6, max_steps=50))
 
 
-def job(images: int = 1, told: list[Any] | None = None) -> Job:
-    return Job((told if told is not None else []).append, images, set())
+def job(images: int = 1, events: list[Any] | None = None) -> Job:
+    return Job((events if events is not None else []).append, images, set())
 
 
-def test_a_request_is_what_the_model_takes_unless_told(catalog: ModelCatalog) -> None:
+def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:
     plain = catalog.request(model="tiny", schedule="faithful", prompt="a")
     assert (plain.settings.height, plain.settings.width) == (64, 64)
     assert plain.settings.guidance_scale == 7.5
@@ -48,7 +56,7 @@ def test_a_request_is_what_the_model_takes_unless_told(catalog: ModelCatalog) ->
     assert "DDIM" in catalog.schedulers["tiny"]
 
 
-def test_schedules_are_read_in_a_moment_whatever_they_are() -> None:
+def test_any_text_is_read_quickly() -> None:
     bomb = "a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [*a, *a]}}\n" for i in range(500))
     for text in (
         "[" * 16_000,
@@ -64,7 +72,7 @@ def test_schedules_are_read_in_a_moment_whatever_they_are() -> None:
         assert time.perf_counter() - begun < 3
 
 
-def test_uploads_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
+def test_uploads_are_checked_before_they_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(b"GIF89a" + b"\0" * 100)
     Image.new("1", (10_000, 10_000)).save(tmp_path / "vast.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
@@ -72,13 +80,13 @@ def test_uploads_are_looked_at_before_they_are_read(tmp_path: Path) -> None:
     large.add_text("agentsd", "[" * 100_000)
     Image.new("RGB", (8, 8)).save(tmp_path / "deep.png", pnginfo=large)
     for name, says in (
-        ("a.gif", "no PNG image"),
+        ("a.gif", "not a PNG image"),
         ("vast.png", "pixels"),
-        ("plain.png", "carries no settings"),
-        ("deep.png", "carries no settings"),
+        ("plain.png", "no agentsd metadata"),
+        ("deep.png", "no agentsd metadata"),
     ):
         with pytest.raises(SettingsError, match=says):
-            read_upload(tmp_path / name)
+            read_uploaded_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +102,21 @@ def test_a_forged_record_is_refused(
     pipe: Any, catalog: ModelCatalog, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
-    record = compare.recorded(pipe, request, patched=True)
-    found = history.restore(record, ["tiny"], catalog.schedulers)
+    record = compare.recorded(pipe, request, request.schedule)
+    found = history.restore(record, catalog)
     assert found.settings == request.settings.model_dump()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
-    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", record | {"model": "/etc"})
-    assert history.restore(read_upload(tmp_path / "forged.png"), ["tiny"], {}).model is None
-    with pytest.raises(SettingsError, match=says):
-        history.restore(json.loads(json.dumps(record)) | changes, ["tiny"], catalog.schedulers)
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", replace(record, model="/etc"))
+    assert history.restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
+    forged = json.loads(json.dumps(record.to_dict())) | changes
+    with pytest.raises((SettingsError, ScheduleError), match=says):
+        history.restore(ImageRecord.from_dict(forged), catalog)
 
 
-def test_what_is_told_is_no_markup() -> None:
+def test_messages_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    now = Progress(evil, 1, 2, 0.5, 3.0, None)
-    for html in (markup.progress(now), markup.note(evil), markup.wrong(evil)):
+    event = Progress(evil, 1, 2, 0.5, 3.0, None)
+    for html in (markup.progress(event), markup.note(evil), markup.error(evil)):
         assert "<script" not in html
         assert "&lt;script" in html
 
@@ -128,57 +137,55 @@ def test_a_hidden_image_is_not_the_same(psnr: Any, flags: Any, says: str) -> Non
     assert f"<dd>{says}</dd>" in markup.figures(found | dict(zip(names, flags, strict=True)))
 
 
-def test_a_timeline_tells_the_tokens_and_the_true_caps(pipe: Any) -> None:
-    line = Timeline(pipe)
-    html = line.draw(Schedule.preset("paper"), 50, 64, 64)
+def test_a_timeline_shows_the_tokens_and_the_caps(pipe: Any) -> None:
+    timeline = Timeline(pipe)
+    html = timeline.draw(Schedule.preset("paper"), 50, 64, 64)
     for text in ("steps 1–20", "steps 21–50", "1,024 → 615 → 64 agents", "capped to 0.9375"):
         assert text in html
-    ((level,), _) = line.tokens(Schedule.preset("paper"), 64, 64)
+    ((level,), _) = timeline.levels(Schedule.preset("paper"), 64, 64)
     assert level.plan == Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
-    assert not patched_layers(pipe.unet)  # its own shape is patched, not the model
+    assert not patched_layers(
+        pipe.unet
+    )  # the timeline patches a copy without weights, not the model
 
 
-def test_pairs_are_those_that_softmaxes_see() -> None:
+def test_pairs_are_those_of_the_softmaxes() -> None:
     phase = Phase(method="keys", sx=2, sy=2)
     assert pairs(phase.plan(8, 8)) == 64 * 16
-    assert counts(Phase(method="full").plan(8, 8), Phase(method="full")) == "64, as unpatched"
+    assert stages(Phase(method="full").plan(8, 8), Phase(method="full")) == "64, as unpatched"
     agent = Phase(method="agent", sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
     assert (agent.agents, pairs(agent)) == (4, 2 * 4 * 48)
 
 
-def test_rows_say_what_yaml_says() -> None:
+def test_controls_and_yaml_agree() -> None:
     before = {"until": 0.5, "method": "agent", "sx": 4, "min_tokens": 0, "agent_ratio": 0.9}
     values = {
-        name: editor.USUAL[name] for name, field in editor.FIELDS.items() if field.description
-    } | {
-        "method": "keys",
-        "until": 0.3,
-        "sx": 8,
-        "keys": 0,
-        "agents": 0,
-    }
-    assert editor.changed(before, values, last=False) == {
+        name: parameter.default
+        for method in METHODS.values()
+        for name, parameter in parameters(method).items()
+    } | {"method": "keys", "until": 0.3, "sx": 8, "keys": 0, "agents": 0}
+    assert phase_edits.edit_phase(before, values, last=False) == {
         "until": 0.3,
         "method": "keys",
         "sx": 8,
-        "min_tokens": 0,  # rows have no control for it; it stays
+        "min_tokens": 0,  # it has no control and stays
     }
-    counted = editor.changed(before, values | {"keys": 64}, last=True)
-    assert counted == {"method": "keys", "keys": 64, "sx": 8, "min_tokens": 0}
+    bounded = phase_edits.edit_phase(before, values | {"keys": 64}, last=True)
+    assert bounded == {"method": "keys", "keys": 64, "sx": 8, "min_tokens": 0}
     schedule = Schedule.preset("paper")
-    again = Schedule.from_dict(editor.brief(schedule))
+    again = Schedule.from_dict(phase_edits.concise(schedule))
     assert again.to_dict() == schedule.to_dict()
-    phases = editor.with_one_more(editor.brief(schedule)["phases"])
+    phases = phase_edits.add_phase(phase_edits.concise(schedule)["phases"])
     assert [phase.get("until") for phase in phases] == [0.4, 0.7, None]
     assert Schedule(phases=phases)
-    assert Schedule(phases=editor.without(phases, 2)).phases[-1].method == "merge"
+    assert Schedule(phases=phase_edits.remove_phase(phases, 2)).phases[-1].method == "merge"
 
 
 def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
 
-    def planned(x: str, xs: str, y: str, ys: str) -> grid.Plot:
-        return grid.plan(catalog, request, (x, xs), (y, ys))
+    def planned(x: str, xs: str, y: str, ys: str) -> xy_plot.Plot:
+        return xy_plot.plan(catalog, request, (x, xs), (y, ys))
 
     found = planned("ratio", "0.1, 0.2, 0.3", "schedule", "none, paper")
     ratios = [cell.schedule and cell.schedule.phases[0].ratio for cell in found.cells]
@@ -188,8 +195,8 @@ def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
         (("seed", "1", "steps", "51"), "at most 50 here"),
         (("seed", "1", "seed", "2"), "two different"),
         (("seed", "", "steps", "1"), "give values"),
-        (("nothing", "1", "steps", "1"), "axis: there are"),
-        (("seed", "1", "scheduler", "Nope"), "scheduler: there are"),
+        (("nothing", "1", "steps", "1"), "axis: must be one of"),
+        (("seed", "1", "scheduler", "Nope"), "scheduler: must be one of"),
         (("seed", "1", "schedule", "/etc/passwd"), "no preset"),
         (("guidance", "nan", "steps", "1"), "guidance_scale"),
         (("ratio", "2", "steps", "1"), "ratio"),
@@ -202,52 +209,54 @@ def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
 
 def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalog) -> None:
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
-    plot = grid.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
+    plot = xy_plot.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
     colours = ["red", "green", "blue", "black"]
     images = [Image.new("RGB", (64, 64), colour) for colour in colours]
-    sheet = grid.draw(plot, images, ["1 s"] * 4, "a prompt")
+    sheet = xy_plot.draw(plot, images, ["1 s"] * 4, "a prompt")
     found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
     assert set(found) == {image.getpixel((0, 0)) for image in images}
-    told: list[Progress] = []
-    grid.make(job(4, told), pipe, plot, "a")
-    assert [(p.label, p.step) for p in told[:3]] == [
+    events: list[Progress] = []
+    xy_plot.make(job(4, events), pipe, plot, "a")
+    assert [(p.label, p.step) for p in events[:3]] == [
         *(("image 1 of 4", 1), ("image 1 of 4", 2), ("image 2 of 4", 1))
     ]
-    assert told[-1].share == 1
+    assert events[-1].share == 1
 
 
-def test_what_is_seen_is_what_the_layer_does(pipe: Any, catalog: ModelCatalog) -> None:
+def test_a_recording_is_what_the_layers_do(pipe: Any, catalog: ModelCatalog) -> None:
     """Owners and agents are those of the layer's own matching, and watching changes nothing."""
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
-    recording = viewer.look(job(), pipe, request)
+    recording = viewer.record_layers(job(), pipe, request)
     with patched(pipe, "paper"):
         plain = job().make(pipe, request.settings)
     assert recording.image.tobytes() == plain.image.tobytes()
     assert (recording.steps, len(recording.layers)) == ([1, 2, 3, 4], 3)
-    early = recording.seen[1, recording.layers[0]]
+    early = recording.snapshots[1, recording.layers[0]]
     assert early.owner is not None
-    assert early.agents is not None
-    assert early.listens is not None
+    assert early.target is not None
+    assert early.attended is not None
     assert early.places is not None
-    assert (len(np.unique(early.owner)), len(np.unique(early.agents))) == (615, 64)
-    assert (early.agents[early.places] == np.arange(64)).all()  # each agent is its own place's
-    assert set(early.listens) <= set(range(64))
-    assert recording.seen[4, recording.layers[0]].agents is None  # merging alone, by then
+    assert (len(np.unique(early.owner)), len(np.unique(early.target))) == (615, 64)
+    assert (
+        early.target[early.places] == np.arange(64)
+    ).all()  # each agent is at a token of its own
+    assert set(early.attended) <= set(range(64))
+    assert recording.snapshots[4, recording.layers[0]].target is None  # merging alone, by then
     assert not pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1._forward_pre_hooks
     for view in viewer.VIEWS:
-        assert viewer.overlay(recording, early, view).size == (768, 768)
+        assert viewer.draw(recording, early, view).size == (768, 768)
 
 
-def test_favourites_by_a_loop() -> None:
+def test_attended_most_by_a_loop() -> None:
     random = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 2, n, 8, generator=random) for n in (9, 5))
-    best = viewer._favourites(q, k, 0.5)
+    best = attended_most(q[0], k[0], 0.5)
     for i in range(9):
-        heard = sum(torch.softmax(0.5 * k[0, h] @ q[0, h, i], dim=0) for h in range(2))
-        assert best[i] == int(heard.argmax())
+        weights = sum(torch.softmax(0.5 * k[0, h] @ q[0, h, i], dim=0) for h in range(2))
+        assert best[i] == int(weights.argmax())
     x = torch.randn(1, 16, 4, generator=random)
     owner = owners(match(x, torch.arange(0, 16, 4)), 12)
-    assert owner.max() == 3  # so that places of agents are those of the destinations
+    assert owner.max() == 3  # destinations come first among the agents
 
 
 def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[Any]:
@@ -263,7 +272,7 @@ def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[An
     return asyncio.run(run())
 
 
-def test_a_job_that_fails_or_is_left_leaves_the_next_one_right(pipe: Any) -> None:
+def test_a_failed_or_abandoned_job_does_not_affect_the_next(pipe: Any) -> None:
     worker = Worker({"tiny": pipe})
     settings = ImageSettings(prompt="a", num_inference_steps=8, height=64, width=64)
     steps: list[int] = []
@@ -296,7 +305,7 @@ def test_a_job_that_fails_or_is_left_leaves_the_next_one_right(pipe: Any) -> Non
     follow(worker, count, leave_after=2)
     while worker.waiting:
         time.sleep(0.01)
-    assert len(steps) <= 4  # left after the second, and the one that was under way, or two
+    assert len(steps) <= 4  # two, and one or two that were under way when it was left
     assert not patched_layers(pipe.unet)
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert follow(worker, make)[-1].result == first.result

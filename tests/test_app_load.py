@@ -1,4 +1,4 @@
-"""A hundred requests from eight clients at once, of a server in a process of its own."""
+"""A hundred requests from eight clients at once, to a server in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_models import smallest_unet, tiny_pipeline
 
 CLIENTS, REQUESTS = 8, 100
 KINDS = ["good"] * 6 + ["cancelled", "cancelled", "bad", "gone"]
-"""What clients do, by turns."""
+"""What clients do, in turn."""
 
 VARIANTS: list[dict[str, Any]] = [
     {"seed": 1, "schedule": "paper"},
@@ -31,12 +31,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"seed": 4, "schedule": "phases:\n- method: agent\n  agents: 16\n  ratio: 0.3\n"},
     {"seed": 5, "schedule": "paper", "height": 96, "guidance_scale": 1.0},
 ]
-WAYS = ("unpatched", "patched")
+IMAGES = ("unpatched", "patched")
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """``agentsd app`` with the smallest model; its address, and its process."""
+    """``agentsd app`` with the smallest model: its address and its process."""
     (tmp_path / "tiny").mkdir()
     tiny_pipeline(tmp_path / "tiny", smallest_unet()).save_pretrained(tmp_path / "tiny")
     port = free_port()
@@ -58,28 +58,30 @@ def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 @pytest.mark.timeout(600)
-def test_every_image_is_what_it_is_alone(app: tuple[str, psutil.Process]) -> None:
-    """Whatever happens to the requests beside: cancelled, refused, or left by their visitors."""
+def test_images_do_not_depend_on_other_requests(app: tuple[str, psutil.Process]) -> None:
+    """Not even if those are cancelled, refused, or abandoned by their visitors."""
     url, process = app
     clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
     size = {"height": 64, "width": 64}
     alone = []
     for given in VARIANTS:
         found = clients[0].predict(**BASE | size | given)
-        alone.append([pixels(found[way]) for way in WAYS])
-    assert len({image for pair in alone for image in pair}) == 11  # one unpatched is twice there
-    told: Counter[str] = Counter()
+        alone.append([pixels(found[image]) for image in IMAGES])
+    assert (
+        len({image for pair in alone for image in pair}) == 11
+    )  # one unpatched image occurs twice
+    counts: Counter[str] = Counter()
     wrong: list[str] = []
     memory: list[int] = []
     lock = threading.Lock()
 
     def ask_for(number: int, client: Client) -> None:
-        kind, place = KINDS[number * 7 % len(KINDS)], number % len(VARIANTS)
-        given = BASE | size | VARIANTS[place]
+        kind, variant = KINDS[number * 7 % len(KINDS)], number % len(VARIANTS)
+        given = BASE | size | VARIANTS[variant]
         if kind == "good":
             found = client.predict(**given)
-            if [pixels(found[way]) for way in WAYS] != alone[place]:
-                wrong.append(f"request {number}: {VARIANTS[place]}")
+            if [pixels(found[image]) for image in IMAGES] != alone[variant]:
+                wrong.append(f"request {number}: {VARIANTS[variant]}")
         elif kind == "cancelled":
             job = client.submit(**given | {"num_inference_steps": 50})
             time.sleep(0.1 * (number % 5))
@@ -92,7 +94,7 @@ def test_every_image_is_what_it_is_alone(app: tuple[str, psutil.Process]) -> Non
         else:
             leave(url)
         with lock:
-            told[kind] += 1
+            counts[kind] += 1
             memory.append(process.memory_info().rss)
 
     def visit(which: int) -> None:
@@ -105,8 +107,10 @@ def test_every_image_is_what_it_is_alone(app: tuple[str, psutil.Process]) -> Non
             done.result()
     seconds = time.perf_counter() - begun
     growth = (memory[-1] - memory[REQUESTS // 4]) / 2**20
-    print(f"{dict(told)} in {seconds:.0f} s; memory {memory[-1] / 2**20:.0f} MB, {growth:+.1f} MB")
-    assert (told.total(), min(told[kind] for kind in KINDS) >= 10) == (REQUESTS, True)
+    print(
+        f"{dict(counts)} in {seconds:.0f} s; memory {memory[-1] / 2**20:.0f} MB, {growth:+.1f} MB"
+    )
+    assert (counts.total(), min(counts[kind] for kind in KINDS) >= 10) == (REQUESTS, True)
     assert wrong == []
     assert growth < 16  # MB, over 75 requests
     while '"jobs":0' not in ask(url, "/healthz")[1]:

@@ -1,7 +1,8 @@
-"""The web demo in a real browser: what a visitor sees and does."""
+"""The web demo in a real browser: what visitors see and do."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def page(server: Server) -> Iterator[Page]:
 
 
 def set_steps(page: Page, steps: int) -> Any:
-    """Open the drawer and set the steps; returns their control."""
+    """Open the settings and set the steps; returns their control."""
     page.get_by_role("button", name="More", exact=False).first.click()
     control = page.get_by_label("number input for Steps")
     control.fill(str(steps))
@@ -58,7 +59,7 @@ def set_steps(page: Page, steps: int) -> Any:
 
 def generate(page: Page) -> None:
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#now")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#status")).to_contain_text("Done", timeout=SLOW)
 
 
 def timeline(page: Page) -> Any:
@@ -68,30 +69,30 @@ def timeline(page: Page) -> Any:
 def test_generate_and_compare(page: Page, server: Server) -> None:
     set_steps(page, 40)
     page.get_by_role("button", name="Generate").click()
-    bar = page.locator("#now progress")
+    bar = page.locator("#status progress")
     expect(bar).to_be_visible(timeout=SLOW)
-    expect(page.locator("#now")).to_contain_text("s left")
-    expect(page.locator("#now img")).to_be_visible(timeout=SLOW)  # the image as it stands
-    expect(page.locator("#now")).to_contain_text("Done", timeout=SLOW)
-    assert page.locator("#pair img").count() == 2
+    expect(page.locator("#status")).to_contain_text("s left")
+    expect(page.locator("#status img")).to_be_visible(timeout=SLOW)  # the preview
+    expect(page.locator("#status")).to_contain_text("Done", timeout=SLOW)
+    assert page.locator("#comparison img").count() == 2
     figures = page.locator("#figures")
     for text in ("as fast as unpatched", "PSNR", "dB"):
         expect(figures).to_contain_text(text)
-    source = page.locator("#pair img").first.get_attribute("src") or ""
+    source = page.locator("#comparison img").first.get_attribute("src") or ""
     assert (Path(server.folder) / source.rpartition(server.folder)[2].lstrip("/")).is_file()
 
 
 def test_stop_frees_the_device_within_a_step(page: Page, server: Server) -> None:
     steps = set_steps(page, 50)
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#now progress")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#status progress")).to_be_visible(timeout=SLOW)
     page.locator("#stop").click()
-    expect(page.locator("#now")).to_contain_text("Stopped")
+    expect(page.locator("#status")).to_contain_text("Stopped")
     assert idle(server) < 2
     assert not patched_layers(server.worker.pipes["tiny"].unet)
     steps.fill("2")
     steps.press("Tab")
-    generate(page)  # the next one is none the worse
+    generate(page)  # the next one is not affected
 
 
 def test_the_timeline_follows_the_schedule(page: Page) -> None:
@@ -123,7 +124,21 @@ def test_the_timeline_follows_the_schedule(page: Page) -> None:
     expect(timeline(page)).to_contain_text("steps 1–20")
 
 
-def test_yaml_is_checked_as_one_types(page: Page, server: Server) -> None:
+def test_the_timeline_is_right_after_quick_changes(page: Page) -> None:
+    """A change that the page sends before it has the answer to the last one does not undo it."""
+    set_steps(page, 50)
+    expect(timeline(page)).to_contain_text("steps 1–50")
+    steps = page.get_by_label("number input for Steps")
+    page.locator("label").filter(has_text="paper").first.click()
+    steps.fill("10")
+    steps.press("Tab")
+    expect(page.locator("#yaml textarea")).to_have_value(re.compile("agent_ratio"))
+    page.wait_for_timeout(1000)
+    expect(timeline(page)).to_contain_text("steps 1–4")
+    expect(page.get_by_label("paper", exact=True).first).to_be_checked()
+
+
+def test_yaml_is_checked_as_it_is_typed(page: Page, server: Server) -> None:
     box = page.locator("#yaml textarea")
     box.fill("phases:\n- method: keys\n  strid: 4\n")
     expect(timeline(page)).to_contain_text("phase 1: unknown key 'strid'")
@@ -134,11 +149,11 @@ def test_yaml_is_checked_as_one_types(page: Page, server: Server) -> None:
     given: dict[str, Any] = {}
     exec(code.partition("agentsd.apply_patch")[0], given)
     assert Schedule(phases=given["phases"]) == Schedule.from_yaml(box.input_value())
-    exec(code, {"pipe": server.worker.pipes["tiny"]})  # what is to be copied runs
+    exec(code, {"pipe": server.worker.pipes["tiny"]})  # the code to copy runs
     remove_patch(server.worker.pipes["tiny"])
 
 
-def test_a_bad_file_says_what_is_wrong(page: Page, tmp_path: Path) -> None:
+def test_a_bad_file_gets_an_error(page: Page, tmp_path: Path) -> None:
     for name, data, says in (
         (
             "bad.yaml",
@@ -156,14 +171,14 @@ def test_a_bad_file_says_what_is_wrong(page: Page, tmp_path: Path) -> None:
     assert page.locator("#timeline img").count() == 0
 
 
-def test_yaml_goes_down_and_comes_up(page: Page, tmp_path: Path) -> None:
+def test_yaml_is_downloaded_and_uploaded(page: Page, tmp_path: Path) -> None:
     page.locator("label").filter(has_text="faithful").first.click()
     expect(timeline(page)).to_contain_text("1: keys")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download YAML").click()
     download.value.save_as(tmp_path / "mine.yaml")
-    told = Schedule.from_yaml(tmp_path / "mine.yaml").to_dict()
-    assert told == Schedule.preset("faithful").to_dict()
+    found = Schedule.from_yaml(tmp_path / "mine.yaml").to_dict()
+    assert found == Schedule.preset("faithful").to_dict()
     page.locator("label").filter(has_text="paper").first.click()
     expect(timeline(page)).to_contain_text("2: merge")
     page.locator("input[type=file][accept*=yaml]").set_input_files(tmp_path / "mine.yaml")
@@ -171,10 +186,10 @@ def test_yaml_goes_down_and_comes_up(page: Page, tmp_path: Path) -> None:
     expect(page.get_by_label("faithful", exact=True).first).to_be_checked()
 
 
-def test_an_error_is_told_in_its_place(page: Page) -> None:
+def test_an_error_shows_in_its_place(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("  ")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#now")).to_contain_text("prompt: must say something")
+    expect(page.locator("#status")).to_contain_text("prompt: must say something")
 
 
 def test_settings_come_back_from_the_gallery_and_from_a_file(
@@ -206,14 +221,14 @@ def test_settings_come_back_from_the_gallery_and_from_a_file(
     page.locator("#gallery button.thumbnail-item").first.click()
     same()
     file = max(Path(server.folder).glob("*/agentsd-77.png"), key=lambda p: p.stat().st_mtime)
-    assert read_record(file)["prompt"] == "a b c"
+    assert read_record(file).settings.prompt == "a b c"
     forget()
     page.locator("#drop input[type=file]").set_input_files(file)
     same()
     (tmp_path / "not.png").write_bytes(b"GIF89a")
     page.locator("#drop").get_by_role("button").first.click()  # takes the file away again
     page.locator("#drop input[type=file]").set_input_files(tmp_path / "not.png")
-    expect(page.locator("#now")).to_contain_text("no PNG image")
+    expect(page.locator("#status")).to_contain_text("not a PNG image")
 
 
 def test_a_model_brings_its_size_and_schedulers(tmp_path: Path) -> None:
@@ -251,25 +266,25 @@ def test_a_model_brings_its_size_and_schedulers(tmp_path: Path) -> None:
         generate(page)
 
 
-def test_what_it_sees(page: Page) -> None:
-    page.get_by_role("tab", name="What it sees").click()
-    look, seen = page.locator("#look"), page.locator("#seen")
-    look.click()
-    expect(page.locator("#looking")).to_contain_text("Make an image first")
+def test_layers(page: Page) -> None:
+    page.get_by_role("tab", name="Layers").click()
+    record, caption = page.locator("#record"), page.locator("#caption")
+    record.click()
+    expect(page.locator("#viewer-status")).to_contain_text("Make an image first")
     page.locator("label").filter(has_text="paper").first.click()
     set_steps(page, 4)
     generate(page)
-    look.click()
-    expect(page.locator("#overlay img")).to_be_visible(timeout=SLOW)
-    expect(seen).to_contain_text("Step 1: 1,024 tokens became 615")
-    before = page.locator("#overlay img").get_attribute("src")
-    page.locator("#view label").filter(has_text="listens to").click()
-    expect(seen).to_contain_text("of 64 agents are somebody's favourite")
-    expect(page.locator("#overlay img")).not_to_have_attribute("src", before or "")
+    record.click()
+    expect(page.locator("#drawing img")).to_be_visible(timeout=SLOW)
+    expect(caption).to_contain_text("Step 1: 1,024 tokens were merged into 615")
+    before = page.locator("#drawing img").get_attribute("src")
+    page.locator("#view label").filter(has_text="attended most").click()
+    expect(caption).to_contain_text("of 64 agents get the most attention")
+    expect(page.locator("#drawing img")).not_to_have_attribute("src", before or "")
     step = page.get_by_label("number input for Step", exact=True)
     step.fill("4")
     step.press("Tab")
-    expect(seen).to_contain_text("No agents here")
+    expect(caption).to_contain_text("No agents or keys here")
 
 
 def test_a_plot(page: Page) -> None:
@@ -277,15 +292,15 @@ def test_a_plot(page: Page) -> None:
     page.get_by_role("tab", name="X/Y plot").click()
     page.get_by_label("X values").fill("none, paper, fast")
     page.get_by_label("Y values").fill("1, two")
-    begin, now = page.locator("#plot"), page.locator("#plotting")
+    begin, now = page.locator("#plot"), page.locator("#plot-status")
     begin.click()
-    expect(now).to_contain_text("seed: whole numbers with commas between (got 'two')")
+    expect(now).to_contain_text("seed: must be whole numbers separated by commas (got 'two')")
     page.get_by_label("Y values").fill("1, 2, 3")
     begin.click()
     expect(now).to_contain_text("at most 6 images in a plot (got 3 × 3)")
     page.get_by_label("Y values").fill("1, 2")
     begin.click()
-    expect(page.locator("#plotted img")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#plot-image img")).to_be_visible(timeout=SLOW)
 
 
 def test_on_a_phone(server: Server) -> None:
@@ -294,7 +309,7 @@ def test_on_a_phone(server: Server) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
         set_steps(page, 2)
         generate(page)
-        box = page.locator("#pair").bounding_box()
+        box = page.locator("#comparison").bounding_box()
         assert box is not None
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 375
@@ -302,18 +317,18 @@ def test_on_a_phone(server: Server) -> None:
 
 
 def test_by_keyboard(page: Page) -> None:
-    """From the prompt to the image without a mouse."""
+    """Get from the prompt to the image without a mouse."""
     page.get_by_label("Prompt", exact=True).focus()
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "generate":
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#now")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#status")).to_contain_text("Done", timeout=SLOW)
 
 
 def contrast(page: Page, locator: str) -> float:
-    """Of a text to what is behind it, as WCAG measures it."""
+    """Contrast of a text to its background, as WCAG measures it."""
     return float(
         page.evaluate(
             """(where) => {
@@ -346,7 +361,7 @@ def test_text_can_be_read_in_light_and_dark(server: Server, scheme: str) -> None
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, dark.strip("rgba()").split(",")[:3])) < 200) is (scheme == "dark")
         expect(page.locator(".bar small").first).to_be_visible()
-        for where in (".timeline td", ".bar small", "#now p", "#seed span"):
+        for where in (".timeline td", ".bar small", "#status p", "#seed span"):
             assert contrast(page, where) >= 4.5, where
 
 
@@ -357,7 +372,7 @@ def test_it_loads_in_two_seconds(server: Server) -> None:
             begun = time.perf_counter()
             page.reload()
             page.get_by_role("button", name="Generate").wait_for()
-            expect(timeline(page)).to_contain_text("agent")
+            expect(timeline(page)).to_contain_text("1: keys")
             times.append(time.perf_counter() - begun)
         print("seconds to load:", [round(t, 2) for t in times])
         assert min(times) < 2
@@ -365,7 +380,7 @@ def test_it_loads_in_two_seconds(server: Server) -> None:
 
 @contextmanager
 def proxied(url: str, prefix: str) -> Iterator[str]:
-    """A reverse proxy that takes a prefix off the path, as docs/app.md sets one up."""
+    """A reverse proxy that removes a prefix from the path, as docs/app.md sets one up."""
     client = httpx.AsyncClient(base_url=url, timeout=60)
 
     async def forward(request: Request) -> StreamingResponse:
@@ -378,11 +393,11 @@ def proxied(url: str, prefix: str) -> Iterator[str]:
             content=await request.body(),
         )
         answer = await client.send(sent, stream=True)
-        told = {k: v for k, v in answer.headers.items() if k not in ("content-length", "date")}
+        headers = {k: v for k, v in answer.headers.items() if k not in ("content-length", "date")}
         return StreamingResponse(
             answer.aiter_raw(),
             answer.status_code,
-            told,
+            headers,
             background=BackgroundTask(answer.aclose),
         )
 
@@ -408,6 +423,6 @@ def test_behind_a_reverse_proxy(tmp_path: Path) -> None:
     ):
         set_steps(page, 2)
         generate(page)
-        expect(page.locator("#pair img").first).to_be_visible()
-        width = page.locator("#pair img").first.evaluate("image => image.naturalWidth")
+        expect(page.locator("#comparison img").first).to_be_visible()
+        width = page.locator("#comparison img").first.evaluate("image => image.naturalWidth")
         assert width == 64

@@ -53,20 +53,16 @@ def test_compare_by_the_api(server: Server, client: Client) -> None:
     settings = ImageSettings(
         prompt="a", seed=3, num_inference_steps=2, guidance_scale=7.5, height=64, width=64
     )
-    for way, schedule in (("unpatched", None), ("patched", "faithful")):
-        record = read_record(Path(found[way]))
-        assert {name: record[name] for name in ImageSettings.model_fields} == settings.model_dump()
-        assert (record["scheduler"], record["model"]) == (
-            "EulerAncestralDiscreteScheduler",
-            "tiny",
-        )
-        assert record["scheduler"] == "EulerAncestralDiscreteScheduler"
-        assert bool(record["schedule"]) is (schedule is not None)
+    for variant, schedule in (("unpatched", None), ("patched", "faithful")):
+        record = read_record(Path(found[variant]))
+        assert record.settings == settings
+        assert (record.scheduler, record.model) == ("EulerAncestralDiscreteScheduler", "tiny")
+        assert bool(record.schedule) is (schedule is not None)
     assert pixels(found["patched"]) != pixels(found["unpatched"])
     assert untouched(server)
 
 
-def test_an_image_is_that_of_the_library(tmp_path: Path, client: Client) -> None:
+def test_images_equal_those_of_the_library(tmp_path: Path, client: Client) -> None:
     from tiny_models import tiny_unet
 
     pipe = tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
@@ -79,7 +75,7 @@ def test_an_image_is_that_of_the_library(tmp_path: Path, client: Client) -> None
         assert make_image(pipe, settings).image.tobytes() == pixels(found["patched"])
 
 
-def test_what_is_hidden_or_not_used_is_told(server: Server, client: Client) -> None:
+def test_notes_say_what_is_hidden_or_not_used(server: Server, client: Client) -> None:
     pipe = server.worker.pipes["tiny"]
     given = BASE | {"negative_prompt": "b", "guidance_scale": 1}
     (note,) = client.predict(**given)["notes"]
@@ -129,26 +125,26 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_no_way_to_a_file_or_an_address(server: Server, path: str) -> None:
+def test_no_route_to_a_file_or_an_address(server: Server, path: str) -> None:
     status, text = ask(server.url, path)
     assert status in (403, 404)
     assert "root:" not in text
 
 
 def queued(server: Server, number: int, data: list[Any]) -> tuple[int, Any]:
-    """Call a handler as the page does; its last answer."""
+    """Call a handler as the page does; returns its last answer."""
     session = uuid.uuid4().hex
     body = {"data": data, "fn_index": number, "session_hash": session}
     status, text = ask(server.url, "/gradio_api/queue/join", body)
     if status != 200:
         return status, text
     _, text = ask(server.url, f"/gradio_api/queue/data?session_hash={session}")
-    told = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
-    return status, next(m["output"] for m in told if m["msg"] == "process_completed")
+    events = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+    return status, next(m["output"] for m in events if m["msg"] == "process_completed")
 
 
 def test_files_cannot_be_named(server: Server) -> None:
-    """Neither here nor elsewhere; gradio would copy the one, and fetch the other."""
+    """Neither local paths nor addresses; gradio would copy the first and fetch the second."""
     rest = ["", 0, 1, None, None, None, "model's own", "tiny", "paper"]
     meta = {"_type": "gradio.FileData"}
     number = handler(server.url, "compare")
@@ -159,7 +155,7 @@ def test_files_cannot_be_named(server: Server) -> None:
     assert (status, "uploaded, not named" in text) == (400, True)
 
 
-def test_handlers_of_the_page_hold_the_limits_too(server: Server) -> None:
+def test_handlers_of_the_page_enforce_the_limits_too(server: Server) -> None:
     generate = handler(server.url, "generate")
     good = ["a", "", 0, 2, 2.0, 64, 64, "model's own", "tiny", "faithful", None]
     assert "Done" in queued(server, generate, good)[1]["data"][0]
@@ -174,7 +170,7 @@ def test_handlers_of_the_page_hold_the_limits_too(server: Server) -> None:
         answer = json.dumps(queued(server, generate, data)[1])
         assert says in answer
         assert "Done" not in answer
-    plots = handler(server.url, "make")
+    plots = handler(server.url, "make_plot")
     many = ["seed", "0, 1, 2", "steps", "1, 2, 3"]
     assert "at most 6 images" in json.dumps(queued(server, plots, [*good[:-1], *many])[1])
     assert untouched(server)
@@ -206,13 +202,13 @@ def test_readiness(server: Server) -> None:
     assert (status, json.loads(text)) == (200, {"ready": True, "models": ["tiny"], "jobs": 0})
 
 
-def test_a_full_queue_turns_away(tmp_path: Path) -> None:
+def test_a_full_queue_refuses_requests(tmp_path: Path) -> None:
     with served(tmp_path, Limits(queue_size=1, max_steps=1000)) as server:
         client = Client(server.url, verbose=False)
         running = client.submit(**BASE | {"num_inference_steps": 900})
         while server.worker.waiting == 0:
             time.sleep(0.02)
-        queued = client.submit(**BASE)  # once the first has left the queue, or it is turned away
+        queued = client.submit(**BASE)  # waits for the first to leave the queue, or is turned away
         while queued.status().code is not Status.IN_QUEUE:
             time.sleep(0.02)
         with pytest.raises(Exception, match=r"503|full"):
@@ -221,7 +217,7 @@ def test_a_full_queue_turns_away(tmp_path: Path) -> None:
             job.cancel()
 
 
-def test_who_may_come_in(tmp_path: Path) -> None:
+def test_login(tmp_path: Path) -> None:
     with served(tmp_path, auth=[("ann", "secret")]) as server:
         assert ask(server.url, "/healthz")[0] == 200
         assert ask(server.url, "/config")[0] == 401
@@ -238,24 +234,24 @@ def test_auth_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
     assert read_auth(file, "x:y") == [("ann", "se:cret"), ("bob", "b")]
     assert read_auth(None, "x:y") == [("x", "y")]
     assert read_auth(None, None) is None
-    for wrong, says in (("ann", "line 1 is not user:password"), ("\n", "names nobody")):
+    for wrong, says in (("ann", "line 1 is not user:password"), ("\n", "has no users")):
         with pytest.raises(SettingsError, match=f"AGENTSD_AUTH.*{says}"):
             read_auth(None, wrong)
 
 
-def test_a_taken_port_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_port_in_use(server: Server, tmp_path: Path) -> None:
     taken = int(server.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(LoadError, match=f"cannot listen on 127.0.0.1:{taken}"):
         start({"tiny": tiny_pipeline(tmp_path)}, Limits(), ServerAddress(port=taken))
 
 
-def test_behind_a_proxy_links_begin_with_its_path(tmp_path: Path) -> None:
+def test_links_start_with_the_path_of_a_proxy(tmp_path: Path) -> None:
     with served(tmp_path, root_path="/agentsd") as server:
         config = json.loads(ask(server.url, "/config")[1])
         assert config["root"].endswith("/agentsd")
 
 
-def test_who_leaves_stops_the_job(server: Server) -> None:
+def test_leaving_stops_the_job(server: Server) -> None:
     leave(server.url)
     assert idle(server) < 3
     assert untouched(server)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small_grids")
 
 
 def check(found: Tensor, expected: Tensor) -> None:
-    """Equal but for the rounding of float64."""
+    """Assert equality up to float64 rounding."""
     distance = float((found - expected).norm() / expected.norm())
     assert distance <= 1e-12, f"relative L2 distance {distance:.2e}"
 
@@ -47,7 +47,7 @@ class TestTensors:
         check(out, torch.stack([torch.stack(heads) for heads in naive]))
 
     @pytest.mark.parametrize("wrong", [{"k_scale2": 1.0}, {"k_shortcut": 0.0}])
-    def test_loops_tell_a_wrong_parameter(self, wrong: dict[str, float]) -> None:
+    def test_loops_detect_a_wrong_parameter(self, wrong: dict[str, float]) -> None:
         q, k, v, a = randn(4, 1, 1, 6, 5)
         naive = agent_rows(*(t[0, 0] for t in (q, k, v, a)), 0.3, 0.075)
         check(agent_attention(q, k, v, a)[0, 0], naive)
@@ -114,7 +114,7 @@ class TestLayer:
     @pytest.mark.parametrize(
         "wrong", [{"sx": 3}, {"sy": 3}, {"ratio": 0.35}, {"agent_ratio": 0.85}, {"k_scale2": 0.31}]
     )
-    def test_loops_tell_a_wrong_parameter(self, wrong: dict[str, Any]) -> None:
+    def test_loops_detect_a_wrong_parameter(self, wrong: dict[str, Any]) -> None:
         attn, x = _layer(2, 8, 6)
         right = SETTINGS | {"sx": 2, "sy": 4, "ratio": 0.2, "agent_ratio": 0.9}
         expected = _naive(attn, x, 8, 6, **right)
@@ -147,7 +147,7 @@ class TestKeys:
         with pytest.raises(AssertionError, match="relative L2"):
             check(found, torch.stack([keys_layer(attn, image, next_tokens) for image in x]))
 
-    def test_heads_have_keys_of_their_own(self) -> None:
+    def test_heads_have_their_own_keys(self) -> None:
         first, second = _chosen(Phase(method="keys", sx=2, sy=2), 8, 8)
         assert not torch.equal(first, second)
         attn, x = _layer(1, 8, 8)

@@ -1,4 +1,4 @@
-"""Peers compute what they say and leave no trace."""
+"""Baselines compute what they promise and leave no trace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_changes_the_image_and_leaves_no_trace(pipe: Any, name: str) -> None:
+def test_a_baseline_changes_the_image_and_leaves_no_trace(pipe: Any, name: str) -> None:
     before, plain = snapshot(pipe.unet), latents(pipe)
     rng = torch.get_rng_state()
     found = []
@@ -32,7 +32,7 @@ def test_a_peer_changes_the_image_and_leaves_no_trace(pipe: Any, name: str) -> N
             assert same is pipe
             found.append(latents(pipe))
     assert not torch.equal(found[0], plain)
-    assert torch.equal(*found)  # the same, however often it is entered
+    assert torch.equal(*found)  # the same at each entry
     with pytest.raises(KeyboardInterrupt), PEERS[name](pipe, **SETTINGS[name]):
         raise KeyboardInterrupt
     check_unchanged(pipe.unet, before)
@@ -78,7 +78,7 @@ def test_tiles_attend_within_themselves(unet: UNet2DConditionModel) -> None:
     assert torch.allclose(one, call(unet), atol=1e-6)
 
 
-def test_deepcache_skips_the_depths(pipe: Any) -> None:
+def test_deepcache_skips_the_deep_blocks(pipe: Any) -> None:
     deep: list[int] = []
     pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: deep.append(1))
     latents(pipe, steps=4)
@@ -89,7 +89,7 @@ def test_deepcache_skips_the_depths(pipe: Any) -> None:
 
 
 def test_tomesd_merges(unet: UNet2DConditionModel) -> None:
-    """Fewer tokens reach the layer at the top, and as many leave the block."""
+    """Fewer tokens reach the top layer, and all of them leave the block."""
     layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     seen: list[int] = []
     layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
@@ -107,7 +107,7 @@ def test_tomesd_merges(unet: UNet2DConditionModel) -> None:
         ("tiles", {"side": 2.5}, "side must be"),
     ],
 )
-def test_wrong_settings_are_told(pipe: Any, name: str, settings: Any, says: str) -> None:
+def test_invalid_settings(pipe: Any, name: str, settings: Any, says: str) -> None:
     with pytest.raises(PatchError, match=f"{name}: {says}"), PEERS[name](pipe, **settings):
         pass
     with pytest.raises(PatchError, match="no UNet"), PEERS[name](object()):

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -26,17 +27,20 @@ from rich.console import Console
 from tiny_models import with_safety_checker
 from tqdm import tqdm
 
-import agentsd.generation.batch.engine
+import agentsd.generation.batch.batch_maker
 from agentsd import GenerationError, OutputError, PatchError, Schedule, SettingsError
-from agentsd.evaluation.pictures import digest_of, pictures
-from agentsd.generation.batch.engine import Stop, largest_batch
-from agentsd.generation.batch.launch import Request, launch
+from agentsd.evaluation.image_sets import read_image_set
+from agentsd.generation.batch.batch_maker import largest_batch
+from agentsd.generation.batch.engine import Stop
+from agentsd.generation.batch.image_writer import ImageWriter
+from agentsd.generation.batch.launch import launch
 from agentsd.generation.batch.prompts import read_prompts
+from agentsd.generation.batch.request import BatchRequest
 from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.generation.image_files import parameters, read_record
-from agentsd.generation.images import Drawn, make_batch
+from agentsd.generation.images import RawImage, make_batch
 from agentsd.image_settings import ImageSettings
-from agentsd.models.adapters import PipelineOptions
+from agentsd.models.options import PipelineOptions
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -49,12 +53,12 @@ PROMPTS = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
 @pytest.fixture
 def start(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Start a run of the tiny pipeline; returns its summary and whether a signal ended it."""
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", lambda *_, **__: pipe)
 
     def start(
         name: str = "run", prompts: Any = PROMPTS, source: Path | None = None, **asked: Any
     ) -> tuple[dict[str, Any], Stop]:
-        request = Request(
+        request = BatchRequest(
             out=tmp_path / name,
             schedule=asked.pop("schedule", Schedule.preset("faithful")),
             options=asked.pop("options", PipelineOptions()),
@@ -99,9 +103,9 @@ def test_a_run_writes_images_and_what_made_them(start: Any, tmp_path: Path) -> N
     assert lines[0]["file"] == "images/000000.png"
     assert lines[0]["schedule"] == Schedule.preset("faithful").to_dict()
     with Image.open(tmp_path / "run" / "images" / "000001.png") as image:
-        told = json.loads(image.text["agentsd"])
+        record = json.loads(image.text["agentsd"])
         assert image.text["parameters"].startswith("b c\n")
-    assert told.items() <= lines[1].items()
+    assert record.items() <= lines[1].items()
 
 
 def test_an_image_that_changes_during_a_run_is_not_followed(
@@ -116,7 +120,7 @@ def test_an_image_that_changes_during_a_run_is_not_followed(
         Image.new("RGB", (64, 64), "pink").save(init)
         return made
 
-    monkeypatch.setattr("agentsd.generation.batch.engine.make_batch", made_and_exchanged)
+    monkeypatch.setattr("agentsd.generation.batch.batch_maker.make_batch", made_and_exchanged)
     summary, _ = start(
         prompts=PROMPTS[:4],
         batch_size=2,
@@ -138,7 +142,7 @@ def test_files_are_compared_again_once_the_hub_gave_them(
         (refs / "main").write_text("1" * 40)
         return pipe
 
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", download)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", download)
     with pytest.raises(SettingsError, match="owner/name is not what"):
         start(prompts=["a"], model="owner/name", known={"owner/name": "2" * 40})
     assert start(prompts=["a"], model="owner/name", known={"owner/name": "1" * 40})
@@ -356,7 +360,7 @@ def test_one_that_never_fits_is_reported_and_the_rest_made(
 def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = agentsd.generation.batch.engine.patched
+    real = agentsd.generation.batch.batch_maker.patched
     odd = Schedule.from_dict({"phases": [{"method": "full"}]})
 
     def patched(pipe: Any, schedule: Any) -> Any:
@@ -364,7 +368,7 @@ def test_a_row_s_schedule_that_the_model_cannot_take_fails_alone(
             raise PatchError("matches no layer")
         return real(pipe, schedule)
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "patched", patched)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "patched", patched)
     rows = [{"prompt": "a"}, {"prompt": "b", "schedule": odd.to_dict()}, {"prompt": "c"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary, _ = start(prompts=(), source=tmp_path / "p.jsonl")
@@ -393,9 +397,9 @@ def test_a_hidden_image_is_told_of_and_not_made_again(
         lines = manifest(tmp_path / "run")
         assert [line["nsfw_content_detected"] for line in lines] == [False, True, False]
         (failed,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
-        told = json.loads(failed)
-        assert (told["id"], told["prompt"]) == ("000001", "b")
-        assert "safety checker replaced it with a black image" in told["error"]
+        failure = json.loads(failed)
+        assert (failure["id"], failure["prompt"]) == ("000001", "b")
+        assert "safety checker replaced it with a black image" in failure["error"]
     assert pipe.safety_checker.seen == 3
 
 
@@ -477,7 +481,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 ) -> None:
     """The device goes on while files are written, but never far ahead of them."""
     made, ahead = [], []
-    save, make = RunFolder.save, agentsd.generation.batch.engine.make_batch
+    save, make = RunFolder.save, agentsd.generation.batch.batch_maker.make_batch
 
     def slow(folder: Any, *args: Any) -> None:
         time.sleep(0.02)
@@ -489,7 +493,7 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
         return make(pipe, batch, *args)
 
     monkeypatch.setattr(RunFolder, "save", slow)
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", counted)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", counted)
     start(prompts=PROMPTS[:30])
     assert len(ahead) == 30
     assert 1 < max(ahead) <= 8 + 2 + 3 + 3  # queue, writers, and a batch before and after
@@ -499,18 +503,18 @@ def test_images_wait_for_their_writer_in_a_bounded_queue(
 def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str) -> None:
     start(prompts=["ä 赤"], form=form)
     (line,) = manifest(tmp_path / "run")
-    told = read_record(tmp_path / "run" / line["file"])
-    assert told.items() <= line.items()
+    record = read_record(tmp_path / "run" / line["file"])
+    assert record.to_dict().items() <= line.items()
     with Image.open(tmp_path / "run" / line["file"]) as image:
         assert image.format == {"jpg": "JPEG", "webp": "WEBP"}[form]
         comment = image.getexif().get_ifd(0x8769)[0x9286]
-        assert comment == b"UNICODE\0" + parameters(image, told).encode("utf-16-be")
+        assert comment == b"UNICODE\0" + parameters(image, record).encode("utf-16-be")
 
 
 def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a", "赤" * 9_999], form="jpg")
     assert (summary["made"], summary["failed"]) == (1, 1)
-    assert "png can" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
+    assert "use png" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
 
 
 def test_webdataset_reads_the_shards(
@@ -531,9 +535,9 @@ def test_webdataset_reads_the_shards(
         assert sample["txt"].decode() == line["prompt"]
     assert images(run) == 0
     # Evaluation finds the images in the shards, by the manifest and without it.
-    for found in (pictures(run), [p for shard in shards for p in pictures(shard)]):
+    for found in (read_image_set(run), [p for shard in shards for p in read_image_set(shard)]):
         assert [(p.prompt, p.model) for p in found] == [(x["prompt"], "tiny") for x in loose]
-        assert [digest_of(p, p.read()) for p in found] == [x["sha256"] for x in loose]
+        assert [p.read_verified()[1] for p in found] == [x["sha256"] for x in loose]
     assert start(prompts=PROMPTS[:7], form="webdataset")[0]["made"] == 0
     # An image whose line is lost is made and packed again; the others stay the bytes they were.
     kept = (run / "manifest.jsonl").read_bytes().splitlines(keepends=True)
@@ -560,9 +564,9 @@ def test_a_manifest_cannot_name_files_elsewhere(start: Any, tmp_path: Path) -> N
     victim = tmp_path / "victim.png"
     victim.touch()
     file = tmp_path / "run" / "manifest.jsonl"
-    told = [json.loads(line) for line in file.read_text().splitlines()]
-    told = [line | {"id": "../../victim", "loose": "../victim.png"} for line in told]
-    file.write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    entries = [line | {"id": "../../victim", "loose": "../victim.png"} for line in entries]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in entries))
     start(prompts=PROMPTS[:2], form="webdataset")
     assert victim.exists()
 
@@ -582,8 +586,8 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
     run = tmp_path / "run"
-    told = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(told | {"batch_size": size}))
+    config = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(config | {"batch_size": size}))
     (run / "images" / "000001.png").unlink()
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 
@@ -598,29 +602,49 @@ def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, fil
     assert start(prompts=["a", "b"])[0]["made"] == 1
 
 
-def test_memory_stays_flat(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that grows with the images made is held: a kept record would be 1 kB of each."""
-    held: list[int] = []
+@pytest.mark.parametrize("keeps_records", [False, True])
+def test_memory_stays_flat(
+    start: Any, monkeypatch: pytest.MonkeyPatch, *, keeps_records: bool
+) -> None:
+    """Nothing that grows with the number of images is kept; a record would be 1 kB for each."""
+    batches, kept = 200, []
+    held = array("q")  # no object for each batch
+    save, put = RunFolder.save, ImageWriter.put
+
+    def put_and_wait(writer: ImageWriter, *image: Any) -> None:
+        put(writer, *image)
+        writer.drain()  # how many images wait would vary from one moment to the next
 
     def made(pipe: Any, batch: Any, *_: Any) -> Any:
-        if len(held) in (50, 150):
+        if len(held) in (batches // 4, 3 * batches // 4):
             gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
-        # Small, as a few wait for their writer, and how many differs from one moment to the next.
-        return [Drawn(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
+        return [RawImage(torch.zeros(8, 8, 3).numpy(), None) for _ in batch]
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", made)
+    def keep(folder: Any, file: str, data: bytes, line: dict[str, Any]) -> None:
+        kept.append(json.dumps(line)[:1000])
+        save(folder, file, data, line)
+
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", made)
+    monkeypatch.setattr(ImageWriter, "put", put_and_wait)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    if keeps_records:
+        monkeypatch.setattr(RunFolder, "save", keep)
     gc.collect()
     gc.freeze()
     tracemalloc.start()
     try:
-        start(prompts=[f"a {i % 10}" for i in range(400)], batch_size=2)
+        start(prompts=[f"a {i % 10}" for i in range(4 * batches)], batch_size=4)
     finally:
         tracemalloc.stop()
         gc.unfreeze()
-    assert len(held) == 200
-    # The least of many moments: how much waits for the writers differs from one to the next.
-    assert min(held[150:]) - min(held[50:100]) < 40_000
+    assert len(held) == batches
+    # Between the middles of the second and the last quarter lie half of the images.
+    early, late = (
+        min(held[quarter * batches // 4 : (quarter + 1) * batches // 4]) for quarter in (1, 3)
+    )
+    per_image = (late - early) / (2 * batches)
+    assert (per_image > 150) is keeps_records
 
 
 def test_an_image_that_changes_during_a_run_stops_counting(
@@ -631,15 +655,15 @@ def test_an_image_that_changes_during_a_run_stops_counting(
     options = PipelineOptions(init_image=str(path), strength=1)
     before, real = (
         options.recorded()["init_image_sha256"],
-        agentsd.generation.batch.engine.make_batch,
+        agentsd.generation.batch.batch_maker.make_batch,
     )
 
-    def changing(*args: Any) -> list[Drawn]:
+    def changing(*args: Any) -> list[RawImage]:
         made = real(*args)
         Image.new("RGB", (64, 64), "white").save(path)
         return made
 
-    monkeypatch.setattr(agentsd.generation.batch.engine, "make_batch", changing)
+    monkeypatch.setattr(agentsd.generation.batch.batch_maker, "make_batch", changing)
     summary, _ = start(prompts=["a", "b"], options=options, batch_size=1)
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert [line["init_image_sha256"] for line in manifest(tmp_path / "run")] == [before]

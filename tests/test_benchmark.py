@@ -1,4 +1,4 @@
-"""The benchmark tells what it timed, keeps what it has, and says what it cannot do."""
+"""The benchmark: what it times and writes, what an interruption keeps, what it refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, tiny_unet
 
 from agentsd import cli
-from agentsd.benchmark import timing
-from agentsd.benchmark.timing import BASES, Case, floor, run, variants_of
+from agentsd.benchmark import cases, output, stopwatch, timing, variants
+from agentsd.benchmark.cases import Case
+from agentsd.benchmark.timing import run
+from agentsd.benchmark.variants import REFERENCES, floor, variants_of
 from agentsd.errors import SettingsError
 from agentsd.models.architectures import ARCHITECTURES
 
@@ -35,12 +37,13 @@ def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
     unet = tiny_unet()
     monkeypatch.setattr(timing, "build", lambda case: unet)
     before = call(unet)
-    variants = variants_of(["paper", "faithful"])
-    *_, rows = run(Case("pocket", 16, 32), variants, rounds=2)
-    assert [row.variant for row in rows] == list(variants)
+    timed = variants_of(["paper", "faithful"])
+    *_, rows = run(Case("pocket", 16, 32), timed, rounds=2)
+    assert [row.variant for row in rows] == list(timed)
     assert rows[0].ratio == 1
     assert rows[0].distance == 0
-    assert rows[1].removed == 1
+    saved = 1 - rows[1].seconds / rows[0].seconds
+    assert rows[1].removed == (1 if saved > timing.LEAST_SAVING else None)
     assert all(row.distance > 0 for row in rows[1:])
     assert all(row.rounds == 2 and row.tokens == 512 and row.seconds > 0 for row in rows)
     assert all(0 < row.attention_seconds < row.seconds for row in rows)
@@ -62,6 +65,33 @@ def test_the_floor_gives_zeros_at_the_top_alone() -> None:
     assert changed == {"down_blocks.0", "up_blocks.2"}
 
 
+@pytest.mark.parametrize(
+    ("floor", "removed", "shown"), [(0.5, 0.6, "0.60"), (0.98, None, "–"), (1.2, None, "–")]
+)
+def test_removed_needs_a_floor_that_saves_something(
+    floor: float, removed: float | None, shown: str, tmp_path: Path
+) -> None:
+    """As a share of next to nothing it could be any number."""
+    times = {
+        name: [stopwatch.Times(seconds, 0.1, 0.0)] * 3
+        for name, seconds in {"unpatched": 1.0, "floor": floor, "faithful": 0.7}.items()
+    }
+    first = timing._FirstCall(1.0, 0.1, 1)
+    rows = [timing._measurement(Case(), name, 4096, times, first) for name in times]
+    assert rows[2].removed == (removed if removed is None else pytest.approx(removed))
+    table = output.table(rows)
+    assert list(table.columns[6].cells)[2] == shown
+    note = output.removed_note(rows)
+    if removed is None:
+        assert note is not None
+        assert note.startswith("no 'removed' at 4,096 tokens")
+    else:
+        assert note is None
+    output.write_csv(rows, tmp_path / "figures.csv", "agentsd benchmark")
+    written = csv.DictReader((tmp_path / "figures.csv").read_text().splitlines()[2:])
+    assert [row["removed"] for row in written][2] == (f"{removed}" if removed else "")
+
+
 @pytest.mark.parametrize(("seconds", "calls"), [(10, 1), (0.1, 5), (1e-4, 64)])
 def test_short_calls_are_timed_together(seconds: float, calls: int) -> None:
     assert timing._calls(seconds) == calls
@@ -76,7 +106,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, **k | {"backend": backend}))
-    compiled, plain = [], timing.Stopwatch._run
+    compiled, plain = [], stopwatch.Stopwatch._run
 
     def counted(watch: Any, calls: int) -> float:
         before = len(graphs)
@@ -84,18 +114,18 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.append(len(graphs) - before)
         return seconds
 
-    monkeypatch.setattr(timing.Stopwatch, "_run", counted)
+    monkeypatch.setattr(stopwatch.Stopwatch, "_run", counted)
 
-    def anew(unet: Any) -> Any:
-        """A class of its own at each call, which a compiler must take for new code."""
+    def new_class(unet: Any) -> Any:
+        """A new class at each call, which a compiler must treat as new code."""
 
-        class Zeros(timing._Zeros):
+        class Zeros(variants._Zeros):
             pass
 
-        return timing.replaced_processors(timing.top_attention_layers(unet), lambda _: Zeros())
+        return variants.replaced_processors(variants.top_attention_layers(unet), lambda _: Zeros())
 
-    variants = BASES | {"anew": timing.Variant(anew)}
-    *_, rows = run(Case("sd15-top", 16, 16, compiled=True), variants, rounds=2)
+    timed_variants = REFERENCES | {"new class": new_class}
+    *_, rows = run(Case("sd15-top", 16, 16, compiled=True), timed_variants, rounds=2)
     warm, timed = compiled[::2], compiled[1::2]
     assert any(warm)
     assert not any(timed)
@@ -103,8 +133,8 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_shapes_are_those_of_the_real_models(name: str) -> None:
-    """As many parameters as their cards say, in millions."""
+def test_architectures_are_those_of_the_real_models(name: str) -> None:
+    """As many parameters, in millions, as on their model cards."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[name])
     count = sum(p.numel() for p in unet.parameters()) / 1e6
@@ -113,10 +143,10 @@ def test_shapes_are_those_of_the_real_models(name: str) -> None:
 
 def test_the_top_block_is_one_of_the_whole() -> None:
     with torch.device("meta"):
-        whole, top = (UNet2DConditionModel(**timing.TIMED[name]) for name in ("sd15", "sd15-top"))
-    [layer] = timing.top_attention_layers(top)
+        whole, top = (UNet2DConditionModel(**cases.TIMED[name]) for name in ("sd15", "sd15-top"))
+    [layer] = variants.top_attention_layers(top)
     assert layer.downsample == 1
-    assert str(layer.module) == str(timing.top_attention_layers(whole)[0].module)
+    assert str(layer.module) == str(variants.top_attention_layers(whole)[0].module)
 
 
 class TestCommand:
@@ -148,7 +178,7 @@ class TestCommand:
         assert out.with_suffix(".png").is_file()
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "says"),
         [
             (("--size", "12"), "--size"),
             (("--size", "64x"), "--size"),
@@ -157,17 +187,18 @@ class TestCommand:
             (("--dtype", "float8"), "dtype"),
             (("--device", "tpu9"), "tpu9"),
             (("--out", "figures.txt"), ".csv"),
+            (("--out", "pyproject.toml/figures.csv"), "cannot write into pyproject.toml"),
         ],
     )
-    def test_bad_input(self, arguments: tuple[str, str], told: str, capsys: Any) -> None:
+    def test_bad_input(self, arguments: tuple[str, str], says: str, capsys: Any) -> None:
         assert command(*arguments) not in (0, 130)
         error = capsys.readouterr().err
-        assert told in error
+        assert says in error
         assert "Traceback" not in error
 
 
 def test_a_case_out_of_range() -> None:
     with pytest.raises(SettingsError, match="no model"):
-        next(run(Case("sd9"), BASES, 1))
+        next(run(Case("sd9"), REFERENCES, 1))
     with pytest.raises(SettingsError, match="rounds"):
-        next(run(Case("pocket"), BASES, 0))
+        next(run(Case("pocket"), REFERENCES, 0))

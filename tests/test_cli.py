@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_unet, with_safety_checker
+from typer.main import get_command
 
 from agentsd import __version__
-from agentsd.cli import main
+from agentsd.cli import agentsd, main
+from agentsd.cli.app import GRADIO
 from agentsd.generation.image_files import read_record
 from agentsd.image_settings import image_seed
 
@@ -61,7 +64,9 @@ def test_compare(run: Any, tmp_path: Path) -> None:
         (("--template", "{} {}"), "template: must hold {} once (got '{} {}')"),
     ],
 )
-def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: str) -> None:
+def test_compare_refuses_options_without_effect(
+    run: Any, tmp_path: Path, more: Any, says: str
+) -> None:
     code, _, err = run("--compare", *more)
     assert (code, says in err) == (2, True), err
     assert not (tmp_path / "out").exists()
@@ -70,12 +75,12 @@ def test_compare_ignores_no_option(run: Any, tmp_path: Path, more: Any, says: st
 @pytest.mark.parametrize(
     ("more", "says"), [(("--compare",), "not measured"), ((), "0 images made, of 1")]
 )
-def test_hidden_images_are_not_good_ones(
+def test_hidden_images_do_not_count_as_made(
     run: Any, pipe: Any, monkeypatch: pytest.MonkeyPatch, more: Any, says: str
 ) -> None:
-    """All are black: neither two images made nor twice the same image."""
+    """All are black: these are not images that were made, nor two equal ones."""
     with_safety_checker(pipe)
-    for module in ("models.loading", "generation.batch.launch"):
+    for module in ("models.loading", "generation.batch.request"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", lambda *_, **__: pipe)
     code, out, _ = run(*more)
     assert code == 1
@@ -88,7 +93,7 @@ def test_hidden_images_are_not_good_ones(
 def test_a_run_that_leaves_no_step_is_refused_before_loading(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any
 ) -> None:
-    for module in ("models.loading", "generation.batch.launch"):
+    for module in ("models.loading", "generation.batch.request"):
         monkeypatch.setattr(f"agentsd.{module}.load_pipeline", None)
     Image.new("RGB", (8, 8)).save(tmp_path / "init.png")
     code, _, err = run("--init-image", str(tmp_path / "init.png"), "--strength", "0.01", *more)
@@ -98,7 +103,7 @@ def test_a_run_that_leaves_no_step_is_refused_before_loading(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_that_leaves_no_step_is_a_bad_one(run: Any, tmp_path: Path) -> None:
+def test_a_row_that_leaves_no_step_is_invalid(run: Any, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "init.png")
     rows = [{"prompt": "a", "num_inference_steps": 1}, {"prompt": "b", "num_inference_steps": 5}]
     file = tmp_path / "p.jsonl"
@@ -117,11 +122,11 @@ def test_compare_from_an_image(run: Any, tmp_path: Path) -> None:
     assert (code, "× as fast" in out) == (0, True), err
 
 
-def test_what_nobody_foresaw_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("of\nsomething")
 
-    monkeypatch.setattr("agentsd.generation.batch.launch.load_pipeline", load)
+    monkeypatch.setattr("agentsd.generation.batch.request.load_pipeline", load)
     code, _, err = run()
     assert (code, err.count("\n")) == (1, 1), err
     assert err.startswith("error: ZeroDivisionError: of something (unexpected error")
@@ -142,10 +147,47 @@ def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     ]
 
 
-def test_compare_s_json_is_its_summary(run: Any, tmp_path: Path) -> None:
+def test_json_of_compare_is_its_summary(run: Any, tmp_path: Path) -> None:
     summary = json.loads(run("--compare", "--json", "--num-images", "2", "--schedule", "fast")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [image["seed"] for image in summary["images"]] == [0, 1]
+
+
+def test_compare_is_generate_compare(run: Any, model: str, tmp_path: Path, capsys: Any) -> None:
+    """Command or flag: the same images, the same summary, the same errors."""
+    more = ("--seed", "3", "--num-images", "2", "--height", "64", "--schedule", "fast", "--json")
+    code, out, err = run("--compare", *more)
+    assert code == 0, err
+    given = ["--model", model, "--prompt", "red", "--num-inference-steps", "2", "--device", "cpu"]
+
+    def compare(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *given, *arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    code, again, _ = compare("--out", str(tmp_path / "other"), *more)
+    assert (code, untimed(again)) == (0, untimed(out))
+    for name in ("00000.png", "00000-unpatched.png", "00001.png", "00001-unpatched.png"):
+        assert pixels(tmp_path / "other" / name) == pixels(tmp_path / "out" / name)
+    for wrong in (["--schedule", "none"], ["--prompt", "blue"], ["--height", "70"]):
+        code, _, err = compare("--out", str(tmp_path / "other"), *wrong)
+        assert (code, err) == (2, run("--compare", *wrong)[2])
+
+
+def untimed(summary: str) -> Any:
+    """A summary without what depends on the clock."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if not k.endswith(CLOCK)}
+        return value
+
+    return without(json.loads(summary))
+
+
+CLOCK = ("seconds", "speedup")
 
 
 def pixels(file: Path) -> bytes:
@@ -175,7 +217,7 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
     [
         (["--schedule", "papre"], 2, "no preset schedule 'papre'"),
         (["--schedule", "nowhere/a.yaml"], 2, "cannot be read"),
-        (["--schedule", "none", "--compare"], 2, "--compare needs a schedule"),
+        (["--schedule", "none", "--compare"], 2, "a comparison requires a schedule"),
         (["--guidance-scale", "-3"], 2, "guidance_scale"),
         (["--guidance-scale", "much"], 2, "guidance-scale"),
         (["--num-inference-steps", "0"], 2, "num_inference_steps"),
@@ -191,19 +233,24 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--batch-size", "many"], 2, "1 to 1024, or auto"),
         (["--init-image", "pyproject.toml"], 2, "not an image"),
         (["--init-image", "nowhere.png"], 2, "No such file"),
-        (["--strength", "0.5"], 2, "there is none"),
-        (["--controlnet", "x"], 2, "one needs the other"),
-        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 1, "ControlNet"),
+        (["--strength", "0.5"], 2, "strength requires init_image"),
+        (["--controlnet", "x"], 2, "each needs the other"),
+        (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 2, "ControlNet"),
         (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
-        (["--lora", "docs:0.5"], 1, "the LoRA 'docs' cannot be loaded"),
-        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 1, "--allow-pickle"),
+        (["--lora", "docs:0.5"], 2, "the LoRA 'docs' cannot be loaded"),
+        (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 2, "--allow-pickle"),
         (["--attention-backend", "none"], 2, "attention_backend"),
         (["--cpu-offload", "model"], 2, "on the CPU already"),
-        (["--from-image", "docs/images/demo.png"], 2, "drop --prompt"),
+        (["--from-image", "docs/images/demo.png"], 2, "drop --model, --num-inference-steps, --pro"),
         (["--dtype", "int8"], 2, "int8"),
-        (["--device", "abacus"], 1, "no device 'abacus'"),
-        (["--model", "nowhere/at/all"], 1, "neither a folder nor a file"),
-        (["--out", "pyproject.toml"], 1, "is a file"),
+        (["--device", "abacus"], 2, "no device 'abacus'"),
+        (["--model", "nowhere/at/all"], 2, "neither a folder nor a file"),
+        (
+            ["--model", "nowhere"],
+            2,
+            "'nowhere' is neither a folder nor a file here, nor a",
+        ),
+        (["--out", "pyproject.toml"], 2, "is a file"),
         (["--no-such-option"], 2, "no-such-option"),
     ],
 )
@@ -223,8 +270,8 @@ def test_bad_input_is_an_error_of_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_from_image_makes_it_again(run: Any, tmp_path: Path, model: str) -> None:
-    """Bit for bit, though it was one of a batch, from its file alone."""
+def test_from_image_regenerates_it(run: Any, tmp_path: Path, model: str) -> None:
+    """Bit for bit from its file alone, even if it was made in a batch."""
     size = ("--height", "64", "--width", "96")
     how = ("--schedule", "faithful", "--scheduler", "Euler a", "--negative-prompt", "c", *size)
     assert run("--prompt", "b", "--num-images", "3", "--batch-size", "4", *how)[0] == 0
@@ -246,7 +293,7 @@ def again(image: Path, out: Path) -> int:
 def test_inputs_that_changed_are_named(
     run: Any, tmp_path: Path, model: str, pipe: Any, capsys: Any, what: str
 ) -> None:
-    """A run goes on, and an image is made again, from the same files alone."""
+    """A run resumes, and an image is regenerated, only from the same files."""
     files = {
         "model": Path(model, "unet", "diffusion_pytorch_model.safetensors"),
         "lora": save_lora(pipe, tmp_path / "lora", seed=0),
@@ -286,8 +333,8 @@ def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
     return folder / "pytorch_lora_weights.safetensors"
 
 
-def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
-    """The model's own size may be one that may not be asked for; that of an init image, too."""
+def test_images_of_any_size_are_regenerated(run: Any, tmp_path: Path) -> None:
+    """The size of a model or of an init image may be one that --height and --width refuse."""
     Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")
     follow = ("--init-image", str(tmp_path / "init.png"), "--strength", "1")
     for number, (more, size) in enumerate(
@@ -308,7 +355,7 @@ def test_images_of_any_size_are_made_again(run: Any, tmp_path: Path) -> None:
         assert other.read_bytes() == made.read_bytes()
 
 
-def test_a_scheduler_is_one_run_however_it_is_spelled(run: Any) -> None:
+def test_spellings_of_a_scheduler_are_one_run(run: Any) -> None:
     spellings = ("dpm++ 2m", "DPM++ 2M", "DPMSolverMultistepScheduler", "dpmsolvermultistep")
     summaries = [run("--scheduler", spelled, "--json") for spelled in spellings]
     assert [json.loads(out)["there_before"] for _, out, _ in summaries] == [0, 1, 1, 1]
@@ -320,27 +367,27 @@ def test_a_variant_found_by_itself_is_on_record(run: Any, model: str, tmp_path: 
         plain.rename(plain.with_name(plain.name.replace(".", ".fp16.", 1)))
     made = tmp_path / "out" / "images" / "000000.png"
     assert run()[0] == 0
-    assert read_record(made)["variant"] == "fp16"
+    assert read_record(made).variant == "fp16"
     code, out, _ = run("--variant", "fp16", "--json")
     assert (code, json.loads(out)["there_before"]) == (0, 1)
     assert again(made, tmp_path / "again") == 0
     assert run("--compare", "--out", str(tmp_path / "both"))[0] == 0
-    assert read_record(tmp_path / "both" / "00000.png")["variant"] == "fp16"
+    assert read_record(tmp_path / "both" / "00000.png").variant == "fp16"
 
 
-def test_what_a_model_misses_of_prompts_is_told_once_each(run: Any) -> None:
+def test_words_a_model_does_not_know_are_noted_once_each(run: Any) -> None:
     code, _, err = run("--prompt", "blue", "--prompt", "a blue", "--prompt", "green")
     assert code == 0
     assert err.count("does not know the words: blue") == 1
     assert err.count("does not know the words: green") == 1
 
 
-def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
+def test_from_image_refuses_other_settings(tmp_path: Path, capsys: Any) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     for image, more, says in (
         ("pyproject.toml", [], "cannot be read (not an image)"),
         ("nowhere.png", [], "cannot be read (No such file"),
-        (str(tmp_path / "plain.png"), [], "carries no settings of agentsd"),
+        (str(tmp_path / "plain.png"), [], "has no agentsd metadata"),
         ("nowhere.png", ["--seed", "3"], "drop --seed"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -349,7 +396,7 @@ def test_from_image_takes_nothing_beside(tmp_path: Path, capsys: Any) -> None:
         assert (out, says in err, len(err.splitlines())) == ("", True, 1), err
 
 
-def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None:
+def test_invalid_rows_stop_the_run_or_are_skipped(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b", "sed": 1}\n{"prompt": "\\u001b[31m"}\n')
     code, out, err = run("--prompts", str(file))
@@ -363,7 +410,7 @@ def test_bad_rows_stop_the_run_or_are_left_out(run: Any, tmp_path: Path) -> None
     assert "\x1b" not in err
 
 
-def test_a_failed_image_is_told_by_the_exit_code(
+def test_a_failed_image_changes_the_exit_code(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "p.jsonl"
@@ -394,7 +441,9 @@ def test_bad_yaml_names_file_and_key(run: Any, tmp_path: Path) -> None:
     assert "phase 1: unknown key 'strid'" in err
 
 
-@pytest.mark.parametrize("command", [["-m", "agentsd.cli"], ["scripts/generate.py"]])
+@pytest.mark.parametrize(
+    "command", [["-m", "agentsd"], ["-m", "agentsd.cli"], ["scripts/generate.py"]]
+)
 def test_as_a_program(command: list[str]) -> None:
     more = ["generate"] if command[0] == "-m" else []
     done = subprocess.run(
@@ -409,7 +458,7 @@ def test_as_a_program(command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_app_tells_in_one_line_what_is_wrong(
+def test_errors_of_the_app_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "auth").write_text("nobody")
@@ -424,10 +473,72 @@ def test_the_app_tells_in_one_line_what_is_wrong(
             main(["app", *more])
         err = capsys.readouterr().err
         assert (says in err, len(err.splitlines())) == (True, 1), err
-    monkeypatch.setattr("agentsd.cli.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="1"):
+    monkeypatch.setattr("agentsd.cli.app.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
         main(["app"])
-    assert capsys.readouterr().err == "error: the app needs gradio: pip install gradio\n"
+    error = 'error: the app requires gradio; run `pip install "gradio>=6,<7"`\n'
+    assert capsys.readouterr().err == error
+
+
+COMMANDS = [
+    *("generate", "compare", "inspect", "benchmark", "app"),
+    *(
+        f"evaluate {name}"
+        for name in (
+            *("score", "fid", "kid", "precision-recall", "clip-score", "paired"),
+            *("statistics", "run", "report"),
+        )
+    ),
+]
+
+
+def test_help_lists_every_command_and_the_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    top: Any = get_command(agentsd)
+    nested = [f"evaluate {name}" for name in top.commands["evaluate"].commands]
+    assert {*top.commands, *nested} == {*COMMANDS, "evaluate"}
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for name in top.commands:
+        assert f"│ {name} " in out
+    assert "Exit codes: 0 success; 1 the work failed" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_option(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    found: Any = get_command(agentsd)
+    for name in command.split():
+        found = found.commands[name]
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert found.help.partition(".")[0].split(";")[0] in out
+    assert found.params
+    for param in found.params:
+        assert param.help, param.name
+        assert f" {param.opts[0]} " in out
+        assert " ".join(param.help.split()[:3]) in out
+
+
+def test_help_of_sizes_mentions_the_init_image(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("generate", "compare"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        height = capsys.readouterr().out.partition("--height")[2].partition("--width")[0]
+        assert "--init-image" in height
+
+
+def test_the_hint_of_the_app_matches_the_extra() -> None:
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    extra = re.search(r'^app = \["(.*)"\]$', file.read_text(), re.MULTILINE)
+    assert extra is not None
+    assert extra[1] == GRADIO
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

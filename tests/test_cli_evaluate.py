@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import picture_sets
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from agentsd.cli import main
+from agentsd.evaluation.features import Extractor
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,7 +66,7 @@ def test_fid_and_kid(run: Run) -> None:
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize("command", [("fid", "made"), ("clip-score",), ("paired", "made")])
 def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """Their figures are those of a set without them, and how many they were is told."""
+    """The figures are those of a set without them, and the output says how many they were."""
     picture_sets.manifest(tmp_path / "some", 24, hidden=(1, 22, 23))
     code, out, err = run(command[0], "some", *command[1:], "--json")
     found = json.loads(out)
@@ -79,7 +81,7 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str
         assert without == found | {"hidden": 0}
     picture_sets.manifest(tmp_path / "all", 24, hidden=tuple(range(24)))
     code, _, err = run(command[0], "all", *command[1:])
-    assert (code, err.count("\n")) == (1, 1), err
+    assert (code, err.count("\n")) == (2, 1), err
     assert "replaced with a black image" in err
 
 
@@ -91,7 +93,7 @@ def test_statistics_serve_fid(run: Run) -> None:
     assert from_file["fid"] == pytest.approx(from_images["fid"], rel=1e-9)
     for command in ("kid", "precision-recall", "paired"):
         code, out, err = run(command, "made", "real.npz")
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "real.npz: statistics serve FID alone" in err
 
 
@@ -151,27 +153,107 @@ def test_paired(run: Run, tmp_path: Path) -> None:
     assert run("paired", "made", "made")[0] == 0  # by prompt and seed
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images in each call of a network."""
+    found: list[int] = []
+    real = Extractor.__call__
+
+    def counted(self: Extractor, images: list[Image.Image]) -> Any:
+        found.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(Extractor, "__call__", counted)
+    return found
+
+
+ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
+
+
+@pytest.mark.usefixtures("sets")
+def test_score_is_the_single_commands_from_one_extraction(
+    run: Run, tmp_path: Path, seen: list[int]
+) -> None:
+    picture_sets.manifest(tmp_path / "others", 24)  # the same prompts and seeds, ...
+    for file in (tmp_path / "others" / "images").iterdir():
+        Image.open(file).transpose(Image.Transpose.ROTATE_90).save(file)  # ... other images
+    lines = (tmp_path / "others" / "manifest.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        del entry["sha256"]
+    (tmp_path / "others" / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    flags = [f"--{name}" for name in ALL]
+    code, out, err = run("score", "made", "others", *flags, "--infinity", "--json", "--out", "o")
+    assert code == 0, err
+    found = json.loads(out)
+    assert sum(seen) == 24 + 24
+    assert err.count("24/24 images") == 2
+    assert json.loads(run("score", "made", "others", "--infinity", "--json")[1]) == found
+    assert (found["images"], found["pairs"], found["features"]) == (24, 24, "pocket")
+    for name in ALL:
+        sets = ("made",) if name == "clip-score" else ("made", "others")
+        one = json.loads(run(name, *sets, "--json")[1])
+        prefix = name.replace("-", "_")
+        for key in ("error", "interval"):
+            if key in one:
+                one[f"{prefix}_{key}"] = one.pop(key)
+        assert one.items() <= found.items()
+    files = ["clip_scores.jsonl", "likeness.json", "likeness.jsonl", "worst.png"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == files
+    text = run("score", "made", "others")[1]
+    for start in ("FID", "KID", "precision", "CLIP score", "psnr", "ssim", "cosine"):
+        assert re.search(rf"^{start} ", text, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("sets")
+def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
+    figures = {"fid", "kid", "precision", "recall", "clip_score", "psnr"}
+
+    def measured(*arguments: str) -> tuple[set[str], str]:
+        code, out, err = run("score", *arguments, "--features", "pocket", "--json")
+        assert code == 0, err
+        return figures & json.loads(out).keys(), err
+
+    assert measured("made")[0] == {"clip_score"}
+    found, err = measured("made", "real")
+    assert found == figures - {"psnr"}
+    assert "note: no similarity of pairs: 24 images and 30 to compare with" in err
+    found, err = measured("real", "made")
+    assert found == figures - {"psnr", "clip_score"}
+    assert "note: no CLIP score: 30 of 30 images have no prompt" in err
+    assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
+    assert measured("made", "real.npz")[0] == {"fid", "clip_score"}
+    assert measured("made", "real", "--kid")[0] == {"kid"}
+    for arguments, says in (
+        (["real"], "30 of 30 images have no prompt, such as real/000.png; give --prompts"),
+        (["made", "--fid"], "made: only the CLIP score needs no reference; give REFERENCE"),
+        (["made", "real.npz", "--kid"], "real.npz: statistics serve FID alone"),
+    ):
+        code, out, err = run("score", *arguments)
+        assert (code, out, says in err) == (2, "", True), err
+
+
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["fid", "empty", "real"], 1, "empty holds no image"),
-        (["fid", "one", "real", "--features", "pocket"], 1, "at least 2 images are needed (got 1)"),
-        (["kid", "one", "real", "--features", "pocket"], 1, "at least 3 images are needed (got 1)"),
-        (["fid", "nowhere", "real"], 1, "nowhere: there is no such folder"),
-        (["fid", "made", "nowhere.npz"], 1, "nowhere.npz: no .npz of statistics"),
-        (["fid", "real", "real"], 1, "get pt_inception-2015-12-05-6726825d.pth from"),
-        (["fid", "made", "real", "--features", "inception:w.pth"], 1, "w.pth is not the standard"),
-        (["fid", "made", "real", "--features", "vgg"], 1, "no features 'vgg'"),
-        (["fid", "made", "mixed"], 1, "001.png: is 48×32, those before are 32×32"),
-        (["fid", "made", "grey"], 1, "000.png: is L, not RGB"),
+        (["fid", "empty", "real"], 2, "empty holds no image"),
+        (["fid", "one", "real", "--features", "pocket"], 2, "at least 2 images are needed (got 1)"),
+        (["kid", "one", "real", "--features", "pocket"], 2, "at least 3 images are needed (got 1)"),
+        (["fid", "nowhere", "real"], 2, "nowhere: there is no such folder"),
+        (["fid", "made", "nowhere.npz"], 2, "nowhere.npz: not an .npz of statistics"),
+        (["fid", "real", "real"], 2, "get pt_inception-2015-12-05-6726825d.pth from"),
+        (["fid", "made", "real", "--features", "inception:w.pth"], 2, "w.pth is not the standard"),
+        (["fid", "made", "real", "--features", "vgg"], 2, "unknown features 'vgg'"),
+        (["fid", "made", "mixed"], 2, "001.png: is 48×32, but earlier images are 32×32"),
+        (["fid", "made", "grey"], 2, "000.png: is L, not RGB"),
         (["fid", "made", "real", "--size", "3"], 2, "size"),
-        (["fid", "made", "real", "--device", "abacus"], 1, "no device 'abacus'"),
-        (["clip-score", "real", "--clip", "pocket"], 1, "30 of 30 images have no prompt"),
-        (["clip-score", "made", "--prompts", "short.txt"], 1, "short.txt has 1 prompts for 24"),
-        (["clip-score", "made", "--clip", "inception"], 1, "inception reads no prompts"),
-        (["paired", "real", "one"], 1, "30 images and 1 to compare with: 29 have no counterpart"),
-        (["statistics", "made", "s.txt"], 1, "s.txt: statistics are written as .npz"),
+        (["fid", "made", "real", "--device", "abacus"], 2, "no device 'abacus'"),
+        (["clip-score", "real", "--clip", "pocket"], 2, "30 of 30 images have no prompt"),
+        (["clip-score", "made", "--prompts", "short.txt"], 2, "short.txt has 1 prompts for 24"),
+        (["clip-score", "made", "--clip", "inception"], 2, "inception cannot embed prompts"),
+        (["paired", "real", "one"], 2, "30 images and 1 to compare with: 29 have no counterpart"),
+        (["statistics", "made", "s.txt"], 2, "s.txt: statistics are written as .npz"),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
@@ -198,10 +280,10 @@ def test_bad_input_is_an_error_of_one_line(
 
 
 @pytest.mark.usefixtures("sets")
-def test_bad_images_can_be_left_out(run: Run, tmp_path: Path) -> None:
+def test_bad_images_can_be_skipped(run: Run, tmp_path: Path) -> None:
     for name in ("real/003.png", "real/004.png"):
         (tmp_path / name).write_text("no image")
-    assert run("fid", "made", "real")[0] == 1
+    assert run("fid", "made", "real")[0] == 2
     code, out, err = run("fid", "made", "real", "--skip-bad", "--json")
     assert code == 0
     assert len(json.loads(out)["bad"]) == 2
@@ -235,7 +317,7 @@ def test_unfinished_runs_are_refused_unless_asked_for(
     (tmp_path / "run" / "run.json").write_text('{"config": {"images": 24}}')
     pocket = ["--clip" if arguments[0] in ("clip-score", "paired") else "--features", "pocket"]
     code, out, err = run(*arguments, *pocket)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "run: the run is unfinished; images missing: 2 of 24" in err
     code, out, err = run(*arguments, *pocket, "--unfinished", "--json")
     assert code == 0, err
@@ -249,13 +331,6 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(run: Run) -> None:
     assert re.search(r"^30/30 images, ", err, re.MULTILINE)
     assert len(out.splitlines()) == 1
     assert re.search(r"^24/24 pairs, ", run("paired", "made", "made")[2], re.MULTILINE)
-
-
-def test_help_names_the_commands(run: Run) -> None:
-    code, out, _ = run("--help")
-    assert code == 0
-    for command in ("fid", "kid", "precision-recall", "clip-score", "paired", "run", "report"):
-        assert f" {command} " in out
 
 
 @pytest.mark.parametrize("name", ["fid", "clip-score"])

@@ -18,8 +18,9 @@ from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 from agentsd import ProtocolError, progress
 from agentsd.cli import main
 from agentsd.errors import EvaluationError, SettingsError
-from agentsd.evaluation import experiment, likeness, report
+from agentsd.evaluation import experiment, report
 from agentsd.evaluation.protocol import UNPATCHED, load_protocol
+from agentsd.similarity import psnr
 
 SMALL = """
 prompts: [a, b, c]
@@ -83,10 +84,10 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     first = json.loads(call(*command))
     total = len(first["variants"]) * first["images_per_variant"]
     for what in ("images", "images measured"):  # a line each, to a log that is no terminal
-        told = re.findall(
+        counts = re.findall(
             rf"^(\d+)/{total} {what}, [\d.]+/s, (?:\d+ (?:s|min)|unknown time) left$", log[0], re.M
         )
-        assert [int(done) for done in told][-3:] == [total - 2, total - 1, total]
+        assert [int(done) for done in counts][-3:] == [total - 2, total - 1, total]
     assert {UNPATCHED, "paper", "faithful", "tomesd-0.5", "deepcache-3"} <= first["variants"].keys()
     page = (out / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
@@ -94,12 +95,12 @@ def test_quick_pocket_protocol_on_a_tiny_model(
         assert f"<td>{name}</td>" in page
     for name in ("psnr.png", "clip_score.png", "table.md", "report.json"):
         assert (out / name).is_file()
-    monkeypatch.setattr(experiment, "make_image", None)  # all is there: nothing may be made
+    monkeypatch.setattr("agentsd.generation.images.make_batch", None)  # nothing may be made
     second = json.loads(call(*command))
     assert second["variants"] == first["variants"]
     (out / "report.html").unlink()
     assert f"| {UNPATCHED} |" in call("report", str(out))
-    assert "3 prompts: the intervals are as wide" in page
+    assert "only 3 prompts: the intervals are wide" in page
     assert (out / "report.html").read_text() == page
 
 
@@ -124,14 +125,16 @@ def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
         Image.open(tmp_path / "out" / "images" / name / "images" / "000001.png")
         for name in ("keys", UNPATCHED)
     )
-    assert found["values"]["keys"]["psnr"][1] == likeness.psnr(np.asarray(a), np.asarray(b))
+    assert found["values"]["keys"]["psnr"][1] == psnr(np.asarray(a), np.asarray(b))
     table = found["variants"]
     for name, row in table.items():
         assert row["psnr"]["mean"] == pytest.approx(np.mean(found["values"][name]["psnr"]))
         assert row["psnr"]["low"] <= row["psnr"]["mean"] <= row["psnr"]["high"]
     assert table[UNPATCHED]["time"] == {"mean": 1, "low": 1, "high": 1}
     assert "fid" not in table["keys"]
-    assert "3 images a variant are too few for FID and KID; 20 are the least" in found["notes"]
+    assert (
+        "3 images a variant are too few for FID and KID; at least 20 are needed" in found["notes"]
+    )
     # ToDo is a fixed grid of keys: no difference is called one, but to another select it is.
     differences = found["differences"]["psnr"]
     assert table["todo"]["psnr"]["mean"] == pytest.approx(table["mine"]["psnr"]["mean"], abs=0.1)
@@ -173,6 +176,24 @@ def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> 
     assert images(tmp_path / "parts") == images(tmp_path / "whole")
 
 
+def test_an_experiment_of_an_earlier_version_is_resumed(run: Any, tmp_path: Path) -> None:
+    """Its manifests have the number as the id alone, no size of the file, and fewer keys."""
+    run(num_inference_steps=2)
+    before = images(tmp_path / "out")
+    for file in (tmp_path / "out" / "images").glob("*/manifest.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        for entry in entries:
+            del entry["number"], entry["bytes"], entry["revision"]
+        file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    (tmp_path / "out" / "images" / "keys" / "images" / "000001.png").unlink()
+    done: list[int] = []
+    run(
+        progress=lambda what, n, _: done.append(n) if what == "images" else 0, num_inference_steps=2
+    )
+    assert done == [11, 12]
+    assert images(tmp_path / "out") == before
+
+
 @pytest.mark.usefixtures("small_grids")
 def test_more_images_go_on_from_fewer(run: Any, tmp_path: Path) -> None:
     one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 2}
@@ -194,9 +215,9 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
         ({"variants": {"keys": {"schedule": "paper"}}}, "schedule"),
         ({"scheduler": "EulerDiscreteScheduler"}, "scheduler"),
     ):
-        with pytest.raises(EvaluationError, match=f"made with another {key} ") as told:
+        with pytest.raises(EvaluationError, match=f"made with another {key} ") as caught:
             run(**changes)
-        assert "take another --out" in str(told.value)
+        assert "take another --out" in str(caught.value)
     run(
         variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
     )  # but more may be
@@ -247,9 +268,9 @@ def test_what_it_takes_to_measure_is_asked_for_first(
 def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        EvaluationError, match=r"need matplotlib: pip install torchmetrics matplotlib"
+        EvaluationError, match=r"require matplotlib; run `pip install torchmetrics matplotlib"
     ):
-        report.require()
+        report.require_packages()
 
 
 def test_a_variant_that_fails_is_told(run: Any) -> None:
@@ -259,7 +280,7 @@ def test_a_variant_that_fails_is_told(run: Any) -> None:
 
 def test_published_protocol() -> None:
     plan = load_protocol("imagenet2k")
-    assert (len(plan.prompts), len(plan.images()), len(plan.ways())) == (1000, 2000, 11)
+    assert (len(plan.prompts), len(plan.images()), len(plan.all_variants())) == (1000, 2000, 11)
     assert plan.images()[0].prompt == "A high quality photograph of a tench."
     assert (plan.scheduler, plan.num_inference_steps) == ("PNDMScheduler", 50)
     assert len({settings.seed for settings in plan.images()}) == 2000
@@ -268,7 +289,7 @@ def test_published_protocol() -> None:
 
 def test_pocket_protocol() -> None:
     plan = load_protocol("configs/eval/pocket.yaml")
-    assert len(plan.ways()) == 26
+    assert len(plan.all_variants()) == 26
     assert plan.images()[0].guidance_scale == 2
 
 
@@ -284,31 +305,31 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
     ("text", "says"),
     [
         ("prompts: [a", r"line 1: not valid YAML"),
-        ("- a", "a mapping of names"),
+        ("- a", "expected a mapping of names"),
         ("prompts: [a]", "variants: is missing"),
         ("prompts: [a]\nvariant: {}", "unknown key 'variant': did you mean 'variants'"),
-        ("prompts: []\nvariants: {}", "prompts: a list of one or more"),
+        ("prompts: []\nvariants: {}", "prompts: must be a list of at least one"),
         ("prompts: none.txt\nvariants: {}", r"none\.txt: cannot be read"),
         ("prompts: [' ']\nvariants: {}", "prompt: must say something"),
         ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
-        ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must hold {}"),
+        ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must contain {}"),
         ("prompts: [a]\nvariants: {}\nscheduler: PLMS", "scheduler: must be one of DDIM"),
         ("prompts: [a]\nvariants: {}\nquick: 3", "quick: must be a mapping"),
         ("prompts: [a]\nvariants: {}\nreplicates: 0", "replicates"),
         ("prompts: [a, b]\nvariants: {}\nreplicates: 50001", r"at most 100,000 \(got 100,002\)"),
-        ("prompts: [a]\nvariants: {'..': {peer: todo}}", r"'\.\.' must be of letters"),
+        ("prompts: [a]\nvariants: {'..': {peer: todo}}", r"'\.\.' must consist of letters"),
         ("prompts: [a]\nvariants: {a: {peer: todo}, A: {peer: todo}}", "upper and lower case"),
-        ("prompts: [a]\nvariants: {a: {peer: [todo]}}", "peer must be"),
+        ("prompts: [a]\nvariants: {a: {peer: [todo]}}", "peer must be one of"),
         ("prompts: [a]\nvariants: {a: {peer: tiles, size: 2}}", "unexpected keyword argument"),
         ("prompts: [a]\nvariants: {a: {peer: tiles, side: x}}", "side must be a number"),
         ("prompts: [a]\nvariants: {x: }", r"variants\.x: needs a schedule or a peer"),
-        ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be tomesd"),
+        ("prompts: [a]\nvariants: {x: {peer: magic}}", r"variants\.x: peer must be one of tomesd"),
         ("prompts: [a]\nvariants: {x: {schedule: papre}}", r"variants\.x: no preset schedule"),
         (
             "prompts: [a]\nvariants: {x: {schedule: fast, ratio: 1}}",
-            r"takes nothing \(got ratio",
+            r"cannot be combined with other keys \(got ratio",
         ),
-        ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must be of letters"),
+        ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must consist of letters"),
         (
             "prompts: [a]\nvariants: {x: {schedule: {phases: [{method: keys, strid: 2}]}}}",
             r"variants\.x: phase 1: unknown key 'strid'",
@@ -317,20 +338,20 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
 )
 def test_wrong_protocols_name_file_and_key(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    with pytest.raises(ProtocolError, match=says) as told:
+    with pytest.raises(ProtocolError, match=says) as caught:
         load_protocol(tmp_path / "wrong.yaml")
-    assert "wrong.yaml" in str(told.value)
+    assert "wrong.yaml" in str(caught.value)
 
 
 def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plain.yaml").write_text("prompts: [a]\nvariants: {}")
     for command, code, says in (
         (["run", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
-        (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick cut"),
-        (["report", str(tmp_path)], 1, "report.json is not there"),
+        (["run", str(tmp_path / "plain.yaml"), "--quick"], 2, "it has no quick version"),
+        (["report", str(tmp_path)], 2, "report.json does not exist"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *command, *(["--out", str(tmp_path)] if command[0] == "run" else [])])
-        told = capsys.readouterr()
-        assert (stop.value.code, told.out, len(told.err.splitlines())) == (code, "", 1)
-        assert says in told.err
+        output = capsys.readouterr()
+        assert (stop.value.code, output.out, len(output.err.splitlines())) == (code, "", 1)
+        assert says in output.err

@@ -96,7 +96,7 @@ EXTENSIONS: dict[str, Callable[[Any], None]] = {
     "LoRA": _lora,
     "LoRA, fused": _fused_lora,
     "LoRA, fused and unloaded": _unloaded_lora,
-    "LoRA, replaced_processors for another": _second_lora,
+    "LoRA, replaced by another": _second_lora,
     "LoRA, hot-swapped": _hot_swapped_lora,
     "fused projections": lambda pipe: pipe.fuse_qkv_projections(vae=False),
     "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 from tiny_models import with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
-from agentsd.generation.comparison import compare, psnr
+from agentsd.generation.comparison import compare
 from agentsd.generation.images import make_batch, make_image
 from agentsd.generation.prompt_encoding import PromptEncoder, warnings_for
+from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
+from agentsd.similarity import psnr
 
 SCHEDULE = Schedule.preset("faithful")
 
@@ -128,6 +131,36 @@ def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) 
     assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
 
 
+def test_a_record_is_read_back_whole(pipe: Any) -> None:
+    options = {"revision": "1" * 40, "variant": "fp16", "weights": {"tiny": "2" * 64}}
+    options |= {"init_image": "a.png", "strength": 0.5, "init_image_sha256": "3" * 64}
+    record = ImageRecord.of(pipe, settings(), "tiny", SCHEDULE, options)
+    for one in (record, replace(record, schedule=None, size=(8, 16), batch=(1, 4))):
+        text = json.dumps(one.to_dict())
+        assert ImageRecord.from_dict(json.loads(text)).to_dict() == one.to_dict()
+    assert record.to_dict().items() > options.items()
+    assert record.fingerprints() == {"tiny": "2" * 64, "a.png": "3" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"of a later version": [1], "weights": 3}, {"weights": None}),
+        ({"batch": [4, 4], "variant": {"peer": "todo"}}, {"batch": None, "variant": None}),
+        ({"height": 33, "width": 17}, {"size": (17, 33), "settings": settings()}),
+        ({"height": 64, "width": 72}, {"settings": settings(height=64, width=72)}),
+    ],
+)
+def test_records_of_other_versions_are_read(
+    pipe: Any, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    old = ImageRecord.of(pipe, settings(), "tiny", SCHEDULE).to_dict() | changes
+    del old["revision"], old["transformers"]
+    found = ImageRecord.from_dict(old)
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.schedule == SCHEDULE
+
+
 def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:
     full = Schedule.from_dict({"phases": [{"method": "full"}]})
     run = {"schedule": full, "model": "tiny"}
@@ -142,12 +175,12 @@ def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
     run = {"schedule": SCHEDULE, "model": "tiny", "num_images": 3}
     summary = compare(pipe, settings(), tmp_path, **run)
     flags = ("nsfw_content_detected", "unpatched_nsfw_content_detected")
-    told = [[image[flag] for flag in flags] for image in summary["images"]]
-    assert (sorted(map(sum, told)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
-    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in told]
+    flagged = [[image[flag] for flag in flags] for image in summary["images"]]
+    assert (sorted(map(sum, flagged)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
+    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in flagged]
     assert summary["psnr"] == summary["images"][2]["psnr"]
     names = ("file", "unpatched_file")
-    for image, two in zip(summary["images"], told, strict=True):
+    for image, two in zip(summary["images"], flagged, strict=True):
         black = [not Image.open(tmp_path / image[name]).getbbox() for name in names]
         assert black == two
 
@@ -250,25 +283,27 @@ def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
     """The tiny tokenizer's words are the letters; 14 tokens fit between start and end."""
     long = "a b c d e f g h i j k l m n x y z"
 
-    def told(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
+    def notes_for(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
         return warnings_for(
             pipe, settings(prompt=prompt, negative_prompt=negative, guidance_scale=guidance)
         )
 
-    assert told("a B c", "d") == []
+    assert notes_for("a B c", "d") == []
     says = "the {} is longer than the model's 14 tokens; lost: 'x y z'"
-    assert told(long) == [says.format("prompt")]
-    assert told("a", long) == [says.format("negative prompt")]
-    assert told(long, long) == [says.format("prompt"), says.format("negative prompt")]
-    assert told("a red ñ") == ["the model does not know the words: red, ñ"]
-    assert told("a", "red") == ["the model does not know the words of the negative prompt: red"]
+    assert notes_for(long) == [says.format("prompt")]
+    assert notes_for("a", long) == [says.format("negative prompt")]
+    assert notes_for(long, long) == [says.format("prompt"), says.format("negative prompt")]
+    assert notes_for("a red ñ") == ["the model does not know the words: red, ñ"]
+    assert notes_for("a", "red") == [
+        "the model does not know the words of the negative prompt: red"
+    ]
     # What is not used loses nothing by its length.
-    (unused,) = told("a", long, 1)
+    (unused,) = notes_for("a", long, 1)
     assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
-    assert told("a", "", 1) == []
+    assert notes_for("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
-    assert told("a", "b") == [
+    assert notes_for("a", "b") == [
         "the negative prompt is not used: the model has its guidance built in"
     ]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
-    assert told(long) == [says.format("prompt")]
+    assert notes_for(long) == [says.format("prompt")]

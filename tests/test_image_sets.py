@@ -1,4 +1,4 @@
-"""Which images of a source are measured, and what is said of the rest."""
+"""Which images of a set are measured, and errors and warnings for the others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from agentsd.errors import EvaluationError
-from agentsd.evaluation.pictures import given_prompts, pictures
+from agentsd.evaluation.image_sets import read_image_set, with_prompts
 from agentsd.evaluation.protocol import load_protocol
-from agentsd.evaluation.reading import Reading, decoded, opened
+from agentsd.evaluation.reading import ReadOptions, decode_image, open_image
 from agentsd.generation.batch.run_folder import RunFolder
 
 SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c"
@@ -25,7 +25,7 @@ SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c"
 
 
 def names(source: Path, **how: Any) -> list[str]:
-    return [Path(picture.name).name for picture in pictures(source, **how)]
+    return [Path(entry.name).name for entry in read_image_set(source, **how)]
 
 
 def saved(form: str, image: Image.Image, **how: Any) -> bytes:
@@ -41,8 +41,8 @@ def run_folder(path: Path, made: dict[str, list[int]], failed: int, total: int) 
         folder = RunFolder(path, process)
         for n in numbers:
             data = saved("PNG", picture_sets.noise(n))
-            told = {"number": n, "prompt": f"{n}{SEPARATORS}", "seed": n}
-            folder.save(f"images/{n:06}.png", data, told)
+            record = {"number": n, "prompt": f"{n}{SEPARATORS}", "seed": n}
+            folder.save(f"images/{n:06}.png", data, record)
         if failed:
             folder.fail({"number": total - failed, "error": "x"})
             failed -= 1
@@ -50,7 +50,7 @@ def run_folder(path: Path, made: dict[str, list[int]], failed: int, total: int) 
     return path
 
 
-def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_an_error_unless_accepted(tmp_path: Path) -> None:
     parts = {"1-cd": [5, 1, 0], "0-ab": [2, 1]}
     run = run_folder(tmp_path / "run", parts, failed=0, total=8)
     with (run / "manifest.0-ab.jsonl").open("a") as torn:
@@ -59,13 +59,13 @@ def test_an_unfinished_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     for lost in (0, 1, 2):
         for file in files[:lost]:
             file.rename(tmp_path / file.name)
-        with pytest.raises(EvaluationError, match=r"unfinished; images missing: \d of 8") as told:
-            pictures(run)
-        assert "start agentsd generate again" in str(told.value)
+        with pytest.raises(EvaluationError, match=r"unfinished; images missing: \d of 8") as raised:
+            read_image_set(run)
+        assert "start agentsd generate again" in str(raised.value)
         for file in files[:lost]:
             (tmp_path / file.name).rename(file)
     with pytest.warns(UserWarning, match="unfinished; images missing: 4 of 8"):
-        found = pictures(run, unfinished=True)
+        found = read_image_set(run, unfinished=True)
     assert [p.seed for p in found] == [0, 1, 2, 5]
     assert [p.prompt for p in found] == [f"{n}{SEPARATORS}" for n in (0, 1, 2, 5)]
 
@@ -76,15 +76,15 @@ def test_a_run_of_one_process_that_was_stopped_is_unfinished_too(tmp_path: Path)
         pytest.warns(UserWarning, match="could not be made: 1 of 4"),
         pytest.raises(EvaluationError, match="unfinished; images missing: 1 of 4"),
     ):
-        pictures(run)
+        read_image_set(run)
 
 
 def test_the_images_of_a_run_stand_for_the_run(tmp_path: Path) -> None:
-    """Its manifest tells of hidden images, which look like any others in the folder."""
+    """Its manifest lists hidden images, which look like any others in the folder."""
     run = run_folder(tmp_path / "run", {"": [0]}, failed=0, total=2)
-    told = {"number": 1, "nsfw_content_detected": True}
-    RunFolder(run).save("images/000001.png", saved("PNG", picture_sets.noise(1)), told)
-    assert [picture.hidden for picture in pictures(run / "images")] == [False, True]
+    record = {"number": 1, "nsfw_content_detected": True}
+    RunFolder(run).save("images/000001.png", saved("PNG", picture_sets.noise(1)), record)
+    assert [entry.hidden for entry in read_image_set(run / "images")] == [False, True]
 
 
 def test_a_finished_run_is_whole_before_its_parts_are_merged(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_a_finished_run_is_whole_before_its_parts_are_merged(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": {"images": "x"}}'])
-def test_a_broken_run_is_told(tmp_path: Path, text: str) -> None:
+def test_a_broken_run_is_an_error(tmp_path: Path, text: str) -> None:
     run = run_folder(tmp_path / "run", {"": [0]}, failed=0, total=1)
     (run / "run.json").write_text(text)
     with pytest.raises(EvaluationError, match="run: not a run of agentsd generate"):
-        pictures(run)
+        read_image_set(run)
 
 
-def test_all_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
+def test_all_of_a_folder_is_read_or_counted(tmp_path: Path) -> None:
     folder = picture_sets.folder(tmp_path / "set", 2)
     elsewhere = picture_sets.folder(tmp_path / "elsewhere", 1, first=7)
     picture_sets.noise(3).save(folder / "b.jfif", "JPEG")
@@ -119,10 +119,10 @@ def test_all_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
     for name in ("a.heic", "b.HEIC", "c.avif", "README"):
         (folder / name).write_text("")
     with pytest.warns(UserWarning, match=r"files left out: 4 \(1 .avif, 2 .heic, 1 README\)"):
-        assert len(pictures(folder)) == 4
+        assert len(read_image_set(folder)) == 4
 
 
-def test_all_of_a_tar_is_read_or_told(tmp_path: Path) -> None:
+def test_all_of_a_tar_is_read_or_counted(tmp_path: Path) -> None:
     folder = picture_sets.folder(tmp_path / "set", 2)
 
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
@@ -135,8 +135,8 @@ def test_all_of_a_tar_is_read_or_told(tmp_path: Path) -> None:
         assert names(tmp_path / "set.tar") == ["set.tar:a.png", "set.tar:c.gif"]
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(folder / "000.png", "a.png")
-    with pytest.raises(EvaluationError, match="not a whole tar"):
-        pictures(tmp_path / "packed.tar")
+    with pytest.raises(EvaluationError, match="not a complete, uncompressed tar"):
+        read_image_set(tmp_path / "packed.tar")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-16-le"])
@@ -151,19 +151,19 @@ def test_prompts_in_any_encoding(tmp_path: Path, encoding: str, where: str) -> N
 
     def read() -> list[str | None]:
         if where == "--prompts":
-            return [p.prompt for p in given_prompts(pictures(folder), file)]
+            return [p.prompt for p in with_prompts(read_image_set(folder), file)]
         if where == "protocol":
             (tmp_path / "x.yaml").write_text("prompts: p.txt\nvariants: {}")
             return [*load_protocol(tmp_path / "x.yaml").prompts]
         for i, text in enumerate(wanted):
             (folder / f"{i:03}.txt").write_bytes(text.encode(encoding))
         if where == "beside":
-            return [p.prompt for p in pictures(folder)]
+            return [p.prompt for p in read_image_set(folder)]
 
         with tarfile.open(tmp_path / "set.tar", "w") as tar:
             for each in sorted(folder.iterdir()):
                 tar.add(each, each.name)
-        return [p.prompt for p in pictures(tmp_path / "set.tar")]
+        return [p.prompt for p in read_image_set(tmp_path / "set.tar")]
 
     if encoding in ("cp1252", "utf-16-le"):
         with pytest.raises(Exception, match=r"\.txt: must be UTF-8, or UTF-16"):
@@ -172,8 +172,8 @@ def test_prompts_in_any_encoding(tmp_path: Path, encoding: str, where: str) -> N
         assert read() == wanted
 
 
-def test_what_is_no_list_of_prompts_is_told(tmp_path: Path) -> None:
-    found = pictures(picture_sets.folder(tmp_path / "set", 2))
+def test_what_is_not_a_list_of_prompts_is_an_error(tmp_path: Path) -> None:
+    found = read_image_set(picture_sets.folder(tmp_path / "set", 2))
     for name, text, says in (
         ("p.txt", "a\n \n", r"p\.txt:2: empty"),
         ("p.jsonl", '{"prompt": "a"}\n' * 2, r"p\.jsonl: prompts are read from plain text"),
@@ -181,7 +181,7 @@ def test_what_is_no_list_of_prompts_is_told(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(EvaluationError, match=says):
-            given_prompts(found, tmp_path / name)
+            with_prompts(found, tmp_path / name)
 
 
 def bitmap565() -> bytes:
@@ -221,18 +221,22 @@ TAKEN = {
 def test_what_would_change_silently_is_refused(name: str) -> None:
     data, says, convertible = REFUSED[name]
     with pytest.raises(EvaluationError, match=f"x: .*{says}"):
-        opened("x", data, Reading())
+        open_image("x", data, ReadOptions())
     if convertible:
-        image = decoded("x", opened("x", data, Reading(convert=True)), Reading(convert=True))
+        image = decode_image(
+            "x", open_image("x", data, ReadOptions(convert=True)), ReadOptions(convert=True)
+        )
         assert (np.asarray(image)[0, 0] == (255, 0, 0)).all()
     else:
         with pytest.raises(EvaluationError, match=says):
-            opened("x", data, Reading(convert=True))
+            open_image("x", data, ReadOptions(convert=True))
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_is_plain_rgb_is_taken(name: str) -> None:
-    assert decoded("x", opened("x", TAKEN[name], Reading()), Reading()).mode == "RGB"
+    assert (
+        decode_image("x", open_image("x", TAKEN[name], ReadOptions()), ReadOptions()).mode == "RGB"
+    )
 
 
 IEND = saved("PNG", RED)[-12:]
@@ -251,19 +255,19 @@ def test_images_are_upright(form: str, orientation: int) -> None:
         start = data.index(b"eXIf") - 4
         chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
         data = data.replace(chunk, b"").removesuffix(IEND) + chunk + IEND
-    image = opened("x", data, Reading())
+    image = open_image("x", data, ReadOptions())
     turn = {1: 0, 3: 180, 6: 270, 8: 90}[orientation]
     expected = stored.rotate(turn, expand=True)
     assert image.size == expected.size
-    found = np.asarray(decoded("x", image, Reading()), np.int16)
+    found = np.asarray(decode_image("x", image, ReadOptions()), np.int16)
     assert np.abs(found - np.asarray(expected)).mean() < 8
     if turn:
         assert found.shape != np.asarray(stored).shape or np.abs(found - stored).mean() > 50
 
 
-def test_damage_is_told_where_an_image_is_turned() -> None:
+def test_damage_is_an_error_for_turned_images_too() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = saved("JPEG", picture_sets.noise(0, (64, 64)), exif=exif)
-    with pytest.raises(EvaluationError, match="x: is damaged or cut short"):
-        opened("x", data[:-20], Reading())
+    with pytest.raises(EvaluationError, match="x: is damaged or truncated"):
+        open_image("x", data[:-20], ReadOptions())

@@ -1,4 +1,4 @@
-"""The network of FID against torch-fidelity's, and what is said of wrong weights."""
+"""The Inception network against torch-fidelity's, and errors for wrong weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from independent import torch_fidelity
 from tiny_models import build
 
 from agentsd.errors import EvaluationError
-from agentsd.evaluation import inception
-from agentsd.evaluation.inception import FILES, Inception
+from agentsd.evaluation.features import inception
+from agentsd.evaluation.features.inception import FILES, Inception
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, in the form of the standard file."""
+    """Random weights in the format of the standard file."""
     network = build(Inception)
     state = dict(network.state_dict())
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def test_network_is_torch_fidelitys(weights: Path) -> None:
 
 
 def test_images_are_scaled_as_pytorch_fid_does(weights: Path) -> None:
-    """Black is -1, white is 1, and 299 pixels stay as they are."""
+    """Black is -1, white is 1, and images of 299 pixels are not resized."""
     network = inception.load(weights)
     seen: list[torch.Tensor] = []
     network.features = seen.append
@@ -57,9 +57,9 @@ def test_missing_weights_say_where_to_get_them(
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for path in (None, tmp_path / "none.pth"):
-        with pytest.raises(EvaluationError, match="mseitzer/pytorch-fid") as told:
+        with pytest.raises(EvaluationError, match="mseitzer/pytorch-fid") as raised:
             inception.weights_file(path)
-        assert str(path or tmp_path / "checkpoints" / FILES[0]) in str(told.value)
+        assert str(path or tmp_path / "checkpoints" / FILES[0]) in str(raised.value)
 
 
 def test_wrong_weights_name_the_file(weights: Path, tmp_path: Path) -> None:
@@ -69,5 +69,5 @@ def test_wrong_weights_name_the_file(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"a\.pth lacks Conv2d_1a_3x3\.bn\.bias and"):
         inception.load(tmp_path / "a.pth")
     (tmp_path / "b.pth").write_text("no weights")
-    with pytest.raises(EvaluationError, match=r"b\.pth: no weights"):
+    with pytest.raises(EvaluationError, match=r"b\.pth: not the weights"):
         inception.load(tmp_path / "b.pth")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from agentsd import SettingsError
 from agentsd.image_settings import ImageSettings, is_size
-from agentsd.models.adapters import PipelineOptions
 from agentsd.models.fingerprints import file_sha256
 from agentsd.models.input_images import read_input_image
+from agentsd.models.options import PipelineOptions
 
 ORIENTATION = 0x0112
 HALVES = np.zeros((6, 10, 3), np.uint8)
@@ -244,8 +244,8 @@ def test_a_side_that_would_be_too_long(tmp_path: Path) -> None:
 def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
     init = str(save(tmp_path, Image.new("RGB", (251, 93))))
     for size in ((251, 93), (248, 92), (48, 48)):
-        told = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
-        again = PipelineOptions.from_record(told)
+        record = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
+        again = PipelineOptions.from_record(record)
         assert again.inputs(None, None)["image"].size == size
         assert again.inputs(64, 72)["image"].size == (72, 64)
 

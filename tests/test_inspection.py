@@ -23,20 +23,20 @@ TWO = Schedule(
 )
 
 
-def by_name(told: Inspection) -> dict[str, dict[str, Any]]:
-    return {layer["name"]: layer for layer in told["layers"]}
+def by_name(inspection: Inspection) -> dict[str, dict[str, Any]]:
+    return {layer["name"]: layer for layer in inspection["layers"]}
 
 
-def check_facts(told: Inspection, facts: list[dict[str, tuple[int, int, int]]]) -> None:
-    """Tokens, queries and keys (or agents) of every softmax in a run are those that were told.
+def check_facts(inspection: Inspection, facts: list[dict[str, tuple[int, int, int]]]) -> None:
+    """Tokens, queries and keys (or agents) of every softmax in a run are those reported.
 
     Args:
-        told: What :func:`inspect_patch` said.
+        inspection: What :func:`inspect_patch` said.
         facts: For each phase, by layer: its queries, agents and keys, as seen in a run.
     """
     for number, seen in enumerate(facts):
         expected = {}
-        for name, layer in by_name(told).items():
+        for name, layer in by_name(inspection).items():
             if layer["patched"] and layer["phases"][number]["method"] != "full":
                 phase = layer["phases"][number]
                 expected[name] = (phase["merged_tokens"], phase["agents"], phase["keys"])
@@ -93,10 +93,10 @@ def _read(shapes: list[tuple[str, int, int]]) -> dict[str, tuple[int, int, int]]
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (64, 32)])
 def test_tells_what_a_run_does(pipe: Any, facts: Any, size: tuple[int, int]) -> None:
     apply_patch(pipe, TWO)
-    told = inspect_patch(pipe, *size)
+    inspection = inspect_patch(pipe, *size)
     seen = facts(pipe, size=size)
     assert all(phase for phase in seen)
-    check_facts(told, seen)
+    check_facts(inspection, seen)
     with pytest.raises(AssertionError):
         check_facts(inspect_patch(pipe, size[0] + 16, size[1]), seen)
 
@@ -138,12 +138,12 @@ class TestContent:
             assert (layers[name]["reason"] is None) == (reason is None)
 
     def test_unpatched(self, pipe: Any) -> None:
-        told = inspect_patch(pipe)
-        assert isinstance(told, dict)
-        assert (told["height"], told["width"]) == (32, 32)
-        assert len(told["layers"]) == 14
-        assert not any(layer["patched"] or layer["phases"] for layer in told["layers"])
-        own = {layer["reason"] for layer in told["layers"] if layer["name"].endswith("attn1")}
+        inspection = inspect_patch(pipe)
+        assert isinstance(inspection, dict)
+        assert (inspection["height"], inspection["width"]) == (32, 32)
+        assert len(inspection["layers"]) == 14
+        assert not any(layer["patched"] or layer["phases"] for layer in inspection["layers"])
+        own = {layer["reason"] for layer in inspection["layers"] if layer["name"].endswith("attn1")}
         assert own == {"no patch applied"}
 
     def test_does_not_run_or_change_the_model(self, unet: Any) -> None:
@@ -153,10 +153,10 @@ class TestContent:
         assert torch.equal(call(unet, 999), expected)
 
     def test_resolutions_of_sdxl(self) -> None:
-        told = inspect_patch(apply_patch(sdxl_unet(), "paper"), 32, 32)
-        found = {(layer["downsample"], layer["tokens"]) for layer in told["layers"]}
+        inspection = inspect_patch(apply_patch(sdxl_unet(), "paper"), 32, 32)
+        found = {(layer["downsample"], layer["tokens"]) for layer in inspection["layers"]}
         assert found == {(2, 256), (4, 64)}
-        assert {layer["downsample"] for layer in told["layers"] if layer["patched"]} == {2}
+        assert {layer["downsample"] for layer in inspection["layers"] if layer["patched"]} == {2}
 
 
 class TestSizes:
@@ -166,8 +166,8 @@ class TestSizes:
         assert of_pipe["layers"][0]["tokens"] == 24 * 16
 
     def test_one_side_given(self, pipe: Any) -> None:
-        told = inspect_patch(pipe, width=64)
-        assert (told["height"], told["width"]) == (32, 64)
+        inspection = inspect_patch(pipe, width=64)
+        assert (inspection["height"], inspection["width"]) == (32, 64)
 
     @pytest.mark.parametrize("size", [{"height": 33}, {"width": 0}, {"height": -32}, {"width": 1}])
     def test_refuses(self, pipe: Any, size: dict[str, int]) -> None:
@@ -203,10 +203,10 @@ class TestShown:
         assert "<td>agent: 154, 16 agents</td>" in html
 
     def test_without_a_patch(self, unet: Any) -> None:
-        told = inspect_patch(unet)
-        assert "0 of 14 attention layers patched, at 16×16" in str(told)
-        assert "phase 1" not in str(told)
-        assert "no patch applied" in told._repr_html_()
+        inspection = inspect_patch(unet)
+        assert "0 of 14 attention layers patched, at 16×16" in str(inspection)
+        assert "phase 1" not in str(inspection)
+        assert "no patch applied" in inspection._repr_html_()
 
 
 def test_a_processor_replaced_since_is_named(unet: Any) -> None:
@@ -214,8 +214,8 @@ def test_a_processor_replaced_since_is_named(unet: Any) -> None:
     patched = {name for name, _ in patched_layers(unet)}
     for name in patched:  # past set_processor, which puts it under the patch
         unet.get_submodule(name).processor = AttnProcessor2_0()
-    told = by_name(inspect_patch(unet))
-    reasons = {told[name]["reason"] for name in patched}
+    inspection = by_name(inspect_patch(unet))
+    reasons = {inspection[name]["reason"] for name in patched}
     assert reasons == {"its processor was replaced since (AttnProcessor2_0)"}
 
 

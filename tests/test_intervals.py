@@ -1,4 +1,4 @@
-"""Bootstrap intervals hold the truth as often as they say."""
+"""Bootstrap intervals contain the truth as often as their level says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentsd.evaluation.intervals import bootstrap
 
 
 def coverage(groups: int, each: int, grouped: bool = True) -> float:
-    """How often the interval of prompts with effects of their own holds the true mean, 0."""
+    """How often the interval contains the true mean, 0, where each prompt has a random effect."""
     runs = 400
     draw = np.random.default_rng(0)
     effects = draw.normal(size=(groups, 1, runs)) + 0.3 * draw.normal(size=(groups, each, runs))
@@ -20,17 +20,17 @@ def coverage(groups: int, each: int, grouped: bool = True) -> float:
     return float(np.mean([f.low <= 0 <= f.high for f in found]))
 
 
-def test_intervals_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_contain_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coverage(3, 1) > 0.9
     assert 0.92 < coverage(8, 1) < 0.98
     assert 0.92 < coverage(30, 4) < 0.98
-    assert coverage(30, 4, grouped=False) < 0.8  # images of one prompt taken for strangers
+    assert coverage(30, 4, grouped=False) < 0.8  # images of one prompt treated as independent
     monkeypatch.setattr(intervals, "_stretch", lambda level, groups: 1)
     assert coverage(8, 1) < 0.92  # the plain percentile interval
 
 
-def test_paired_differences_are_told_from_luck() -> None:
-    """Prompts differ by far more than the variants; only pairing shows the small difference."""
+def test_pairing_makes_small_differences_significant() -> None:
+    """Prompts differ far more than variants; only pairing reveals the small difference."""
     draw = np.random.default_rng(1)
     prompts = draw.normal(size=60) * 5
     a, b = prompts + 0.1 * draw.normal(size=60), prompts + 0.1 * draw.normal(size=60) - 0.2
@@ -43,7 +43,7 @@ def test_paired_differences_are_told_from_luck() -> None:
     assert alone.low < other.high  # unpaired intervals overlap by far
 
 
-def test_columns_share_the_draws() -> None:
+def test_columns_share_the_resamples() -> None:
     x = np.random.default_rng(0).normal(size=(20, 2))
     first, second = bootstrap(x)
     [difference] = bootstrap(x[:, 0] - x[:, 1])
@@ -52,7 +52,7 @@ def test_columns_share_the_draws() -> None:
     assert first != pytest.approx(bootstrap(x, seed=1)[0])
 
 
-def test_one_prompt_says_nothing_of_others() -> None:
+def test_one_prompt_has_no_interval() -> None:
     [found] = bootstrap([1.0, 2.0, 3.0], ["a"] * 3)
     assert (found.mean, found.low, found.high) == (2, -np.inf, np.inf)
     assert not found.excludes_zero
@@ -62,6 +62,6 @@ def test_one_prompt_says_nothing_of_others() -> None:
     ("values", "groups", "says"),
     [([], None, "0 values"), ([1.0], ["a", "b"], "2 groups"), ([1, np.inf], None, "finite")],
 )
-def test_wrong_values_are_told(values: list[float], groups: list[str] | None, says: str) -> None:
+def test_wrong_values_are_errors(values: list[float], groups: list[str] | None, says: str) -> None:
     with pytest.raises(EvaluationError, match=says):
         bootstrap(values, groups)

@@ -1,4 +1,4 @@
-"""Merging by owner against tomesd, whose matching is the published one, and against loops."""
+"""Merging by owner against tomesd, which has the published matching, and against loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tokens(batch: int, count: int, channels: int = 6) -> Tensor:
 
 
 def _sorted_rows(x: Tensor) -> Tensor:
-    """Each image's rows in an order of their own values, so that only the multiset counts."""
+    """Each image's rows sorted by their values, to compare them regardless of order."""
     return torch.stack([image[image[:, 0].argsort()] for image in x])
 
 
@@ -50,7 +50,9 @@ def _owner(x: Tensor, h: int, w: int, sy: int, sx: int, ratio: float) -> tuple[i
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize(("h", "w", "sy", "sx"), GRIDS)
 class TestAgainstTomesd:
-    def test_merges_alike(self, h: int, w: int, sy: int, sx: int, ratio: float, batch: int) -> None:
+    def test_merges_like_tomesd(
+        self, h: int, w: int, sy: int, sx: int, ratio: float, batch: int
+    ) -> None:
         x = tokens(batch, h * w)
         check_same_merge(x, h, w, sy, sx, *_owner(x, h, w, sy, sx, ratio))
 
@@ -99,7 +101,7 @@ class TestOwners:
         for image in owner:
             assert image.unique().tolist() == list(range(12 - merges))
 
-    def test_no_merges_lose_nothing(self) -> None:
+    def test_without_merges_nothing_changes(self) -> None:
         x = tokens(2, 12)
         owner = owners(match(x, torch.tensor([0, 5, 6])), 0)
         assert torch.equal(unmerge(merge(x, owner, 12), owner), x)
@@ -128,7 +130,7 @@ class TestMatch:
         assert torch.equal(match(x, destinations).best, match(x * length, destinations).best)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-    def test_a_token_of_zeros_is_like_none(self, dtype: torch.dtype) -> None:
+    def test_a_token_of_zeros_is_similar_to_none(self, dtype: torch.dtype) -> None:
         x = tokens(1, 16).to(dtype)
         x[0, 3] = x[0, 9] = 0
         matching = match(x, torch.tensor([0, 3, 5]))
@@ -153,8 +155,8 @@ class TestMerge:
         assert torch.equal(unmerge(x, owner), x.flip(1))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-    def test_both_ways_to_sum_agree(self, dtype: torch.dtype) -> None:
-        """Bags, and what stands in for them where they are missing or overflow."""
+    def test_both_implementations_of_the_mean_agree(self, dtype: torch.dtype) -> None:
+        """Embedding bags, and the fallback where they are missing or overflow."""
         x = tokens(2, 600).to(dtype)
         owner = owners(match(x, torch.arange(0, 600, 16)), 400)
         added = merging._mean_by_adding(x.flatten(0, 1), merging._flat(owner, 200), 400)
@@ -170,13 +172,13 @@ class TestMerge:
 
 
 def test_matching_is_a_plain_tuple_of_tensors() -> None:
-    """So that it passes through torch.compile and checkpointing untouched."""
+    """So that torch.compile and checkpointing handle it."""
     matching = match(tokens(1, 4), torch.tensor([0]))
     assert isinstance(matching, Matching)
     assert all(isinstance(part, Tensor) for part in matching)
 
 
-def test_matching_in_blocks_is_matching_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matching_in_blocks_equals_matching_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 60, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     destinations = torch.arange(0, 60, 4)
     whole = match(x, destinations)

@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall against closed forms and an implementation of others."""
+"""FID, KID, precision and recall against closed forms and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ import torch
 from independent import torch_fidelity
 
 from agentsd.errors import EvaluationError
+from agentsd.evaluation.features.statistics import load_statistics, save_statistics
 from agentsd.evaluation.intervals import Interval
 from agentsd.evaluation.metrics import (
-    Array,
     Estimate,
-    Statistics,
+    FeatureStatistics,
     clip_score,
-    cosine,
-    difference,
+    cosine_similarity,
+    feature_statistics,
     fid,
     fid_bias_warning,
     fid_infinity,
     kid,
-    load_statistics,
+    paired_difference,
     precision_recall,
-    save_statistics,
-    statistics,
 )
+from agentsd.evaluation.metrics.feature_arrays import Array
 
 
 def normal(n: int, d: int, seed: int = 0, offset: float = 0) -> Array:
-    """Correlated features, as a network's are."""
+    """Correlated features, like those of a network."""
     draw = np.random.default_rng(seed)
     mix = np.random.default_rng(d).normal(size=(d, d)) / np.sqrt(d)
     return draw.normal(size=(n, d)) @ mix + offset
 
 
 def with_statistics(mean: Array, covariance: Array, n: int, seed: int) -> Array:
-    """``n`` features whose sample statistics are just these."""
+    """``n`` features with exactly these sample statistics."""
     x = np.random.default_rng(seed).normal(size=(n, len(mean)))
     x -= x.mean(0)
     whiten = np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
@@ -50,7 +49,7 @@ def relative(a: float, b: float) -> float:
 
 
 def test_fid_of_gaussians_is_the_closed_form() -> None:
-    """Of diagonal covariances: the squared distance of the means and of the deviations."""
+    """For diagonal covariances: the squared distance of the means and of the deviations."""
     means, deviations = np.array([[0, 1, 2.0], [1, 1, 0]]), np.array([[1, 2, 0.5], [3, 1, 0.5]])
     x, y = (
         with_statistics(m, np.diag(s**2), 200, i)
@@ -63,7 +62,7 @@ def test_fid_of_gaussians_is_the_closed_form() -> None:
 
 
 def kid_by_loops(x: Array, y: Array) -> float:
-    """The estimate of Bińkowski et al. as it is written, pair by pair."""
+    """The estimator of Bińkowski et al. as written, pair by pair."""
 
     def kernel(a: Array, b: Array) -> float:
         return float((a @ b / len(a) + 1) ** 3)
@@ -116,7 +115,7 @@ def test_agrees_with_torch_fidelity(n: int, m: int, d: int, figure: Callable[...
 
 
 def coarse(x: Array) -> Array:
-    """Features with the covariance that accumulating ``E x² − (E x)²`` in float32 gives."""
+    """Features with the covariance that ``E x² − (E x)²``, accumulated in float32, gives."""
     single = x.astype(np.float32)
     mean = single.mean(0)
     covariance = (single.T @ single - len(x) * np.outer(mean, mean)) / np.float32(len(x) - 1)
@@ -144,32 +143,32 @@ def test_identical_sets_give_zero_and_shifted_ones_more() -> None:
         assert kid(x, x).value < kid(x, x + 0.1).value < kid(x, x + 0.2).value
 
 
-def test_order_changes_nothing() -> None:
+def test_order_does_not_matter() -> None:
     x, y = normal(60, 8), normal(50, 8, 1)
-    turned = np.random.default_rng(0).permutation(60)
+    order = np.random.default_rng(0).permutation(60)
     for metric in (fid, kid):
-        assert metric(x[turned], y).value == pytest.approx(metric(x, y).value, rel=1e-9)
-        assert metric(x[turned], y).error == pytest.approx(metric(x, y).error, rel=1e-9)
-        assert metric(x[turned], y).influence == pytest.approx(metric(x, y).influence[turned])
+        assert metric(x[order], y).value == pytest.approx(metric(x, y).value, rel=1e-9)
+        assert metric(x[order], y).error == pytest.approx(metric(x, y).error, rel=1e-9)
+        assert metric(x[order], y).influence == pytest.approx(metric(x, y).influence[order])
         mixed = x.copy()
-        mixed[:, 0] = x[turned, 0]  # a column out of order is another set
+        mixed[:, 0] = x[order, 0]  # a column out of order is another set
         assert metric(mixed, y).value != pytest.approx(metric(x, y).value, rel=1e-3)
 
 
 @pytest.mark.parametrize("metric", [fid, kid])
 def test_errors_are_those_of_fresh_samples(metric: Callable[..., Estimate]) -> None:
-    """The standard error of one pair of sets is the deviation over many pairs."""
+    """The standard error from one pair of sets is the standard deviation over many pairs."""
     found = [metric(normal(150, 4, 2 * i), normal(60, 4, 2 * i + 1, 0.4)) for i in range(150)]
     spread = np.std([f.value for f in found])
-    told = np.mean([f.error for f in found])
-    assert 0.8 < told / spread < 1.25
-    alone = np.mean([np.sqrt(np.mean(f.influence**2) / 150) for f in found])
-    assert alone / spread < 0.8  # without the reference's part it would be too small
+    error = np.mean([f.error for f in found])
+    assert 0.8 < error / spread < 1.25
+    images_only = np.mean([np.sqrt(np.mean(f.influence**2) / 150) for f in found])
+    assert images_only / spread < 0.8  # without the reference's part it would be too small
 
 
 @pytest.mark.parametrize("metric", [fid, kid])
 def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Estimate]) -> None:
-    """Two images a prompt, nearly alike; the paired error is the deviation over many runs."""
+    """Two similar images a prompt; the paired error is the standard deviation over many runs."""
     found = []
     for i in range(150):
         draw = np.random.default_rng(i)
@@ -178,7 +177,7 @@ def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Est
         reference = draw.normal(size=(100, 4))
         of_both = metric(x, reference), metric(y, reference)
         labels = np.repeat(np.arange(60), 2)
-        found.append((of_both, difference(*of_both, labels)))
+        found.append((of_both, paired_difference(*of_both, labels)))
     spread = np.std([paired.mean for _, paired in found])
 
     def error(interval: Interval) -> float:
@@ -188,12 +187,12 @@ def test_paired_differences_are_those_of_fresh_samples(metric: Callable[..., Est
     unpaired = [np.hypot(a.error, b.error) for (a, b), _ in found]
     assert np.mean(unpaired) / spread > 1.5
     with pytest.raises(EvaluationError, match="60 and 120 images cannot be paired"):
-        difference(metric(x[:60], reference), of_both[1], labels)
+        paired_difference(metric(x[:60], reference), of_both[1], labels)
 
 
-def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
+def test_statistics_are_saved_in_pytorch_fids_format(tmp_path: Path) -> None:
     x, y = normal(50, 6), normal(60, 6, 1, 1)
-    save_statistics(tmp_path / "s.npz", statistics(y))
+    save_statistics(tmp_path / "s.npz", feature_statistics(y))
     with np.load(tmp_path / "s.npz") as file:
         assert sorted(file) == ["mu", "sigma"]
     found = fid(x, load_statistics(tmp_path / "s.npz"))
@@ -208,8 +207,8 @@ def test_statistics_travel_in_pytorch_fids_format(tmp_path: Path) -> None:
         ({"mu": np.zeros(3)}, "sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"\(3,\) and \(2, 2\)"),
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "NaN"),
-        (None, "no .npz"),
-        ("cut", "no .npz"),
+        (None, "not an .npz"),
+        ("cut", "not an .npz"),
     ],
 )
 def test_wrong_statistics_name_the_file(
@@ -223,13 +222,13 @@ def test_wrong_statistics_name_the_file(
         path.write_bytes(path.read_bytes()[:200])
     else:
         np.savez(path, **save)
-    with pytest.raises(EvaluationError, match=says) as told:
+    with pytest.raises(EvaluationError, match=says) as raised:
         load_statistics(path)
-    assert "wrong.npz" in str(told.value)
+    assert "wrong.npz" in str(raised.value)
 
 
-def test_infinity_is_nearer_to_the_truth() -> None:
-    exact = Statistics(np.zeros(16), np.eye(16))  # the truth is 0
+def test_extrapolated_fid_is_closer_to_the_truth() -> None:
+    exact = FeatureStatistics(np.zeros(16), np.eye(16))  # the truth is 0
     draws = [np.random.default_rng(i).normal(size=(600, 16)) for i in range(5)]
     extrapolated = [fid_infinity(x, exact).mean for x in draws]
     plain = [fid(x, exact).value for x in draws]
@@ -246,27 +245,29 @@ def test_infinity_is_nearer_to_the_truth() -> None:
         (np.array([[0, 1.0]] * 7 + [[0, np.nan]]), "image 7 .*NaN"),
     ],
 )
-def test_wrong_features_are_told(metric: Callable[..., object], features: Array, says: str) -> None:
+def test_wrong_features_are_errors(
+    metric: Callable[..., object], features: Array, says: str
+) -> None:
     with pytest.raises(EvaluationError, match=says):
         metric(features, normal(9, 2))
     with pytest.raises(EvaluationError, match=says):
         metric(normal(9, 2), features)
 
 
-def test_other_dimensions_are_told() -> None:
-    for metric in (fid, kid):
+def test_different_dimensions_are_errors() -> None:
+    for metric in (fid, kid, precision_recall):
         with pytest.raises(EvaluationError, match="4 dimensions cannot be compared with 5"):
             metric(normal(9, 4), normal(9, 5))
-    with pytest.raises(EvaluationError, match="as many"):
-        cosine(np.ones((3, 2)), np.ones((2, 2)))
+    with pytest.raises(EvaluationError, match="the same shape"):
+        cosine_similarity(np.ones((3, 2)), np.ones((2, 2)))
 
 
-def test_few_images_are_warned_of() -> None:
+def test_few_images_give_a_warning() -> None:
     assert "2000 images" in str(fid_bias_warning(2000, 2048))
     assert fid_bias_warning(2049, 2048) is None
 
 
-def test_clip_score_is_a_hundred_cosines() -> None:
+def test_clip_score_is_100_times_the_cosine_similarity() -> None:
     x, y = normal(5, 7), normal(5, 7, 1)
     expected = 100 * torch.cosine_similarity(torch.from_numpy(x), torch.from_numpy(y))
     assert clip_score(x, y) == pytest.approx(expected.numpy())

@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb runs, and shows the outputs of what it says."""
+"""docs/quickstart.ipynb runs, and its stored outputs are of the kinds that it produces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
 
 
 def shown(cell: Any) -> list[set[str]]:
-    """The kinds of what a cell shows; notes of libraries, on stderr, left out."""
+    """The kinds of a cell's outputs, without what libraries print to stderr."""
     outputs = [out for out in cell.get("outputs", []) if out.get("name") != "stderr"]
     return [{*out.get("data", {"text": 0})} for out in outputs]
 

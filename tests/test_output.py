@@ -67,13 +67,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_unwritable_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*file/a\.png"):
         save_image(IMAGE, tmp_path / "file" / "a.png")
 
 
-def test_numbers_go_on(tmp_path: Path) -> None:
+def test_numbering_continues(tmp_path: Path) -> None:
     assert next_number(tmp_path) == 0
     for name in (
         "00000.png",

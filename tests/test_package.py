@@ -1,4 +1,4 @@
-"""The wheel brings the pocket model and the presets, and works far from the clone."""
+"""The wheel includes the pocket model and the presets, and works away from the clone."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_wheel_works_from_an_empty_folder_in_an_environment_of_its_own(
     env, empty = tmp_path / "env", tmp_path / "empty"
     empty.mkdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
-    # The packages that agentsd needs are lent to it; agentsd itself is not: a path given in a
-    # .pth file is searched, but the .pth files found there, an editable install's, are not read.
-    layer = next(env.glob("lib/python*/layer-packages"))
-    (layer / "lent.pth").write_text(str(Path(torch.__file__).parents[1]))
+    # It shares the packages that agentsd needs, but not agentsd itself: a path in a .pth file is
+    # searched, but .pth files found there, such as an editable install's, are not read.
+    site_packages = next(env.glob("lib/python*/site-packages"))
+    (site_packages / "shared.pth").write_text(str(Path(torch.__file__).parents[1]))
     python = str(env / "bin" / "python")
     install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run([sys.executable, *install], check=True)
     where = "import agentsd; print(agentsd.__file__)"
     version = wheel.name.split("-")[1]
-    assert version == agentsd.__version__, "the version is told once, in the package"
+    assert version == agentsd.__version__, "the version is stated once, in the package"
     said = subprocess.run(
         [python, "-m", "agentsd", "--version"],
         cwd=empty,
@@ -104,14 +104,14 @@ with agentsd.patched(unet, method="keys"):
 agentsd.remove_patch(unet)
 """
 
-TELL = """
+REPORT = """
 print(json.dumps([sorted(asked), sorted(set(sys.modules) - before)]))
 """
 
 
 def test_patching_needs_the_core_packages_alone() -> None:
-    """Nothing of the command line's: what diffusers itself imports is diffusers' affair."""
-    code = WATCHED + PATCHING + TELL + "import agentsd.cli" + TELL
+    """None of the command line's packages; what diffusers itself imports does not count."""
+    code = WATCHED + PATCHING + REPORT + "import agentsd.cli" + REPORT
     command = [sys.executable, "-c", code, str(ROOT / "tests")]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     ours = {*sys.stdlib_module_names, "agentsd"}

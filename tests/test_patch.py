@@ -555,8 +555,8 @@ class TestOthersSetProcessors:
             unet.set_attn_processor(doubled)
         with pytest.warns(UserWarning, match="agentsd does nothing: Doubled"):
             assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
-        told = inspect_patch(unet)["layers"]
-        assert not any(layer["patched"] for layer in told)
+        layers = inspect_patch(unet)["layers"]
+        assert not any(layer["patched"] for layer in layers)
         unet.set_attn_processor(AttnProcessor2_0())
         assert torch.equal(call(unet), keys)
         with pytest.warns(UserWarning, match="gives way to Doubled"):

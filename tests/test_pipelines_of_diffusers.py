@@ -186,12 +186,12 @@ def video(folder: Path) -> Example:
 
 def latent_diffusion(folder: Path) -> Example:
     base = tiny_pipeline(folder)
-    told = LDMBertConfig(
+    config = LDMBertConfig(
         vocab_size=64, d_model=WIDTH, encoder_layers=1, encoder_attention_heads=2,
         encoder_ffn_dim=WIDTH, head_dim=4, max_position_embeddings=77,
     )  # fmt: skip
     pipe = diffusers.LDMTextToImagePipeline(
-        vqvae=base.vae, bert=build(lambda: LDMBertModel(told)), tokenizer=base.tokenizer,
+        vqvae=base.vae, bert=build(lambda: LDMBertModel(config)), tokenizer=base.tokenizer,
         unet=base.unet, scheduler=base.scheduler,
     )  # fmt: skip
     return pipe, TEXT

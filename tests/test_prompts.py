@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from agentsd import Schedule, SettingsError
-from agentsd.generation.batch.prompts import Job, batches, jobs, read_prompts
+from agentsd.generation.batch.jobs import Job, batches, jobs
+from agentsd.generation.batch.prompts import read_prompts
 from agentsd.image_settings import ImageSettings, image_seed
 
 BASE = ImageSettings(prompt="-", seed=7).model_dump(exclude={"prompt"})
@@ -23,15 +24,15 @@ BASE = ImageSettings(prompt="-", seed=7).model_dump(exclude={"prompt"})
 
 def planned(folder: Path, prompts: Any = (), source: Path | str | None = None, **how: Any) -> Any:
     """The jobs of a plan, and what was reported."""
-    told: list[str] = []
+    problems: list[str] = []
     source = None if source is None else str(source)
-    plan = read_prompts(prompts, source, BASE, report=told.append, **how)
+    plan = read_prompts(prompts, source, BASE, report=problems.append, **how)
     rows = folder / "rows"
     rows.write_bytes(plan.file.read())
     found = list(jobs(rows, BASE, Schedule.preset("faithful")))
     assert plan.images == len(found)
-    assert plan.bad == len(told)
-    return found, told
+    assert plan.bad == len(problems)
+    return found, problems
 
 
 def written(folder: Path, name: str, text: str | bytes) -> Path:
@@ -124,7 +125,7 @@ BAD = {
     b'{"prompt": "a", "count": 0}': "count",
     b'{"prompt": "a", "id": "../x"}': "letters, digits",
     b'{"prompt": "a", "id": "a/b"}': "letters, digits",
-    b'{"prompt": "a", "id": "CAT"}': "capitals do not count",
+    b'{"prompt": "a", "id": "CAT"}': "ignoring case",
     b'{"prompt": "no id"}': "either all rows have one",
     b'{"prompt": "a", "id": "s", "schedule": "papre"}': "no preset schedule 'papre'",
     b'{"prompt": "a", "id": "s", "schedule": {"phases": []}}': "one or more phases",
@@ -135,12 +136,12 @@ def test_bad_rows_are_told_by_file_and_line(tmp_path: Path) -> None:
     good = b'{"prompt": "good", "id": "cat"}\n'
     last = b'{"prompt": "last", "id": "dog"}\n'
     file = written(tmp_path, "p.jsonl", good + b"\n".join(BAD) + b"\n" + last)
-    found, told = planned(tmp_path, (), file, on_error="skip")
+    found, problems = planned(tmp_path, (), file, on_error="skip")
     assert [job.id for job in found] == ["cat", "dog"]
     # The seed of a row stays as it is when the bad ones before it are mended.
     assert found[1].settings.seed == image_seed(7, len(BAD) + 1, 0)
-    assert len(told) == len(BAD)
-    for number, (line, says) in enumerate(zip(told, BAD.values(), strict=True), start=2):
+    assert len(problems) == len(BAD)
+    for number, (line, says) in enumerate(zip(problems, BAD.values(), strict=True), start=2):
         assert line.startswith(f"{file}:{number}: ")
         assert says in line
     with pytest.raises(

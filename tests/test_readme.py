@@ -1,4 +1,4 @@
-"""What the README says to type or write runs as it stands there."""
+"""What the README and the docs say to type or write runs as it stands there."""
 
 from __future__ import annotations
 
@@ -8,84 +8,164 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from PIL import Image
+from test_adapters import controlnet, save_lora
 from test_extensions import EXTENSIONS
 from test_pipelines_of_diffusers import PIPELINES
 from test_schedulers import NAMES
+from tiny_models import tiny_pipeline
 
 from agentsd import Schedule
+from agentsd.evaluation.protocol import load_protocol
 from agentsd.generation.batch.prompts import read_prompts
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+
+NOT_RUN = {
+    "agentsd app": "runs until it is stopped; test_app_load.py does both",
+    "from gradio_client import Client": "needs a server; test_app_server.py has one",
+}
+"""First lines of what other tests run."""
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
-    assert found, f"the README has no {language} block"
+class Block(NamedTuple):
+    page: str
+    text: str
+
+
+def blocks(language: str, page: Path | None = None) -> list[Block]:
+    """The code blocks of a language, of all pages by default."""
+    found = [
+        Block(file.relative_to(ROOT).as_posix(), text)
+        for file in ([page] if page else PAGES)
+        for text in re.findall(
+            rf"^```{language}\n(.*?)^```",
+            file.read_text(encoding="utf-8"),
+            re.DOTALL | re.MULTILINE,
+        )
+    ]
+    assert found, f"no {language} block"
     return found
 
 
-def commands(*starts: str) -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith(starts)]
+def commands(start: str) -> list[Block]:
+    return [
+        Block(page, line)
+        for page, text in blocks("bash")
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.startswith(start)
+    ]
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml(text: str) -> None:
-    schedule = Schedule.from_yaml(text)
+def to_run(found: list[Block]) -> list[object]:
+    """Each text once, named after the first page that has it."""
+    first = {text: page for page, text in reversed(found)}
+    return [
+        pytest.param(text, id=f"{page}-{number}")
+        for number, (text, page) in enumerate(reversed(first.items()))
+        if text.splitlines()[0] not in NOT_RUN
+    ]
+
+
+MINE = blocks("yaml", DOCS / "schedules.md")[0].text
+PROTOCOL = blocks("yaml", DOCS / "evaluation.md")[0].text
+ROWS = blocks("json", DOCS / "generate.md")[0].text
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny models, by the hub ids that the docs name."""
+    folder = tmp_path_factory.mktemp("models")
+    pipe = tiny_pipeline(folder)
+    net = controlnet(pipe, folder)
+    pipe.save_pretrained(folder / "model")
+    return {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": str(folder / "model"),
+        "lllyasviel/sd-controlnet-canny": net,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that holds the files that the docs name."""
+    (tmp_path / "mine.yaml").write_text(MINE)
+    (tmp_path / "prompts.jsonl").write_text(ROWS)
+    for name in ("photo.png", "edges.png"):
+        Image.new("RGB", (64, 48), "teal").save(tmp_path / name)
+    return tmp_path
+
+
+def with_models(text: str, models: dict[str, str]) -> str:
+    for name, path in models.items():
+        text = text.replace(name, path)
+    return text
+
+
+def test_schedule() -> None:
+    schedule = Schedule.from_yaml(MINE)
     assert Schedule.from_yaml(schedule.to_yaml()) == schedule
 
 
-@pytest.mark.parametrize("text", blocks("json"))
-def test_rows_of_prompts(text: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(text)
-    plan = read_prompts((), str(tmp_path / "rows.jsonl"), {})
-    assert plan.images == 3
+def test_protocol(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(PROTOCOL)
+    protocol = load_protocol(tmp_path / "mine.yaml", quick=True)
+    assert protocol.num_inference_steps == 8
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python(code: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+def test_rows_of_prompts(folder: Path) -> None:
+    assert read_prompts((), str(folder / "prompts.jsonl"), {}).images == 3
+
+
+@pytest.mark.parametrize("code", to_run(blocks("python")))
+def test_python(code: str, folder: Path, models: dict[str, str]) -> None:
+    code = with_models(code, models)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, check=False)
     assert done.returncode == 0
 
 
-SERVING = "agentsd app"
-"""Runs until it is stopped; test_ui_load.py does both."""
-
-
-@pytest.mark.parametrize("command", [c for c in commands("agentsd ") if c != SERVING])
-def test_command(command: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+@pytest.mark.parametrize("command", to_run(commands("agentsd ")))
+def test_command(command: str, folder: Path, models: dict[str, str]) -> None:
+    if "--lora" in command:
+        save_lora(tiny_pipeline(folder), folder, "pixels.safetensors")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        shlex.split(command), cwd=tmp_path, env=os.environ | {"PATH": path}, check=False
-    )
+    words = shlex.split(with_models(command, models))
+    done = subprocess.run(words, cwd=folder, env=os.environ | {"PATH": path}, check=False)
     assert done.returncode == 0
 
 
 def test_set_up_commands_are_those_of_the_makefile() -> None:
     """The plain commands beside ``make demo`` and ``make test`` do what these do."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "make demo" in TEXT
-    assert "make test" in TEXT
+    assert "make demo" in README
+    assert "make test" in README
     assert commands("python3 -m venv .venv")
-    for options in (".", ".[test]"):
-        line = f'.venv/bin/pip install --constraint constraints.txt --editable "{options}"'
-        assert commands(line), line
+    for extras in (".", ".[test]"):
+        assert commands(f'.venv/bin/pip install --constraint constraints.txt --editable "{extras}"')
     assert '--constraint constraints.txt --editable ".$(EXTRAS)"' in makefile
 
 
-def test_local_links_lead_somewhere() -> None:
-    links = [x for x in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in x]
-    assert links
-    assert [x for x in links if not (ROOT / x).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_local_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    for path, anchor in links:
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in slugs, f"{path}#{anchor}"
 
 
 def test_the_page_of_what_works_has_every_row() -> None:
-    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
     for name in (*PIPELINES, *EXTENSIONS, *NAMES):
         assert f"| {name} |" in page, f"{name}: run make compatibility"
     assert "| fails |" not in page

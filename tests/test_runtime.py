@@ -46,7 +46,7 @@ def scheduler(name: str) -> Any:
 
 
 def two_phases(**end: float) -> Schedule:
-    """Merging, then keys: which of them a step had is told by its phase."""
+    """Merging, then keys: the phase says which a step had."""
     return Schedule(phases=[Phase(method="merge", **end), Phase(method="keys")])
 
 
@@ -114,7 +114,7 @@ def test_unet_patched_for_itself_in_a_pipeline(
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("num_steps", [1, 7, 30])
 def test_every_timestep_in_its_place(name: str, num_steps: int) -> None:
-    """Without a run: each entry of the scheduler's list, told by itself and as a batch of it."""
+    """Without a run: each entry of the list, by itself and as a batch of it."""
     solver = scheduler(name)
     solver.set_timesteps(num_steps)
     views = list(solver.timesteps)

@@ -1,4 +1,4 @@
-"""Schedules: what they refuse and how they say it, what they read and write, which phase holds."""
+"""Schedules: what is refused and with which message, reading and writing, the phase of a step."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ WHOLE = ("sx", "sy", "until_step")
 class TestPhaseRefuses:
     @pytest.mark.parametrize("name", NUMBERS)
     @pytest.mark.parametrize("value", [True, "0.4", [0.4], {}, math.nan, math.inf, -math.inf])
-    def test_what_is_no_finite_number(self, name: str, value: Any) -> None:
+    def test_a_value_that_is_not_a_finite_number(self, name: str, value: Any) -> None:
         refused(lambda: Phase(**{name: value}), f"{name}: ", "number", f"(got {value!r})")
 
     @pytest.mark.parametrize("name", WHOLE)
     @pytest.mark.parametrize("value", [True, "4", 2.5, 2.0, [2], math.nan, math.inf])
-    def test_what_is_no_whole_number(self, name: str, value: Any) -> None:
+    def test_a_value_that_is_not_a_whole_number(self, name: str, value: Any) -> None:
         refused(lambda: Phase(**{name: value}), f"{name}: ", f"(got {value!r})")
 
     @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class TestPhaseRefuses:
             ("until_step", 0, "greater than or equal to 1"),
         ],
     )
-    def test_what_is_out_of_range(self, name: str, value: float, allowed: str) -> None:
+    def test_a_value_out_of_range(self, name: str, value: float, allowed: str) -> None:
         refused(lambda: Phase(**{name: value}), f"{name}: ", allowed, f"(got {value!r})")
 
     @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ class TestPhaseRefuses:
             ({"use_rand": "yes"}, "boolean"),
         ],
     )
-    def test_what_is_no_choice(self, settings: dict[str, Any], allowed: str) -> None:
+    def test_a_value_that_is_not_a_choice(self, settings: dict[str, Any], allowed: str) -> None:
         name, value = list(settings.items())[-1]
         refused(lambda: Phase(**settings), f"{name}: ", allowed, f"(got {value!r})")
 
     @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.default])
-    def test_none_where_none_means_nothing(self, name: str) -> None:
+    def test_none_where_it_has_no_meaning(self, name: str) -> None:
         method = {"method": "keys"} if name == "select" else {}
         refused(lambda: Phase(**method | {name: None}), f"{name}: ", "(got None)")
 
@@ -211,11 +211,11 @@ def test_plan(settings: dict[str, Any], grid: tuple[int, int], plan: Plan) -> No
 
 class TestScheduleRefuses:
     @pytest.mark.parametrize("phases", [None, [], (), {}, "agent", 3, {"method": "agent"}])
-    def test_what_is_no_list_of_phases(self, phases: Any) -> None:
+    def test_phases_that_are_not_a_list(self, phases: Any) -> None:
         refused(lambda: Schedule(phases=phases), "phases: must be a list", f"(got {phases!r})")
 
     @pytest.mark.parametrize("item", [None, "agent", 3, [], {1: 2}])
-    def test_what_is_no_phase(self, item: Any) -> None:
+    def test_an_item_that_is_not_a_phase(self, item: Any) -> None:
         refused(lambda: Schedule(phases=[item]), "phase 1 must be a mapping", f"(got {item!r})")
 
     def test_no_phases_at_all(self) -> None:
@@ -240,14 +240,14 @@ class TestScheduleRefuses:
         refused(lambda: Schedule(phases=[end]), "phase 1: the last phase runs to the end")
 
     @pytest.mark.parametrize("ends", [(0.4, 0.4), (0.6, 0.4), (5, 5), (9, 2)])
-    def test_ends_that_do_not_rise(self, ends: tuple[float, float]) -> None:
+    def test_ends_that_do_not_increase(self, ends: tuple[float, float]) -> None:
         kind = "until_step" if isinstance(ends[0], int) else "until"
         phases = [*({kind: end} for end in ends), {}]
-        refused(lambda: Schedule(phases=phases), f"{kind} must rise", f"(got {list(ends)})")
+        refused(lambda: Schedule(phases=phases), f"{kind} must increase", f"(got {list(ends)})")
 
 
 def _numbered(*ends: dict[str, float]) -> Schedule:
-    """Phases that are told apart by their width of cell: 1, 2, …"""
+    """Phases that differ in the width of their cells: 1, 2, …"""
     return Schedule(
         phases=[{"sx": number, **end} for number, end in enumerate([*ends, {}], start=1)]
     )
@@ -350,20 +350,20 @@ class TestRoundTrip:
             "phases:\n  - {method: keys, sx: " + "9" * 5000 + "}",
         ],
     )
-    def test_values_that_are_none(self, text: str) -> None:
+    def test_values_that_are_not_yaml(self, text: str) -> None:
         with pytest.raises(ScheduleError, match="not valid YAML"):
             Schedule.from_yaml(text)
 
-    def test_an_error_shows_no_more_of_a_value_than_helps(self) -> None:
+    def test_an_error_shortens_a_value(self) -> None:
         """Each line holds the one before nine times over: written out, 9**9 zeros."""
         lines = ["a0: &a0 [0]"]
         lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-        with pytest.raises(ScheduleError) as told:
+        with pytest.raises(ScheduleError) as raised:
             Schedule.from_yaml("\n".join([*lines, "phases: *a9"]))
-        assert len(str(told.value)) < 3000
+        assert len(str(raised.value)) < 3000
 
     @pytest.mark.parametrize("source", [None, 3, b"phases:\n", "a\0b.yaml"])
-    def test_what_is_no_path(self, source: Any) -> None:
+    def test_a_source_that_is_not_a_path(self, source: Any) -> None:
         with pytest.raises(ScheduleError, match="path"):
             Schedule.from_yaml(source)
 
@@ -420,7 +420,7 @@ class TestLoad:
     def test_wrong_type(self, value: Any) -> None:
         refused(lambda: Schedule.load(value), "a schedule is a Schedule", type(value).__name__)
 
-    def test_a_schedule_as_it_is(self) -> None:
+    def test_a_schedule_is_returned_unchanged(self) -> None:
         schedule = Schedule.preset("paper")
         assert Schedule.load(schedule) is schedule
 
@@ -447,7 +447,7 @@ class TestBrokenFiles:
             ("phases: !!python/object/apply:os.getcwd []\n", ""),
         ],
     )
-    def test_names_the_file_and_the_place(self, text: str, says: str, tmp_path: Path) -> None:
+    def test_names_the_file_and_the_line_or_key(self, text: str, says: str, tmp_path: Path) -> None:
         path = tmp_path / "mine.yaml"
         path.write_text(text, encoding="utf-8")
         refused(lambda: Schedule.load(path), str(path), says)
@@ -467,13 +467,13 @@ class TestBrokenFiles:
         refused(lambda: Schedule.load(path), str(path))
 
 
-def test_errors_are_of_two_kinds() -> None:
+def test_a_schedule_error_is_a_value_error() -> None:
     assert issubclass(ScheduleError, AgentSDError)
     assert issubclass(ScheduleError, ValueError)
 
 
 def test_removed_parameters() -> None:
-    """Records of agentsd 0.1 hold them at the values at which they did nothing."""
+    """Records of agentsd 0.1 contain them with the values that had no effect."""
     old = {"phases": [{"method": "merge", "share": "none", "refresh": 1, "reuse": 1}]}
     assert Schedule.from_dict(old) == Schedule(phases=[{"method": "merge"}])
     for name, value in {"share": "layers", "refresh": 2, "reuse": 3}.items():

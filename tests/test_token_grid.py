@@ -1,4 +1,4 @@
-"""Which token of each cell serves: always its own, each in turn, and the same every time."""
+"""The token chosen from each cell: inside the cell, each in turn, and reproducible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNEVEN = [(7, 9, 2, 2), (5, 5, 4, 4), (3, 10, 4, 3), (1, 5, 2, 2), (9, 7, 4, 3)]
 def chosen_at(
     phase: Phase, position: Position, height: int, width: int, *, heads: int = 1, seed: int = 0
 ) -> Tensor:
-    """What serves at a step: keys ``[heads, cells]`` or destinations ``[cells]``."""
+    """The tokens chosen at a step: keys ``[heads, cells]`` or destinations ``[cells]``."""
     runtime = Runtime(Schedule(phases=(phase,), seed=seed), [(1, heads)])
     return runtime.step_at(position, phase, height, width).chosen[1, heads]
 
@@ -31,14 +31,14 @@ def chosen_at(
 def keys(
     grid: tuple[int, int, int, int], step: int, heads: int = 3, select: str = "cycle", seed: int = 0
 ) -> Tensor:
-    """``[heads, cells]`` keys of a step on a grid of ``(height, width, sy, sx)``."""
+    """The keys ``[heads, cells]`` of a step on a grid of ``(height, width, sy, sx)``."""
     height, width, sy, sx = grid
     phase = Phase(method="keys", sx=sx, sy=sy, select=select)
     return chosen_at(phase, Position(step, 1000), height, width, heads=heads, seed=seed)
 
 
 def check_visits(chosen: list[Tensor], tokens: int, *, exactly_once: bool) -> None:
-    """Every token serves in every head over the steps of ``chosen``."""
+    """Every token is chosen in every head over the steps of ``chosen``."""
     for head in torch.stack(chosen, dim=1):
         visits = Counter(head.flatten().tolist())
         assert set(visits) == set(range(tokens)), "a token never serves"
@@ -62,12 +62,12 @@ class TestCycle:
         steps = [keys(grid, first + i) for i in range(sy * sx)]
         check_visits(steps, height * width, exactly_once=True)
 
-    def test_goes_round(self, grid: tuple[int, int, int, int], first: int) -> None:
+    def test_starts_over_after_a_cycle(self, grid: tuple[int, int, int, int], first: int) -> None:
         assert torch.equal(keys(grid, first), keys(grid, first + grid[2] * grid[3]))
 
 
-def test_a_level_of_noise_is_no_step_to_cycle_by() -> None:
-    """A UNet on its own skips from level to level, so that a cycle would leave tokens out."""
+def test_a_noise_level_cannot_be_cycled_by() -> None:
+    """A UNet without a run jumps between noise levels, so that a cycle would skip tokens."""
     at = Position(40, 1000, listed=False)
     cycle, random = (
         chosen_at(Phase(method="keys", select=select), at, 8, 8, heads=3)
@@ -85,7 +85,7 @@ def test_other_choices_do_not_visit_all(select: str) -> None:
 
 
 @pytest.mark.parametrize("grid", UNEVEN)
-def test_every_token_serves_where_the_edge_cuts_cells(grid: tuple[int, int, int, int]) -> None:
+def test_every_token_is_chosen_where_the_edge_cuts_cells(grid: tuple[int, int, int, int]) -> None:
     height, width, sy, sx = grid
     steps = [keys(grid, i) for i in range(sy * sx)]
     check_visits(steps, height * width, exactly_once=False)
@@ -95,7 +95,7 @@ def test_every_token_serves_where_the_edge_cuts_cells(grid: tuple[int, int, int,
 
 @pytest.mark.parametrize("select", ["grid", "random", "cycle"])
 @pytest.mark.parametrize("grid", GRIDS + UNEVEN)
-def test_each_cell_has_a_key_of_its_own(grid: tuple[int, int, int, int], select: str) -> None:
+def test_each_cell_has_its_own_key(grid: tuple[int, int, int, int], select: str) -> None:
     chosen = keys(grid, 5, select=select)
     check_own_cell(chosen, grid)
     if chosen.shape[-1] > 1:
@@ -103,7 +103,7 @@ def test_each_cell_has_a_key_of_its_own(grid: tuple[int, int, int, int], select:
             check_own_cell(chosen.roll(1, dims=-1), grid)
 
 
-def test_heads_and_cells_start_at_places_of_their_own() -> None:
+def test_heads_and_cells_start_at_their_own_places() -> None:
     chosen = keys((16, 16, 2, 2), 0, heads=4)
     place = chosen // 16 % 2 * 2 + chosen % 2
     assert all(0.1 < (place == p).float().mean() < 0.4 for p in range(4))
@@ -123,7 +123,7 @@ class TestDestinations:
         assert self.at(3, use_rand=False).tolist() == expected
 
     def test_one_of_each_whole_cell(self) -> None:
-        """Rows and columns left over have none: they are sources."""
+        """Leftover rows and columns have none: their tokens are sources."""
         chosen = self.at(3)
         assert (chosen // 9 // 2 * 4 + chosen % 9 // 2).tolist() == list(range(16))
 
@@ -132,7 +132,7 @@ class TestDestinations:
         others = [self.at(4), self.at(3, seed=1), self.at(3, size=8)]
         assert not any(torch.equal(self.at(3), other) for other in others)
 
-    def test_each_place_is_drawn_alike(self) -> None:
+    def test_places_are_drawn_uniformly(self) -> None:
         drawn = torch.cat([random_places((256,), 4, step, 0, CPU) for step in range(40)])
         share = drawn.bincount(minlength=4) / len(drawn)
         assert (share - 0.25).abs().max() < 0.02

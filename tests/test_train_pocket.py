@@ -236,9 +236,9 @@ class TestScorer:
         images = [Image.fromarray(render(scene, 256)) for scene in found]
         right = judge.judge(found, images)["attributes"]
         assert right.keys() == set(ATTRIBUTES)
-        assert all(told["right"] > 0.85 for told in right.values()), right
+        assert all(figure["right"] > 0.85 for figure in right.values()), right
         wrong = judge.judge(found, images[1:] + images[:1])["attributes"]
-        assert all(told["right"] < 0.7 for told in wrong.values()), wrong
+        assert all(figure["right"] < 0.7 for figure in wrong.values()), wrong
 
     def test_its_features_see_damage_grow(self, judge):
         found = ladders(judge, unseen(SETTINGS, 240))

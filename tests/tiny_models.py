@@ -46,7 +46,7 @@ def tiny_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
 
 
 def smallest_unet() -> UNet2DConditionModel:
-    """A UNet of one level, for runs of many steps."""
+    """A UNet with one level, for runs of many steps."""
     return tiny_unet(
         block_out_channels=(8,),
         down_block_types=("CrossAttnDownBlock2D",),
@@ -56,7 +56,7 @@ def smallest_unet() -> UNet2DConditionModel:
 
 
 def sdxl_unet(**config: Any) -> UNet2DConditionModel:
-    """Shaped like SDXL's: no attention at downsample 1, one and two transformer blocks below."""
+    """A UNet shaped like SDXL's: no attention at downsample 1, one and two blocks below."""
     settings: dict[str, Any] = {
         "block_out_channels": (16, 32, 32),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -72,7 +72,7 @@ def sdxl_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def call(unet: UNet2DConditionModel, timestep: Any = 500, **inputs: Any) -> Tensor:
-    """One forward pass on inputs that are the same at each call; ``size`` and ``batch`` vary."""
+    """One forward pass on fixed inputs of the given ``size`` and ``batch``."""
     height, width = inputs.pop("size", (16, 16))
     batch = inputs.pop("batch", 2)
     random = torch.Generator().manual_seed(1)
@@ -90,7 +90,7 @@ def tiny_pipeline(folder: Path, unet: UNet2DConditionModel | None = None) -> Any
     """A Stable Diffusion pipeline whose latents are half the image's size.
 
     Args:
-        folder: Where the tokenizer's two files may be written.
+        folder: Where the tokenizer's two files are written.
         unet: Its UNet; a fresh :func:`tiny_unet` by default.
     """
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -130,10 +130,10 @@ def tiny_pipeline(folder: Path, unet: UNet2DConditionModel | None = None) -> Any
 
 
 class SafetyChecker(nn.Module):
-    """Hides some images as Stable Diffusion's checker does: flags, and black in their place.
+    """Hides images as Stable Diffusion's checker does: flags them and makes them black.
 
     Args:
-        hides: Given how many images there were before, whether the next one is hidden.
+        hides: Whether to hide an image, given how many came before it.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -156,7 +156,7 @@ def with_safety_checker(pipe: Any, hides: Callable[[int], bool] = lambda _: True
 
 
 def tiny_layer(channels: int = 16, heads: int = 2, dtype: torch.dtype = torch.float64) -> Attention:
-    """A self-attention layer on its own."""
+    """A single self-attention layer."""
     layer = build(lambda: Attention(channels, heads=heads, dim_head=channels // heads))
     return layer.to(dtype).requires_grad_(False)
 
@@ -164,15 +164,15 @@ def tiny_layer(channels: int = 16, heads: int = 2, dtype: torch.dtype = torch.fl
 def run_layer(
     attn: Attention, x: Tensor, phase: Phase, height: int, width: int, **at: int
 ) -> Tensor:
-    """Call ``attn`` on ``x`` as it would run in a UNet patched with ``phase``.
+    """Call ``attn`` on ``x`` as if in a UNet patched with ``phase``.
 
     Args:
-        attn: The layer; left as it was.
+        attn: The layer, which is restored afterwards.
         x: Tokens ``[B, height · width, C]``.
-        phase: What it is patched with.
+        phase: The phase to patch it with.
         height: Tokens down the grid.
         width: Tokens across it.
-        **at: ``step`` of the run (0) and ``seed`` of the schedule (0).
+        **at: ``step`` of the run and ``seed`` of the schedule, 0 by default.
     """
     runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), [(1, attn.heads)])
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
@@ -187,12 +187,12 @@ def run_layer(
 
 
 def patched_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
-    """Names and modules of the layers that a patch has in hand."""
+    """Names and modules of the patched layers."""
     return [(name, module) for name, module in unet.named_modules() if LAYER in vars(module)]
 
 
 def watch(unet: nn.Module) -> list[Step]:
-    """A list that fills, at each call of a patched UNet, with the step it stood at."""
+    """A list to which each call of a patched UNet adds its step."""
     seen: list[Step] = []
 
     def note(module: nn.Module, *_: Any) -> None:
@@ -204,7 +204,7 @@ def watch(unet: nn.Module) -> list[Step]:
 
 
 def latents(pipe: Any, steps: int = 4, size: tuple[int, int] = (32, 32), **inputs: Any) -> Tensor:
-    """Run a pipeline to its latents, for one prompt or several, each image with its own seed."""
+    """Run a pipeline and return its latents, for one or more prompts, each with its own seed."""
     prompts = inputs.pop("prompt", ["a cat"])
     seeds = inputs.pop("seeds", range(len(prompts)))
     return pipe(

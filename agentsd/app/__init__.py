@@ -1,1 +1,1 @@
-"""The web demo, ``agentsd app``: for people who look at images; needs gradio."""
+"""The web demo, ``agentsd app``: compare images in the browser; needs gradio."""

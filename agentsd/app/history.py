@@ -1,9 +1,8 @@
-"""Images made since the page was opened: files that carry their settings, and the way back."""
+"""Images made since the page was opened: files with their settings, and how to restore them."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +10,15 @@ from PIL import Image
 
 from ..errors import AgentSDError, SettingsError
 from ..generation.image_files import encode_image, write_whole
+from ..generation.records import ImageRecord
 from ..image_settings import ImageSettings
 from ..models.schedulers import common_name
 from ..schedule import Schedule
-from .limits import OWN, checked
+from .catalog import OWN_SCHEDULER, ModelCatalog
+from .schedule_text import check_schedule
 
-KEPT = 24
-"""Images that a visitor's gallery shows; the oldest go."""
+MAX_ENTRIES = 24
+"""Images in a visitor's gallery; the oldest go first."""
 
 
 class Entry(NamedTuple):
@@ -25,62 +26,62 @@ class Entry(NamedTuple):
 
     file: str
     caption: str
-    record: dict[str, Any]
+    record: ImageRecord
 
 
-class Restored(NamedTuple):
-    """What a record says, as the page's controls take it."""
+class RestoredSettings(NamedTuple):
+    """The settings of a record, as the page's controls take them."""
 
     settings: dict[str, Any]
-    """Those of :class:`agentsd.image_settings.ImageSettings` that the record names."""
+    """Fields of :class:`agentsd.image_settings.ImageSettings`."""
     scheduler: str
     model: str | None
-    """``None`` where it is none of the models here."""
+    """``None`` for a model that is not in the catalog."""
     schedule: Schedule | None
     """``None`` for an unpatched image."""
 
 
-def keep(folder: str, image: Image.Image, recorded: dict[str, Any], caption: str) -> Entry:
+def save(folder: str, image: Image.Image, record: ImageRecord, caption: str) -> Entry:
     """Write an image with its settings to a file whose name nobody can guess.
 
     Args:
-        folder: Where the page's files lie, of which gradio shows them.
-        image: What was made.
-        recorded: What :func:`agentsd.generation.records.record` returned.
-        caption: Told beside the image.
+        folder: Folder of the page's files, which gradio serves.
+        image: The image.
+        record: The record of the image.
+        caption: Shown with the image.
     """
-    data = encode_image(image, recorded)
-    return Entry(_written(folder, f"agentsd-{recorded['seed']}.png", data), caption, recorded)
+    data = encode_image(image, record)
+    return Entry(_write(folder, f"agentsd-{record.settings.seed}.png", data), caption, record)
 
 
-def keep_plain(folder: str, image: Image.Image, name: str) -> str:
-    """Write an image without settings, likewise; returns its file."""
-    return _written(folder, name, encode_image(image))
+def save_plain(folder: str, image: Image.Image, name: str) -> str:
+    """Write an image without settings, as :func:`save` does; returns its path."""
+    return _write(folder, name, encode_image(image))
 
 
-def _written(folder: str, name: str, data: bytes) -> str:
-    place = Path(folder) / secrets.token_hex(16)
-    place.mkdir(parents=True)
-    write_whole(place / name, data)
-    return str(place / name)
+def _write(folder: str, name: str, data: bytes) -> str:
+    secret = Path(folder) / secrets.token_hex(16)
+    secret.mkdir(parents=True)
+    write_whole(secret / name, data)
+    return str(secret / name)
 
 
-def restore(
-    record: Mapping[str, Any], models: list[str], schedulers: Mapping[str, list[str]]
-) -> Restored:
+def restore(record: ImageRecord, catalog: ModelCatalog) -> RestoredSettings:
     """Read the settings of a record, which may come from anywhere.
 
     Raises:
-        SettingsError: If it is no record of an image.
+        SettingsError: If the image cannot be made here.
     """
+    data = record.to_dict()
     try:
-        told = {name: record[name] for name in ImageSettings.model_fields if name in record}
-        settings = ImageSettings(**told).model_dump()
-        schedule = record.get("schedule")
-        plan = None if schedule is None else checked(schedule)
+        # With the image's own size, which may be one that cannot be requested.
+        given = {name: data[name] for name in ImageSettings.model_fields}
+        settings = ImageSettings(**given).model_dump()
+        schedule = None if record.schedule is None else check_schedule(data["schedule"])
     except AgentSDError as error:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
-    model = record.get("model")
-    scheduler = common_name(str(record.get("scheduler")))
-    known = scheduler in schedulers.get(str(model), [])
-    return Restored(settings, scheduler if known else OWN, model if model in models else None, plan)
+    model = record.model if record.model in catalog.sizes else None
+    scheduler = common_name(str(record.scheduler))
+    if model is None or scheduler not in catalog.schedulers[model]:
+        scheduler = OWN_SCHEDULER
+    return RestoredSettings(settings, scheduler, model, schedule)

@@ -1,4 +1,4 @@
-"""Serve the page: who may come in, what may be sent, whether it is ready."""
+"""Serve the page: who may log in, what may be sent, whether the server is ready."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LoadError, SettingsError
 from ..text_files import read_text
-from .limits import MAX_PNG, Limits
+from .limits import Limits
+from .uploads import MAX_PNG
 from .worker import Worker
 
 MAX_BODY = 256 * 1024
-"""Bytes of a request that is no upload."""
+"""Bytes of a request other than an upload."""
 
 ROUTES = re.compile(
     r"/($|healthz$|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|assets/|static/"
@@ -35,48 +36,48 @@ ROUTES = re.compile(
     r"|user|login_check|token|app_id|file=(?!https?:)))",
     re.IGNORECASE,
 )
-"""What is answered. The rest of gradio's routes (proxies, run history, component calls, code
-editing) the page does not use."""
+"""Routes that are answered. The page does not use gradio's others (proxies, run history,
+component calls, code editing)."""
 
 SESSIONS = 128
-"""Visitors whose state is kept; the ones longest away are forgotten first."""
+"""Visitors whose state is kept; those longest inactive are dropped first."""
 
 
 class Guard:
-    """Turns away what the page does not need, before gradio sees it.
+    """Refuses requests that the page does not need, before gradio sees them.
 
-    Bodies are small, and no file that is named in one is an address: gradio would fetch it.
+    Bodies must be small, and no file in one may be an address, which gradio would fetch.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if not ROUTES.match(path):
-            await _refusal(404, "not here")(scope, receive, send)
+            await _refusal(404, "not found")(scope, receive, send)
         elif scope["method"] != "POST" or path.startswith("/gradio_api/upload"):
             await self._app(scope, receive, send)
         else:
-            body = await _read(receive)
+            body = await _read_body(receive)
             if body is None:
                 await _refusal(413, f"at most {MAX_BODY:,} bytes")(scope, receive, send)
             elif _names_addresses(body):
                 await _refusal(400, "files are uploaded, not named")(scope, receive, send)
             else:
-                await self._app(scope, _again(body, receive), send)
+                await self._app(scope, _replay(body, receive), send)
 
 
 def _refusal(status: int, why: str) -> JSONResponse:
     return JSONResponse({"detail": why}, status)
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """A request's body, or None if it is too large."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """The body of a request, or None if it is too large."""
     body = bytearray()
     while True:
         message = await receive()
@@ -87,34 +88,34 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read to the one who is to answer it."""
-    given = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that starts with a body that was already read."""
+    sent = False
 
-    async def again() -> Message:
-        nonlocal given
-        if given:
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay
 
 
 def _names_addresses(body: bytes) -> bool:
-    """Whether JSON has a file, as gradio knows them, that lies elsewhere."""
+    """Whether JSON has a file, in gradio's form, whose path is an address."""
     try:
-        found = [json.loads(body or b"null")]
+        values = [json.loads(body or b"null")]
     except (ValueError, RecursionError):
-        return False  # is refused by who reads it
-    while found:
-        value = found.pop()
+        return False  # gradio refuses it
+    while values:
+        value = values.pop()
         if isinstance(value, dict):
             if "meta" in value and ":" in str(value.get("path", ""))[:12]:
                 return True
-            found += value.values()
+            values += value.values()
         elif isinstance(value, list):
-            found += value
+            values += value
     return False
 
 
@@ -128,37 +129,37 @@ class ServerAddress(NamedTuple):
 
 
 def read_auth(file: Path | None, variable: str | None) -> list[tuple[str, str]] | None:
-    """Who may come in, a ``user:password`` a line; None where everybody may.
+    """Read who may log in, one ``user:password`` per line; None if everybody may.
 
     Args:
-        file: Read if given.
-        variable: Text of the environment variable, else.
+        file: File of such lines.
+        variable: Text of the environment variable, used if there is no file.
 
     Raises:
-        SettingsError: If there is a line that is not ``user:password``, or none.
+        SettingsError: If a line is not ``user:password``, or there are no lines.
     """
     text = read_text(file, SettingsError) if file is not None else variable
     if text is None:
         return None
-    place = str(file) if file is not None else "AGENTSD_AUTH"
+    source = str(file) if file is not None else "AGENTSD_AUTH"
     pairs = []
     for number, line in enumerate(text.split("\n"), start=1):
         user, colon, password = line.strip().partition(":")
         if line.strip() and not (user and colon and password):
-            raise SettingsError(f"{place}: line {number} is not user:password")
+            raise SettingsError(f"{source}: line {number} is not user:password")
         if user:
             pairs.append((user, password))
     if not pairs:
-        raise SettingsError(f"{place}: names nobody; a line is user:password")
+        raise SettingsError(f"{source}: has no users; write one user:password per line")
     return pairs
 
 
 def health(worker: Worker) -> Callable[[Request], JSONResponse]:
-    """Readiness, for proxies and supervisors: 200 while jobs are taken, 503 when no more."""
+    """Readiness, for proxies and supervisors: 200 while jobs are accepted, then 503."""
 
     def answer(_: Request) -> JSONResponse:
-        told = {"ready": worker.open, "models": list(worker.pipes), "jobs": worker.waiting}
-        return JSONResponse(told, 200 if worker.open else 503)
+        state = {"ready": worker.open, "models": list(worker.pipes), "jobs": worker.waiting}
+        return JSONResponse(state, 200 if worker.open else 503)
 
     return answer
 
@@ -172,10 +173,10 @@ class Server:
     demo: Any
     """gradio's ``Blocks``."""
     folder: str
-    """Of the files that visitors made."""
+    """Folder of the files that visitors made."""
 
     def wait(self) -> None:
-        """Serve until the process is interrupted or asked to end, then close."""
+        """Serve until the process receives SIGINT or SIGTERM, then close."""
         ended = Event()
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, lambda *_: ended.set())
@@ -189,23 +190,23 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: ServerAddress) -> Server:
+def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: ServerAddress) -> Server:
     """Serve in the background.
 
     Args:
-        pipes: What visitors may choose from, by name.
-        limits: What they may ask for.
-        place: Where.
+        pipes: The models that visitors choose from, by name.
+        limits: How much they may ask for.
+        address: Where and how to serve.
 
     Returns:
         The server, which runs in a thread.
 
     Raises:
-        LoadError: If the port cannot be listened on.
+        LoadError: If the server cannot listen on the port.
     """
-    # Before gradio is imported and looks: nothing is told to its makers, and files lie apart.
+    # gradio reads these on import: no analytics are sent, and files go to a folder of their own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # kept in memory, and gone over each time
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # kept in memory and searched each time
     folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
     from .page import build, theme
 
@@ -214,10 +215,10 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: ServerA
     demo.queue(api_open=False, max_size=limits.queue_size, default_concurrency_limit=4)
     try:
         demo.launch(
-            server_name=place.host,
-            server_port=place.port,
-            root_path=place.root_path,
-            auth=place.auth,
+            server_name=address.host,
+            server_port=address.port,
+            root_path=address.root_path,
+            auth=address.auth,
             prevent_thread_lock=True,
             quiet=True,
             inbrowser=False,
@@ -241,6 +242,6 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, place: ServerA
         )
     except OSError as error:
         raise LoadError(
-            f"cannot listen on {place.host}:{place.port} ({error}); give another --port"
+            f"cannot listen on {address.host}:{address.port} ({error}); give another --port"
         ) from None
     return Server(demo.local_url, worker, demo, folder)

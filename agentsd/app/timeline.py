@@ -1,4 +1,4 @@
-"""A schedule drawn over the steps, with what each phase makes of the tokens."""
+"""A schedule drawn over the steps, with what each phase does to the tokens."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
+from ..methods import METHODS
 from ..models.architectures import Architecture
 from ..patching.patch import inspect_patch, patched
 from ..schedule import Phase, Plan, Schedule
 
+COLOURS = ("#b45309", "#52525b", "#047857", "#1d4ed8", "#7e22ce", "#be123c", "#0e7490", "#4d7c0f")
+"""Colours of the methods' bars, in turn; white text can be read on each."""
 
-class Tokens(NamedTuple):
-    """What a phase makes of the tokens of one resolution."""
+
+class Level(NamedTuple):
+    """What a phase does to the layers of one resolution."""
 
     downsample: int
     layers: int
     plan: Plan
-    works: bool
-    """Whether the phase changes these layers."""
 
 
 class Timeline:
-    """Draws schedules for one model, of which it keeps the shape and no weights.
+    """Draws schedules for one model, whose architecture it keeps without the weights.
 
     Args:
         pipe: The model.
@@ -35,57 +37,64 @@ class Timeline:
     def __init__(self, pipe: DiffusionPipeline) -> None:
         with torch.device("meta"):
             unet = type(pipe.unet).from_config(pipe.unet.config)
-        self._shape = Architecture(unet, pipe.vae_scale_factor)
+        self._architecture = Architecture(unet, pipe.vae_scale_factor)
         self._device = pipe.device.type
         self._lock = Lock()
 
-    def tokens(self, schedule: Schedule, height: int, width: int) -> list[list[Tokens]]:
-        """Per phase, the resolutions at which layers are patched, the highest first.
+    def levels(self, schedule: Schedule, height: int, width: int) -> list[list[Level]]:
+        """For each phase, the resolutions at which layers are patched, the highest first.
 
         Raises:
-            PatchError: If the schedule fits no layer of the model, or the size does not.
+            PatchError: If the schedule matches no layer of the model, or the size does not fit.
         """
-        with self._lock, patched(self._shape, schedule):
-            found = inspect_patch(self._shape, height, width, self._device)
-        layers = [layer for layer in found["layers"] if layer["phases"]]
-        levels: dict[int, list[dict[str, Any]]] = {}
-        for layer in layers:
-            levels.setdefault(layer["downsample"], []).append(layer)
-        told = []
-        for number in range(len(schedule.phases)):
-            rows = []
-            for downsample, alike in sorted(levels.items()):
-                phase = dict(alike[0]["phases"][number])
-                works = phase.pop("method") != "full"
-                rows.append(Tokens(downsample, len(alike), Plan(**phase), works))
-            told.append(rows)
-        return told
+        with self._lock, patched(self._architecture, schedule):
+            inspection = inspect_patch(self._architecture, height, width, self._device)
+        by_downsample: dict[int, list[dict[str, Any]]] = {}
+        for layer in inspection["layers"]:
+            if layer["phases"]:
+                by_downsample.setdefault(layer["downsample"], []).append(layer)
+        return [
+            [
+                Level(downsample, len(layers), _plan(layers[0]["phases"][number]))
+                for downsample, layers in sorted(by_downsample.items())
+            ]
+            for number in range(len(schedule.phases))
+        ]
 
     def draw(self, schedule: Schedule, steps: int, height: int, width: int) -> str:
-        """HTML of the phases over ``steps`` steps, and of their tokens for an image's size.
+        """HTML of the phases over ``steps`` steps, and of their tokens for one image size.
 
         Raises:
-            PatchError: As for :meth:`tokens`.
+            PatchError: As for :meth:`levels`.
         """
-        every = self.tokens(schedule, height, width)
-        which = [schedule.phases.index(schedule.phase_at(s, steps)) for s in range(steps)]
-        runs = [(number, [*run]) for number, run in groupby(range(steps), which.__getitem__)]
+        levels = self.levels(schedule, height, width)
+        numbers = [schedule.phases.index(schedule.phase_at(s, steps)) for s in range(steps)]
+        runs = [(number, [*run]) for number, run in groupby(range(steps), numbers.__getitem__)]
         spans = {number: (run[0] + 1, run[-1] + 1) for number, run in runs}
         bars = "".join(
-            f'<div class="bar {schedule.phases[n].method}" style="flex:{len(run)}">'
-            f"{schedule.phases[n].method}<small>{_steps(spans[n])}</small></div>"
+            f'<div class="bar" style="flex:{len(run)};background:{colour(schedule.phases[n])}">'
+            f"{escape(schedule.phases[n].method)}<small>{_steps(spans[n])}</small></div>"
             for n, run in runs
         )
         rows = "".join(
-            _row(number, phase, spans.get(number), tokens)
-            for number, (phase, tokens) in enumerate(zip(schedule.phases, every, strict=True))
+            _rows(number, phase, spans.get(number), levels[number])
+            for number, phase in enumerate(schedule.phases)
         )
         return (
             f'<div class="timeline"><div class="bars">{bars}</div><div class="scroll"><table>'
-            "<thead><tr><th>phase</th><th>steps</th><th>layers</th><th>tokens → merged → agents "
-            "or keys</th><th>query–key pairs left</th><th>note</th></tr></thead>"
+            "<thead><tr><th>phase</th><th>steps</th><th>layers</th><th>tokens of a layer</th>"
+            "<th>query–key pairs kept</th><th>note</th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div></div>"
         )
+
+
+def _plan(phase: dict[str, Any]) -> Plan:
+    return Plan(**{name: phase[name] for name in Plan._fields})
+
+
+def colour(phase: Phase) -> str:
+    """The colour of a phase's method."""
+    return COLOURS[list(METHODS).index(phase.method) % len(COLOURS)]
 
 
 def _steps(span: tuple[int, int] | None) -> str:
@@ -94,45 +103,41 @@ def _steps(span: tuple[int, int] | None) -> str:
     return f"step {span[0]}" if span[0] == span[1] else f"steps {span[0]}–{span[1]}"
 
 
-def _row(number: int, phase: Phase, span: tuple[int, int] | None, tokens: list[Tokens]) -> str:
-    lines = []
-    for level in tokens:
-        share = pairs(level.plan) / level.plan.tokens**2
+def _rows(number: int, phase: Phase, span: tuple[int, int] | None, levels: list[Level]) -> str:
+    rows = []
+    for level in levels:
         cells = (
             f"{number + 1}: {phase.method}",
             _steps(span),
-            f"{level.layers} of {level.plan.tokens:,} tokens",
-            counts(level.plan, phase),
-            f"{share:.1%}",
-            "; ".join(notes(phase, level)),
+            f"{level.layers} with {level.plan.tokens:,} tokens",
+            stages(level.plan, phase),
+            f"{pairs(level.plan) / level.plan.tokens**2:.1%}",
+            "; ".join(notes(phase, level.plan)),
         )
-        body = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr class="{phase.method}">{body}</tr>')
-    return "".join(lines)
+        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    return "".join(rows)
 
 
-def counts(plan: Plan, phase: Phase) -> str:
-    """The tokens, and what the phase makes of them, in words."""
+def stages(plan: Plan, phase: Phase) -> str:
+    """The tokens, and how many are left after each stage."""
     if plan.untouched:
         return f"{plan.tokens:,}, as unpatched"
     return " → ".join((f"{plan.tokens:,}", *phase.stages(plan)))
 
 
 def pairs(plan: Plan) -> int:
-    """Pairs of a query and a key that softmaxes see: the agents with all, and all with them."""
+    """Pairs of a query and a key: with agents, those of the agents' two softmaxes."""
     if plan.agents:
         return 2 * plan.agents * plan.merged_tokens
     return plan.merged_tokens * plan.keys
 
 
-def notes(phase: Phase, level: Tokens) -> list[str]:
-    """Where a phase does not do what its figures say, and why.
+def notes(phase: Phase, plan: Plan) -> list[str]:
+    """Where a phase differs from what its parameters ask for, and why.
 
     Example:
         >>> phase = Phase(method="merge", sx=2, sy=2, ratio=0.9)
-        >>> notes(phase, Tokens(1, 1, phase.plan(64, 64), True))
-        ['ratio 0.9 is capped to 0.75: a token of each cell stays']
+        >>> notes(phase, phase.plan(64, 64))
+        ['ratio 0.9 is capped to 0.75: one token of each cell stays']
     """
-    if not level.works:
-        return ["left alone"] if phase.method != "full" else []
-    return phase.caps(level.plan)
+    return [] if plan.untouched else phase.caps(plan)

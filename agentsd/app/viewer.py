@@ -1,4 +1,4 @@
-"""What the patch sees: merged regions, agents, and whom each place of an image listens to."""
+"""What a patched image's layers do: merged tokens, agents or keys, and what attends to them."""
 
 from __future__ import annotations
 
@@ -14,80 +14,77 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..methods.merge import Merge
-from ..methods.token_merging import merge
 from ..patching.layers import find_attention_layers, find_unet
 from ..patching.processor import LAYER, PatchedLayer, Projections
-from ..patching.runtime import Step
-from .limits import Request
+from .catalog import ImageRequest
 from .worker import Job
 
 Ints = NDArray[np.int32]
-VIEWS = ("merged regions", "agents", "listens to")
+Floats = NDArray[np.float64]
+
+MERGED, TARGETS, ATTENDED = VIEWS = ("merged tokens", "agents or keys", "attended most")
 """What can be drawn of a layer at a step."""
 
-MOST_BYTES = 32 * 2**20
-"""Of a recording; where all steps would take more, some are left out, evenly."""
+MAX_BYTES = 32 * 2**20
+"""Bytes of a recording; where all steps would take more, it has every second, third, … one."""
 
 SIDE = 768
-"""Pixels of the longer side of what is drawn, at least."""
-
-ROWS = 2048
-"""Queries compared with all agents or keys at a time, so that memory stays bounded."""
+"""Least pixels of the longer side of a drawing."""
 
 
-class Seen(NamedTuple):
-    """One layer at one step, for a grid of ``height × width`` tokens, row by row."""
+class LayerSnapshot(NamedTuple):
+    """One layer at one step, for a grid of ``height × width`` tokens, row by row.
 
-    method: str
+    The rest is as in :class:`agentsd.methods.observation.Observation`.
+    """
+
     height: int
     width: int
     owner: Ints | None
-    """``[N]`` merged token that each token belongs to; ``None`` where none merge."""
-    agents: Ints | None
-    """``[N]`` agent that each token belongs to, or (``keys``) the key that it is, else -1;
-    ``None`` where there are neither."""
-    listens: Ints | None
-    """``[N]`` agent, or key of the first head, that each token listens to most."""
+    targets: str | None
     places: Ints | None
-    """``[n]`` token at whose place each agent, or key, is."""
+    target: Ints | None
+    attended: Ints | None
 
 
 class Recording(NamedTuple):
-    """An image, and what was seen while it was made."""
+    """An image, and what the layers did while it was made."""
 
     image: Image.Image
-    seen: dict[tuple[int, str], Seen]
+    snapshots: dict[tuple[int, str], LayerSnapshot]
     """By step (from 1) and name of the layer."""
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are there."""
-        return sorted({step for step, _ in self.seen})
+        """The recorded steps."""
+        return sorted({step for step, _ in self.snapshots})
 
     @property
     def layers(self) -> list[str]:
-        """The layers that are there, in the order of the UNet."""
-        return list(dict.fromkeys(name for _, name in self.seen))
+        """The recorded layers, in the order of the UNet."""
+        return list(dict.fromkeys(name for _, name in self.snapshots))
 
 
-def look(job: Job, pipe: DiffusionPipeline, request: Request) -> Recording:
-    """Make a request's image again and note what each patched layer does.
+def record_layers(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Recording:
+    """Make a request's image again and record what each patched layer does.
 
     Raises:
         Stopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
-    seen: dict[tuple[int, str], Seen] = {}
-    with _watched(pipe, request, seen):
-        made = job.make(pipe, request.settings, request.schedule, request.scheduler, "looking")
-    return Recording(made.image, seen)
+    snapshots: dict[tuple[int, str], LayerSnapshot] = {}
+    with _hooks(pipe, request, snapshots):
+        made = job.make(pipe, request.settings, request.schedule, request.scheduler, "recording")
+    return Recording(made.image, snapshots)
 
 
 @contextmanager
-def _watched(
-    pipe: DiffusionPipeline, request: Request, seen: dict[tuple[int, str], Seen]
+def _hooks(
+    pipe: DiffusionPipeline,
+    request: ImageRequest,
+    snapshots: dict[tuple[int, str], LayerSnapshot],
 ) -> Iterator[None]:
+    """Fill ``snapshots`` from hooks before the layers' calls."""
     layers = [
         layer
         for layer in find_attention_layers(find_unet(pipe))
@@ -99,161 +96,123 @@ def _watched(
     )
     bytes_a_token = 3 * np.dtype(np.int32).itemsize * len(layers)
 
-    def watch(name: str) -> Any:
-        def note(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(name: str) -> Any:
+        def record(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["hidden_states"]
             layer: PatchedLayer | None = vars(attn).get(LAYER)
             step = layer.step_for(x.shape[1]) if layer is not None else None
             if layer is None or step is None:
                 return
             number, steps = step.position.step, step.position.num_steps
-            if number % ceil(bytes_a_token * x.shape[1] * steps / MOST_BYTES) == 0:
-                grid = -(-rows // layer.downsample), -(-columns // layer.downsample)
-                with torch.no_grad():
-                    seen[number + 1, name] = _see(attn, x, step, layer, *grid)
+            if number % ceil(bytes_a_token * x.shape[1] * steps / MAX_BYTES):
+                return
+            grid = -(-rows // layer.downsample), -(-columns // layer.downsample)
+            chosen = step.chosen[layer.downsample, attn.heads]
+            plan = step.plans[layer.downsample]
+            with torch.no_grad():
+                seen = step.phase.observe(Projections(attn, in_float32=False), x, chosen, plan)
+            snapshots[number + 1, name] = LayerSnapshot(*grid, *map(_to_numpy, seen))
 
-        return note
+        return record
 
-    hooks = [
-        layer.module.register_forward_pre_hook(watch(layer.name), with_kwargs=True)
+    handles = [
+        layer.module.register_forward_pre_hook(hook(layer.name), with_kwargs=True)
         for layer in layers
     ]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _see(attn: Any, x: Tensor, step: Step, layer: PatchedLayer, height: int, width: int) -> Seen:
-    """What the layer is about to do, for the last image of the batch: the guided one."""
-    method, plan = step.phase.method, step.plans[layer.downsample]
-    projections = Projections(attn, in_float32=False)
-    if not isinstance(step.phase, Merge):
-        chosen = step.chosen[layer.downsample, attn.heads][0]  # [n], of the first head
-        q = projections.queries(x[-1:])[:, 0]  # [1, N, d]
-        k = projections.keys_and_values(x[-1:, chosen])[0][:, 0]  # [1, n, d]
-        is_key = np.full(plan.tokens, -1, np.int32)
-        is_key[chosen.cpu().numpy()] = np.arange(len(chosen), dtype=np.int32)
-        listens = _favourites(q[None], k[None], q.shape[-1] ** -0.5)
-        return Seen(method, height, width, None, is_key, listens, _ints(chosen))
-    owner, agent_owner = step.phase.match(x, step.chosen[layer.downsample, attn.heads], plan)
-    owned = _ints(owner[-1])
-    if agent_owner is None:
-        return Seen(method, height, width, owned, None, None, None)
-    merged = merge(x, owner, plan.merged_tokens)
-    agents = merge(x, agent_owner, plan.agents)
-    q, a = (projections.queries(tokens[-1:]) for tokens in (merged, agents))
-    scale = (q.shape[-1] ** -0.5) ** getattr(step.phase, "k_scale2", 1)
-    best = _favourites(q, a, scale)
-    whose = _ints(agent_owner[-1])
-    places = np.unique(whose, return_index=True)[1].astype(np.int32)
-    destinations = _ints(step.chosen[layer.downsample, attn.heads])
-    places[: len(destinations)] = (
-        destinations  # the first are the destinations; others are themselves
-    )
-    return Seen(method, height, width, owned, whose, best[owned], places)
+def _to_numpy(value: Tensor | str | None) -> Any:
+    return value.cpu().numpy().astype(np.int32) if isinstance(value, Tensor) else value
 
 
-def _favourites(q: Tensor, k: Tensor, scale: float) -> Ints:
-    """Which of ``k`` ``[1, H, n, d]`` each of ``q`` ``[1, H, N, d]`` listens to most, in all."""
-    found = [
-        (rows.float() @ k.float().mT * scale).softmax(dim=-1).mean(dim=1).argmax(dim=-1)[0]
-        for rows in q.split(ROWS, dim=2)
-    ]
-    return _ints(torch.cat(found))
-
-
-def _ints(x: Tensor) -> Ints:
-    return x.cpu().numpy().astype(np.int32)
-
-
-def told(seen: Seen, view: str) -> str:
-    """What a picture of it shows, or why there is none."""
-    if seen.method == "full":
-        return "This step leaves the layer as it is."
-    if view == "merged regions":
-        if seen.owner is None:
-            return "Nothing is merged here: every place asks, and a few answer."
-        count = len(np.unique(seen.owner))
+def caption(snapshot: LayerSnapshot, view: str) -> str:
+    """What a drawing shows, or why there is nothing to draw."""
+    if view == MERGED:
+        if snapshot.owner is None:
+            return "No tokens are merged here."
+        count = len(np.unique(snapshot.owner))
         return (
-            f"{seen.owner.size:,} tokens became {count:,}, each in its mean colour. Lines part "
-            "neighbours that are not one token; likeness merges, however far apart."
+            f"{snapshot.owner.size:,} tokens were merged into {count:,}, each drawn in its mean "
+            "colour. White lines separate neighbours that were not merged together; tokens merge "
+            "if they are similar, however far apart."
         )
-    if seen.agents is None or seen.listens is None:
-        return "No agents here: the merged tokens attend to each other."
-    what = "keys of the first head" if seen.method == "keys" else "agents"
-    count = len(np.unique(seen.agents[seen.agents >= 0]))
-    if view == "agents":
-        return f"{count:,} {what}; the colours tell where in the image each one is."
-    used = len(np.unique(seen.listens))
+    if snapshot.places is None or snapshot.attended is None:
+        return "No agents or keys here: the tokens attend to one another."
+    targets, count = snapshot.targets, len(snapshot.places)
+    if view == TARGETS:
+        return f"{count:,} {targets}. The colours show where in the image each of them is."
+    used = len(np.unique(snapshot.attended))
     return (
-        "Each place has the colour of the one it listens to most, which tells where that one is. "
-        f"{used:,} of {count:,} {what} are somebody's favourite."
+        f"{used:,} of {count:,} {targets} get the most attention from some token. Each token has "
+        "the colour of the one it attends to most, which shows where in the image that one is."
     )
 
 
-def overlay(recording: Recording, seen: Seen, view: str) -> Image.Image:
-    """What was seen, laid over the image.
+def draw(recording: Recording, snapshot: LayerSnapshot, view: str) -> Image.Image:
+    """Draw what a layer did over the image.
 
     Args:
-        recording: What it is of.
-        seen: One of its layers at one of its steps.
+        recording: Its image.
+        snapshot: One of its layers at one of its steps.
         view: One of :data:`VIEWS`.
     """
     image = recording.image
     scale = max(1, ceil(SIDE / max(image.size)))
     size = image.width * scale, image.height * scale
     large = image.resize(size, Image.Resampling.LANCZOS)
-    if view == "merged regions" and seen.owner is not None:
-        tokens = np.asarray(image.resize((seen.width, seen.height), Image.Resampling.BOX))
-        mean = _means(seen.owner, tokens.reshape(-1, 3).astype(np.float64))
-        shown = _stretched(mean[seen.owner], seen, size)
-        return _lined(shown, seen.owner, seen)
-    if view == "merged regions" or seen.agents is None or seen.listens is None:
+    if view == MERGED and snapshot.owner is not None:
+        tokens = np.asarray(image.resize((snapshot.width, snapshot.height), Image.Resampling.BOX))
+        means = _means(snapshot.owner, tokens.reshape(-1, 3).astype(np.float64))
+        drawing = _enlarge(means[snapshot.owner], snapshot, size)
+        return _outline(drawing, snapshot.owner, snapshot)
+    number = snapshot.target if view == TARGETS else snapshot.attended
+    if view == MERGED or number is None or snapshot.places is None:
         return large
-    place = _colours(seen)[seen.places]
-    of = seen.agents if view == "agents" else seen.listens
     grey = large.convert("L").convert("RGB")
-    colours = place[np.maximum(of, 0)]
-    colours[of < 0] = 255
-    tint = _stretched(colours, seen, size)
-    return _lined(Image.blend(grey, tint, 0.75), of, seen)
+    colours = _colours_by_place(snapshot)[snapshot.places][np.maximum(number, 0)]
+    colours[number < 0] = 255
+    tint = _enlarge(colours, snapshot, size)
+    return _outline(Image.blend(grey, tint, 0.75), number, snapshot)
 
 
-def _means(of: Ints, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the values ``[N, 3]`` of each number in ``of`` ``[N]``."""
-    sums = [np.bincount(of, values[:, c]) for c in range(3)]
-    means: NDArray[np.float64] = np.stack(sums, axis=1) / np.bincount(of)[:, None]
+def _means(numbers: Ints, values: Floats) -> Floats:
+    """Mean of the values ``[N, 3]`` of each number in ``numbers`` ``[N]``."""
+    sums = [np.bincount(numbers, values[:, c]) for c in range(3)]
+    means: Floats = np.stack(sums, axis=1) / np.bincount(numbers)[:, None]
     return means
 
 
-def _colours(seen: Seen) -> NDArray[np.float64]:
-    """A colour ``[N, 3]`` for every place: four corners, and what lies between."""
+def _colours_by_place(snapshot: LayerSnapshot) -> Floats:
+    """A colour for every token, ``[N, 3]``, blended from those of the four corners."""
     corners = np.array([[[240, 40, 60], [255, 215, 0]], [[40, 60, 255], [0, 220, 130]]], float)
-    y, x = np.mgrid[0 : 1 : seen.height * 1j, 0 : 1 : seen.width * 1j][..., None]
+    y, x = np.mgrid[0 : 1 : snapshot.height * 1j, 0 : 1 : snapshot.width * 1j][..., None]
     top = corners[0, 0] * (1 - x) + corners[0, 1] * x
-    low = corners[1, 0] * (1 - x) + corners[1, 1] * x
-    mixed: NDArray[np.float64] = (top * (1 - y) + low * y).reshape(-1, 3)
-    return mixed
+    bottom = corners[1, 0] * (1 - x) + corners[1, 1] * x
+    blended: Floats = (top * (1 - y) + bottom * y).reshape(-1, 3)
+    return blended
 
 
-def _stretched(colours: NDArray[np.float64], seen: Seen, size: tuple[int, int]) -> Image.Image:
-    grid = colours.reshape(seen.height, seen.width, 3).round().astype(np.uint8)
+def _enlarge(colours: Floats, snapshot: LayerSnapshot, size: tuple[int, int]) -> Image.Image:
+    grid = colours.reshape(snapshot.height, snapshot.width, 3).round().astype(np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
 
 
-def _lined(image: Image.Image, of: Ints, seen: Seen) -> Image.Image:
-    """The image with lines between places of different numbers, but for those alone."""
-    grid = of.reshape(seen.height, seen.width)
-    count = np.bincount(of[of >= 0], minlength=int(of.max()) + 1)
-    lone = (grid < 0) | (count[np.maximum(grid, 0)] == 1)
+def _outline(image: Image.Image, numbers: Ints, snapshot: LayerSnapshot) -> Image.Image:
+    """Draw lines between tokens of different numbers, unless no other token shares either."""
+    grid = numbers.reshape(snapshot.height, snapshot.width)
+    count = np.bincount(numbers[numbers >= 0], minlength=int(numbers.max()) + 1)
+    alone = (grid < 0) | (count[np.maximum(grid, 0)] == 1)
     draw = ImageDraw.Draw(image)
-    wide, high = image.width / seen.width, image.height / seen.height
-    for y, x in np.argwhere((grid[:, 1:] != grid[:, :-1]) & ~(lone[:, 1:] & lone[:, :-1])):
+    wide, high = image.width / snapshot.width, image.height / snapshot.height
+    for y, x in np.argwhere((grid[:, 1:] != grid[:, :-1]) & ~(alone[:, 1:] & alone[:, :-1])):
         left = (x + 1) * wide
         draw.line((left, y * high, left, (y + 1) * high), "white")
-    for y, x in np.argwhere((grid[1:] != grid[:-1]) & ~(lone[1:] & lone[:-1])):
+    for y, x in np.argwhere((grid[1:] != grid[:-1]) & ~(alone[1:] & alone[:-1])):
         top = (y + 1) * high
         draw.line((x * wide, top, (x + 1) * wide, top), "white")
     return image

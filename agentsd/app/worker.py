@@ -1,4 +1,4 @@
-"""One device, many visitors: jobs run one at a time, tell how far they are, and stop when told."""
+"""One device, many visitors: jobs run one at a time, report progress, and can be stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -17,61 +17,61 @@ from PIL import Image
 
 from ..errors import LoadError
 from ..generation.images import TimedImage, make_image
-from ..image_settings import ImageSettings
+from ..generation.turns import Apply, warm_up, with_schedule
+from ..image_settings import ImageSettings, warm_up_settings
 from ..models.schedulers import scheduled
-from ..patching.patch import patched
 from ..schedule import Schedule
 
 T = TypeVar("T")
 
 PREVIEW_SHARE = 0.1
-"""Of a job's time, at most, that previews take. Images' times are told without it."""
+"""Largest share of a job's time that previews take; the times of images do not include it."""
 
 PREVIEW_SIDE = 256
 """Pixels of a preview's longer side."""
 
 PATIENCE = 1.0
-"""Seconds after which a job that has nothing to tell says so, and notices that nobody listens."""
+"""Seconds without progress after which a job yields anyway, and so notices a visitor who left."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """The visitor had enough, or left."""
+    """The visitor stopped the job or left, or the server is closing."""
 
 
 class Progress(NamedTuple):
-    """How far a job is."""
+    """The progress of a job."""
 
     label: str
     """Which image is being made."""
     step: int
     steps: int
     share: float
-    """Of the whole job, in [0, 1]."""
+    """Share of the whole job that is done, in [0, 1]."""
     seconds_left: float
-    """Of the whole job, as its steps so far suggest."""
+    """For the rest of the job, estimated from its steps so far."""
     preview: Image.Image | None
-    """The image as it stands, now and then."""
+    """The image decoded from the current latents, now and then."""
 
 
 class Finished(NamedTuple, Generic[T]):
-    """What a job came to."""
+    """The result of a job."""
 
     result: T
 
 
 class Job:
-    """What the work of one visitor has in hand: it makes images, and can be stopped.
+    """The work of one visitor, which makes images and can be stopped.
 
     Args:
-        tell: Called, in the worker's thread, with each :class:`Progress`.
+        report: Called in the worker's thread with each :class:`Progress`.
         images: How many images it will make.
-        warm: The pipelines and sizes that ran before, in this job or another.
+        warm: Pipelines and sizes that have run before, in this job or another.
     """
 
     def __init__(
-        self, tell: Callable[[Progress], None], images: int, warm: set[tuple[int, ...]]
+        self, report: Callable[[Progress], None], images: int, warm: set[tuple[int, ...]]
     ) -> None:
-        self._tell = tell
+        self._report = report
         self._warm = warm
         self._images = images
         self._made = 0
@@ -80,24 +80,32 @@ class Job:
         self._previews = 0.0  # seconds that previews took
 
     def stop(self) -> None:
-        """Have it end within one denoising step; may be called by any thread."""
+        """End the job within one denoising step; may be called from any thread."""
         self._stopped.set()
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if it is to end."""
+        """Raise :class:`Stopped` if the job was stopped."""
         if self._stopped.is_set():
             raise Stopped
 
-    def warm_up(self, pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> None:
-        """Run a step both ways at a size that is new, so that no image's time holds what is new."""
+    def warm_up(
+        self, pipe: DiffusionPipeline, variants: Mapping[str, Apply], settings: ImageSettings
+    ) -> None:
+        """Run a step of each variant at a size that is new, so that no image's time includes it."""
         size = id(pipe), settings.height or 0, settings.width or 0
         if size not in self._warm:
-            short = settings.model_copy(update={"num_inference_steps": 1})
-            for way in (None, schedule):
-                self.check()
-                with nullcontext() if way is None else patched(pipe, way):
-                    make_image(pipe, short)
+            warm_up(pipe, variants, warm_up_settings(settings, 1), make=self._make_unseen)
             self._warm.add(size)
+
+    def _make_unseen(
+        self,
+        pipe: DiffusionPipeline,
+        settings: ImageSettings,
+        label: str = "",
+        inputs: Mapping[str, Any] | None = None,
+    ) -> TimedImage:
+        self.check()
+        return make_image(pipe, settings, label, inputs)
 
     def make(
         self,
@@ -107,45 +115,55 @@ class Job:
         scheduler: str | None = None,
         label: str = "",
     ) -> TimedImage:
-        """Make one image; patch and scheduler are gone when it ends, however it ends.
+        """Make one image; patch and scheduler are undone afterwards, even after an error.
 
         Args:
-            pipe: Unpatched, and so again at the end.
-            settings: Of the image.
-            schedule: ``None`` makes the unpatched image.
-            scheduler: As for :class:`agentsd.models.adapters.PipelineOptions`.
-            label: Names the image to the visitor.
+            pipe: An unpatched pipeline.
+            settings: Settings of the image.
+            schedule: ``None`` for the unpatched image.
+            scheduler: As for :class:`agentsd.models.options.PipelineOptions`.
+            label: What the progress calls the image.
 
         Returns:
-            The image and its seconds, without those of the previews.
+            The image and its seconds, not counting previews.
 
         Raises:
-            Stopped: If it is stopped.
+            Stopped: If the job is stopped.
             AgentSDError: As :func:`agentsd.generation.images.make_image` and ``patched`` do.
         """
+        self.check()
+        with scheduled(pipe, scheduler), with_schedule(schedule)(pipe):
+            return self.make_shown(pipe, settings, label)
+
+    def make_shown(
+        self,
+        pipe: DiffusionPipeline,
+        settings: ImageSettings,
+        label: str = "",
+        inputs: Mapping[str, Any] | None = None,
+    ) -> TimedImage:
+        """Make one image with the pipeline as it is, as :meth:`make`, and show its progress."""
         if self._made == 0:
             self._begun = time.perf_counter()
         before = self._previews
 
-        def step(pipe: Any, index: int, _: Any, told: dict[str, Any]) -> dict[str, Any]:
+        def step(pipe: Any, index: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             self.check()
             steps = len(pipe.scheduler.timesteps)
             share = (self._made + (index + 1) / steps) / self._images
             elapsed = time.perf_counter() - self._begun
-            preview = self._preview(pipe, told["latents"]) if index + 1 < steps else None
+            preview = self._preview(pipe, tensors["latents"]) if index + 1 < steps else None
             left = elapsed * (1 - share) / share
-            self._tell(Progress(label, index + 1, steps, share, left, preview))
-            return told
+            self._report(Progress(label, index + 1, steps, share, left, preview))
+            return tensors
 
         self.check()
-        way = nullcontext() if schedule is None else patched(pipe, schedule)
-        with scheduled(pipe, scheduler), way:
-            made = make_image(pipe, settings, inputs={"callback_on_step_end": step})
+        made = make_image(pipe, settings, inputs={"callback_on_step_end": step, **(inputs or {})})
         self._made += 1
         return made._replace(seconds=made.seconds - (self._previews - before))
 
     def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
-        """The latents decoded, if the previews so far took little enough of the time."""
+        """Decode the latents, unless previews have taken too much of the time so far."""
         begun = time.perf_counter()
         if self._previews > PREVIEW_SHARE * (begun - self._begun) or _overflows(pipe.vae):
             return None
@@ -158,24 +176,27 @@ class Job:
 
 
 def _overflows(vae: Any) -> bool:
-    """Whether a VAE must be made float32 to decode, as SDXL's must; too much for a preview."""
+    """Whether a VAE must be cast to float32 to decode, as SDXL's; too slow for a preview."""
     return bool(vae.dtype == torch.float16 and vae.config.get("force_upcast"))
 
 
 class Worker:
-    """Runs jobs one at a time, in a thread of its own.
+    """Runs jobs one at a time, in its own thread.
 
     Args:
         pipes: The pipelines, by the names that visitors choose from.
 
     Raises:
-        LoadError: If one cannot tell its steps, and so could be neither followed nor stopped.
+        LoadError: If a pipeline has no step callback, which following and stopping need.
     """
 
     def __init__(self, pipes: Mapping[str, DiffusionPipeline]) -> None:
         for name, pipe in pipes.items():
             if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
-                raise LoadError(f"{name} is a {type(pipe).__name__}, which does not tell its steps")
+                raise LoadError(
+                    f"{name} is a {type(pipe).__name__}, which has no callback_on_step_end; "
+                    "choose another model"
+                )
         self.pipes = pipes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentsd")
         self._jobs: set[Job] = set()
@@ -184,16 +205,16 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not done, the running one among them."""
+        """Number of jobs that are not done, including the running one."""
         return len(self._jobs)
 
     @property
     def open(self) -> bool:
-        """Whether it takes jobs."""
+        """Whether it accepts jobs."""
         return not self._closed
 
     def close(self) -> None:
-        """Stop the jobs there are, and take no more."""
+        """Stop all jobs and accept no more."""
         self._closed = True
         for job in list(self._jobs):
             job.stop()
@@ -203,41 +224,41 @@ class Worker:
     async def follow(
         self, work: Callable[[Job], T], images: int = 1
     ) -> AsyncIterator[AsyncIterator[Progress | Finished[T] | None]]:
-        """Run work when its turn comes, and follow how it goes; leaving the block stops it.
+        """Run work when its turn comes, and follow its progress; leaving the block stops it.
 
         Args:
             work: Called in the worker's thread.
-            images: How many images it makes.
+            images: Number of images it makes.
 
         Yields:
-            What there is to tell: each :class:`Progress`, ``None`` where for a while there is
-            none, and at the end the result, :class:`Finished`. Raises what the work raises.
+            Each :class:`Progress`, ``None`` when there has been none for a while, and at the end
+            :class:`Finished` with the result. Raises what the work raises.
         """
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
+        queue: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
 
-        def tell(event: Progress | Future[T]) -> None:
-            with suppress(RuntimeError):  # the loop is closed when the server ends
-                loop.call_soon_threadsafe(told.put_nowait, event)
+        def report(event: Progress | Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop is closed once the server ends
+                loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        job = Job(tell, images, self._warm)
+        job = Job(report, images, self._warm)
         self._jobs.add(job)
         future = self._thread.submit(work, job)
-        future.add_done_callback(tell)
+        future.add_done_callback(report)
         future.add_done_callback(lambda _: self._jobs.discard(job))
         try:
-            yield _events(told)
+            yield _events(queue)
         finally:
             job.stop()
             future.cancel()
 
 
 async def _events(
-    told: asyncio.Queue[Progress | Future[T]],
+    queue: asyncio.Queue[Progress | Future[T]],
 ) -> AsyncIterator[Progress | Finished[T] | None]:
     while True:
         try:
-            event = await asyncio.wait_for(told.get(), PATIENCE)
+            event = await asyncio.wait_for(queue.get(), PATIENCE)
         except asyncio.TimeoutError:
             yield None
             continue

@@ -1,1 +1,1 @@
-"""How long a call of the UNet takes: unpatched, patched, and with the peers' methods."""
+"""How long a call of the UNet takes: unpatched, patched, and with the baselines."""

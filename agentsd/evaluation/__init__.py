@@ -1,1 +1,1 @@
-"""How good images are: metrics of sets and pairs, experiments by protocol, their reports."""
+"""Image quality: metrics of image sets and of pairs, experiments, and their reports."""

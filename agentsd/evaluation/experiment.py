@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import EvaluationError
+from ..generation.batch.run_folder import RunFolder, only_run_in
 from ..generation.image_files import encode_image, prepare_folder, write_whole
-from ..generation.images import TimedImage, make_image
-from ..generation.records import shared_record
-from ..image_settings import ImageSettings
+from ..generation.images import TimedImage
+from ..generation.records import ImageRecord, manifest_entry
+from ..generation.turns import in_turns, warm_up
+from ..image_settings import ImageSettings, warm_up_settings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
 from ..models.schedulers import scheduled
-from .pictures import MANIFEST, read_manifest
-from .protocol import Protocol, Variant
-from .scoring import Judges, Progress, measure
+from .protocol import Protocol, ProtocolVariant
+from .scoring import Metrics, Progress, measure
 
-TIMING = ("seconds", "device", "agentsd", "torch", "file", "sha256")
-"""What of a manifest's entry may differ from what a resumed run would write."""
+MAY_DIFFER = ("device", "agentsd", "torch", "weights")
+"""Keys in which an image that is there may differ from one that would be made now; fingerprints of
+weights are compared on their own."""
+
+WARM_UP_STEPS = 4
 
 
 def run(
@@ -33,14 +36,14 @@ def run(
     cache: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Make what is missing of an experiment and measure it; started again, it goes on.
+    """Make what is missing of an experiment and measure it; a second call resumes the first.
 
     Args:
         protocol: What to do.
-        out: Folder; a folder of images for each variant is made in it, and ``report.json``.
+        out: Folder; gets a folder of images for each variant, and ``report.json``.
         pipe: The protocol's model, loaded.
         cache: Folder of the features' cache.
-        progress: Told of progress.
+        progress: Called with the progress.
 
     Returns:
         What ``report.json`` holds.
@@ -50,107 +53,114 @@ def run(
             finds wrong.
         AgentSDError: If the pipeline cannot run a variant.
     """
-    judges = Judges.of(protocol, pipe.device)  # rather now than after hours of making images
+    metrics = Metrics.load(protocol, pipe.device)  # fails before hours of making images
     begun = time.perf_counter()
-    with scheduled(pipe, protocol.scheduler):
+    with only_run_in(out), scheduled(pipe, protocol.scheduler):
         generate(protocol, out, pipe, progress)
     made = time.perf_counter()
-    report = measure(protocol, out, judges, cache=cache, progress=progress)
+    report = measure(protocol, out, metrics, cache=cache, progress=progress)
     report["seconds"] = {"making": made - begun, "measuring": time.perf_counter() - made}
     write_whole(out / "report.json", json.dumps(report, indent=1).encode())
     return report
 
 
-def make(pipe: Any, settings: ImageSettings, variant: Variant, label: str = "") -> TimedImage:
-    """Make one image of a variant."""
-    with variant.applied(pipe):
-        return make_image(pipe, settings, label)
-
-
 def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
-    """Make the images that are not there yet; the variants take turns, so that times compare."""
-    wanted, ways = protocol.images(), protocol.ways()
+    """Make the images that are missing; the variants take turns, so that their times compare.
+
+    The images are made one by one, not by :func:`agentsd.generation.batch.engine.run`: that leaves
+    a patch on from batch to batch and writes in the background, which would blur the times.
+    """
+    images = protocol.images()
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
-    by = {way.name: shared_record(pipe, protocol.model, way.schedule, weights) for way in ways}
-    there = {way.name: _begun(out, way, wanted, by[way.name]) for way in ways}
-    done, total = sum(map(len, there.values())), len(wanted) * len(ways)
-    warm: set[str] = set()
-    for number, settings in enumerate(wanted):
-        turn = number % len(ways)  # another one first each time
-        for way in ways[turn:] + ways[:turn]:
-            if number in there[way.name]:
-                continue
-            if way.name not in warm:  # its first steps are slower, and not counted
-                few = min(4, settings.num_inference_steps)
-                make(pipe, settings.model_copy(update={"num_inference_steps": few}), way)
-                warm.add(way.name)
-            progress("images", done, total)
-            made = make(pipe, settings, way, f"{way.name}, image {number + 1}")
-            _keep(out, way, number, settings.model_dump() | by[way.name], made)
-            done += 1
+    folders = {
+        variant.name: _VariantFolder(out, variant, images, pipe, protocol.model, weights)
+        for variant in protocol.all_variants()
+    }
+    appliers = {name: folder.variant.applied for name, folder in folders.items()}
+    missing = {name: folder.missing(len(images)) for name, folder in folders.items()}
+    total = len(images) * len(folders)
+    done = total - sum(map(len, missing.values()))
     progress("images", done, total)
+    unfinished = {name: appliers[name] for name in folders if missing[name]}
+    warm_up(pipe, unfinished, warm_up_settings(images[0], WARM_UP_STEPS))
+    for number, settings in enumerate(images):
+        skip = {name for name in folders if number not in missing[name]}
+        label = f"{{}}, image {number + 1}"
+        for name, made in in_turns(pipe, appliers, settings, number, label=label, skip=skip):
+            folders[name].save(number, made)
+            done += 1
+            progress("images", done, total)
 
 
-def _begun(out: Path, way: Variant, wanted: list[ImageSettings], by: dict[str, Any]) -> set[int]:
-    """The numbers of the images that are there; a last line that was cut short is dropped.
+class _VariantFolder:
+    """The images of a variant, which may be there from an earlier run of the experiment.
 
     Args:
         out: Folder of the experiment.
-        way: The variant.
-        wanted: Its images.
-        by: What all their records share.
+        variant: The variant.
+        images: Settings of its images, by number.
+        pipe: What makes them.
+        model: What the pipeline was loaded from.
+        weights: Fingerprints of the weights, for the records.
 
     Raises:
-        EvaluationError: If one was made otherwise.
-        SettingsError: If one was made with other weights of that name.
+        EvaluationError: If an image that is there was made with other settings.
+        SettingsError: If one was made with other weights of the same name.
     """
-    folder = out / "images" / way.name
-    prepare_folder(folder / "images")
-    file = folder / MANIFEST
-    if not file.is_file():
-        return set()
-    data = file.read_bytes()
-    if not data.endswith(b"\n"):
-        write_whole(file, data[: data.rfind(b"\n") + 1])
-    there = set()
-    for entry in read_manifest(file):
-        number = entry.get("id")
-        if not isinstance(number, int) or not 0 <= number < len(wanted):
-            continue  # of a longer run of the same experiment
-        # Through JSON, as the entry went, so that tuples are lists.
-        recorded = wanted[number].model_dump() | by
-        expected = json.loads(json.dumps(_entry(way, number, recorded), sort_keys=True))
-        check_unchanged(entry.get("weights") or {}, expected.pop("weights"))
-        for key, value in expected.items():
-            if key not in TIMING and entry.get(key) != value:
+
+    def __init__(
+        self,
+        out: Path,
+        variant: ProtocolVariant,
+        images: list[ImageSettings],
+        pipe: Any,
+        model: str,
+        weights: dict[str, Any],
+    ) -> None:
+        self.variant = variant
+        self._images = images
+        self._record = ImageRecord.of(pipe, images[0], model, variant.schedule, weights)
+        self._folder = RunFolder(out / "images" / variant.name)
+        prepare_folder(self._folder.images)
+        self._folder.recover()
+        for line in self._folder.lines():
+            self._check(line)
+        self._folder.open(len(images))
+
+    def missing(self, total: int) -> set[int]:
+        """The numbers of the images that are to be made."""
+        return {number for number in range(total) if not self._folder.is_settled(number)}
+
+    def save(self, number: int, made: TimedImage) -> None:
+        """Write an image and its line of the manifest."""
+        data = encode_image(made.image, self._record_of(number))
+        hidden = made.nsfw_content_detected
+        line = self._line(number, seconds=made.seconds, nsfw_content_detected=hidden)
+        self._folder.save(f"images/{number:06}.png", data, line)
+
+    def _check(self, line: dict[str, Any]) -> None:
+        """Refuse an image that would be made otherwise now."""
+        number = line.get("number", line["id"])
+        if number >= len(self._images):
+            return  # of a longer run of the same experiment
+        # Through JSON, as the line went, so that tuples are lists.
+        now = json.loads(json.dumps(self._record_of(number).to_dict() | self._extra(number)))
+        check_unchanged(line.get("weights") or {}, now["weights"])
+        for key, value in now.items():
+            if key not in MAY_DIFFER and line.get(key) != value:
                 raise EvaluationError(
-                    f"{file}: image {number} was made with another {key} "
-                    f"({entry.get(key)!r:.80}, now {value!r:.80}); take another --out, or delete "
+                    f"{self._folder.path}: image {number} was made with another {key} "
+                    f"({line.get(key)!r:.80}, now {value!r:.80}); take another --out, or delete "
                     "that folder"
                 )
-        if (folder / entry["file"]).is_file():
-            there.add(number)
-    return there
 
+    def _record_of(self, number: int) -> ImageRecord:
+        return replace(self._record, settings=self._images[number])
 
-def _keep(out: Path, way: Variant, number: int, recorded: dict[str, Any], made: TimedImage) -> None:
-    """Write an image, and then what the manifest says of it."""
-    folder = out / "images" / way.name
-    name = f"images/{number:06}.png"
-    data = encode_image(made.image, recorded)
-    write_whole(folder / name, data)
-    entry = _entry(way, number, recorded) | {
-        "file": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "seconds": round(made.seconds, 4),
-        "nsfw_content_detected": made.nsfw_content_detected,
-    }
-    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    def _extra(self, number: int) -> dict[str, Any]:
+        return {"id": number, "variant": self.variant.spec}
 
-
-def _entry(way: Variant, number: int, recorded: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of an image, besides how it turned out."""
-    return {"id": number, **recorded, "variant": way.spec}
+    def _line(self, number: int, **outcome: Any) -> dict[str, Any]:
+        return manifest_entry(
+            self._record_of(number), number=number, **self._extra(number), **outcome
+        )

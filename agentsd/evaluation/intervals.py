@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals over prompts, and differences that are called ones."""
+"""Confidence intervals: of means by bootstrap over prompts, and of values with a standard error."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import EvaluationError
 
-Array = NDArray[np.float64]
-
-ENOUGH = 20
-"""Images, or prompts, below which a figure says little."""
+SMALL_SAMPLE = 20
+"""Number of images, or prompts, below which a figure says little."""
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its interval."""
+    """A value with the ends of its confidence interval."""
 
     mean: float
     low: float
@@ -26,17 +24,28 @@ class Interval(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference with this interval is called one."""
+        """Whether a difference with this interval is significant."""
         return self.low > 0 or self.high < 0
 
 
-def z_value(level: float) -> float:
-    """Half the width, in standard errors, of a normal interval.
+def normal_interval(mean: float, error: float, level: float = 0.95) -> Interval:
+    """The normal confidence interval of a value.
+
+    Args:
+        mean: The value.
+        error: Its standard error.
+        level: Confidence level, in (0, 1).
 
     Example:
-        >>> round(z_value(0.95), 3)
-        1.96
+        >>> round(normal_interval(5, 1).high, 2)
+        6.96
     """
+    half = _z_value(level) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def _z_value(level: float) -> float:
+    """Half the width of a normal interval, in standard errors."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
@@ -48,37 +57,40 @@ def bootstrap(
     resamples: int = 4000,
     seed: int = 0,
 ) -> list[Interval]:
-    """Means with bootstrap intervals, over whole groups of images.
+    """Means with bootstrap intervals, resampling whole groups of images.
 
-    Images of one prompt are alike, so prompts are drawn, each with all of its seeds. All columns
-    share the draws: the interval of a difference of two columns is paired by prompt and seed. With
-    few groups, percentile intervals are too narrow (Hesterberg, 2015, arXiv 1411.5279); both halves
-    are stretched by what Student's interval is wider than the normal one.
+    Images of one prompt are correlated, so prompts are resampled, each with all of its seeds. All
+    columns share the resamples: the interval of a difference between two columns is paired by
+    prompt and seed. With few groups, percentile intervals are too narrow (Hesterberg, 2015, arXiv
+    1411.5279); both halves are widened by the ratio of Student's interval to the normal one.
 
     Args:
-        values: ``[N]`` or ``[N, K]``, a column for each thing that was measured.
+        values: ``[N]`` or ``[N, K]``, a column for each quantity.
         groups: ``[N]`` labels, for example prompts; by default each image is its own group.
-        level: Share of the intervals that should hold the truth, in (0, 1).
-        resamples: Draws; more is steadier and takes longer.
-        seed: Of the draws, so that an interval can be made again.
+        level: Confidence level, in (0, 1).
+        resamples: Number of resamples; more is steadier and takes longer.
+        seed: Of the resamples, so that an interval can be reproduced.
 
     Returns:
-        An interval for each column. With a single group nothing can be said: the ends are
-        infinite.
+        An interval for each column, in the units of the values. A single group gives no
+        information on the spread: the ends are infinite.
 
     Raises:
-        EvaluationError: If there is no value, one is not finite, or labels do not match.
+        EvaluationError: If there are no values, one is not finite, or the number of labels is
+            another.
 
     Example:
-        >>> [found] = bootstrap(range(100))
-        >>> found.mean, found.low < 45, found.high > 54
+        >>> [interval] = bootstrap(range(100))
+        >>> interval.mean, interval.low < 45, interval.high > 54
         (49.5, True, True)
     """
     x = np.asarray(values, np.float64)
     x = x[:, None] if x.ndim == 1 else x
     labels = np.arange(len(x)) if groups is None else np.asarray(groups)
     if not x.size or labels.shape != x.shape[:1]:
-        raise EvaluationError(f"{len(x)} values, {labels.size} groups: as many of both are needed")
+        raise EvaluationError(
+            f"{len(x)} values, {labels.size} groups: each value needs one group label"
+        )
     if not np.isfinite(x).all():
         raise EvaluationError("an interval needs finite values; NaN or infinity was measured")
     _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -87,38 +99,39 @@ def bootstrap(
         return [Interval(float(m), -np.inf, np.inf) for m in means]
     sums = np.zeros((len(sizes), x.shape[1]))
     np.add.at(sums, index, x)
-    draw = np.random.default_rng(seed)
-    weights = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
-    drawn = weights @ sums / (weights @ sizes)[:, None]  # [R, K]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
+    resampled = weights @ sums / (weights @ sizes)[:, None]  # [R, K]
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     stretch = _stretch(level, len(sizes))
     low, high = (means + stretch * (end - means) for end in (low, high))
     return [Interval(*map(float, ends)) for ends in zip(means, low, high, strict=True)]
 
 
 def _stretch(level: float, groups: int) -> float:
-    """By what to stretch a percentile interval from few groups."""
-    z, n = z_value(level), groups - 1
-    # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5); and the deviation of
-    # resampled means divides by the number of groups, not by one less.
+    """The factor by which to widen a percentile interval from few groups."""
+    z, n = _z_value(level), groups - 1
+    # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5); and the standard
+    # deviation of resampled means divides by the number of groups, not by one less.
     t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
     return t / z * float(np.sqrt(groups / n))
 
 
 def small_sample_warning(labels: Sequence[str]) -> str | None:
-    """What to say of intervals over so few prompts; None where they are enough.
+    """A warning for intervals over few prompts; ``None`` where they are enough.
 
     Example:
         >>> small_sample_warning(["a cat", "a cat", "a dog"])[:44]
-        '2 prompts: the intervals are as wide as so f'
+        'only 2 prompts: the intervals are wide, and '
         >>> small_sample_warning([str(i) for i in range(20)]) is None
         True
     """
     count = len(set(labels))
-    if count >= ENOUGH:
+    if count >= SMALL_SAMPLE:
         return None
+    plural = "prompt" if count == 1 else "prompts"
     return (
-        f"{count} prompts: the intervals are as wide as so few allow, and speak of prompts like "
-        "these alone"
+        f"only {count} {plural}: the intervals are wide, and the figures hold for prompts like "
+        "these only"
     )

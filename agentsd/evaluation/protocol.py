@@ -1,4 +1,4 @@
-"""What an experiment is: model, prompts, variants, sizes, steps, seeds; read from YAML."""
+"""The protocol of an experiment: model, prompts, variants, steps and seeds, read from YAML."""
 
 from __future__ import annotations
 
@@ -20,57 +20,58 @@ from ..patching.patch import patched
 from ..schedule import PRESETS, Schedule
 from ..settings import StrictModel, parse_yaml, short_repr
 from ..text_files import read_text
-from .pictures import prompt_lines
-from .reading import Reading
+from .image_sets import prompt_lines
+from .reading import ReadOptions
 
 UNPATCHED = "unpatched"
-"""Name of the variant that all others are compared with; it is always made."""
+"""Name of the variant that all others are compared with; always included."""
 
 MOST_IMAGES = 100_000
-"""Of a variant."""
+"""Upper limit for a variant."""
 
 Count = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
 
 
-class Variant(NamedTuple):
-    """One way to run the pipeline."""
+class ProtocolVariant(NamedTuple):
+    """A variant of the pipeline: unpatched, with a schedule, or with another project's method."""
 
     name: str
     spec: dict[str, Any]
-    """As plain values, by which a resumed run knows its images again."""
+    """Its settings as plain values, by which a resumed run recognises its images."""
     schedule: Schedule | None = None
-    peer: str | None = None
+    baseline: str | None = None
 
     def applied(self, pipe: Any) -> AbstractContextManager[Any]:
-        """A context in which ``pipe`` runs this way."""
+        """A context in which ``pipe`` runs as this variant."""
         if self.schedule is not None:
             return patched(pipe, self.schedule)
-        if self.peer is not None:
-            return PEERS[self.peer](pipe, **self.spec["settings"])
+        if self.baseline is not None:
+            return PEERS[self.baseline](pipe, **self.spec["settings"])
         return nullcontext(pipe)
 
 
 class Protocol(StrictModel):
-    """An experiment.
+    """The protocol of an experiment.
 
     Args:
         model: What to load: ``pocket``, a folder, a ``.safetensors`` file or a hub id.
-        prompts: A list, or the path of a text file with one a line, beside the protocol.
-        template: Each prompt is put in the place of its ``{}``.
-        variants: By name: ``schedule`` (a preset, the path of a YAML file or a mapping of what
-            such a file holds), or ``peer`` (``tomesd``, ``deepcache``, ``todo``, ``tiles``) with
-            its settings. ``unpatched`` is made in any case.
+        prompts: A list, or the path of a text file with one a line, relative to the protocol.
+        template: Text in which ``{}`` is replaced with each prompt.
+        variants: By name: ``schedule`` (a preset, the path of a YAML file, or a mapping with the
+            content of one), or ``peer`` (``tomesd``, ``deepcache``, ``todo``, ``tiles``) with its
+            settings. ``unpatched`` is always included.
         num_inference_steps, guidance_scale, height, width, negative_prompt: As for
-            :class:`agentsd.image_settings.ImageSettings`; ``guidance_scale`` is 2 for the pocket
-            model, else 7.5.
-        scheduler: A class of diffusers to sample with; the model's own by default.
-        seed: Of the first image; each image of a variant has its own, counting up.
+            :class:`agentsd.image_settings.ImageSettings`; ``guidance_scale`` is by default 2 for
+            the pocket model, otherwise 7.5.
+        scheduler: Name of a diffusers scheduler; by default the model's own.
+        seed: Seed of the first image of each variant; later images count up from it.
         images_per_prompt: In each replicate.
-        replicates: How often all of it is done, with fresh seeds.
+        replicates: How often the whole experiment is repeated with new seeds.
         features: Extractor for FID and KID.
-        clip: Extractor for the CLIP score and the cosine to the unpatched image.
+        clip: Extractor for the CLIP score and the cosine similarity to the unpatched image.
         reference: What FID and KID compare with: ``unpatched``, or a set of real images.
-        size, convert: How the reference is read; see :class:`agentsd.evaluation.reading.Reading`.
+        size, convert: How the reference is read; see
+            :class:`agentsd.evaluation.reading.ReadOptions`.
 
     Raises:
         ProtocolError: Names the key, its value and what is allowed.
@@ -99,17 +100,19 @@ class Protocol(StrictModel):
 
     def model_post_init(self, _: Any) -> None:
         if "{}" not in self.template:
-            raise ProtocolError(f"template: must hold {{}} (got {short_repr(self.template)})")
+            raise ProtocolError(f"template: must contain {{}} (got {short_repr(self.template)})")
         if not self.prompts or isinstance(self.prompts, str):
-            raise ProtocolError("prompts: a list of one or more, or a file of them, is needed")
+            raise ProtocolError(
+                "prompts: must be a list of at least one prompt, or a text file of them"
+            )
         if self.scheduler is not None and self.scheduler not in COMMON_NAMES:
             raise ProtocolError(
                 f"scheduler: must be one of {', '.join(COMMON_NAMES)} (got {self.scheduler!r})"
             )
-        self.images()[-1].model_dump()  # says now what is wrong with size or prompts
+        self.images()[-1].model_dump()  # raises errors in the size or the prompts now
 
     def images(self) -> list[ImageSettings]:
-        """The settings of each image of a variant: all prompts once, then again."""
+        """The settings of each image of a variant: all prompts, then all of them again."""
         guidance = self.guidance_scale
         if guidance is None:
             guidance = default_guidance(self.model)
@@ -133,96 +136,102 @@ class Protocol(StrictModel):
         ]
 
     def replicate(self, image: int) -> int:
-        """Which replicate the image of that number belongs to."""
+        """The replicate that an image belongs to, given its number."""
         return image // (len(self.prompts) * self.images_per_prompt)
 
     @property
-    def reading(self) -> Reading:
+    def read_options(self) -> ReadOptions:
         """How the reference is read."""
-        return Reading(self.size, self.convert)
+        return ReadOptions(self.size, self.convert)
 
-    def ways(self) -> list[Variant]:
-        """The variants, the unpatched one first."""
+    def all_variants(self) -> list[ProtocolVariant]:
+        """The variants, the unpatched one first.
+
+        Raises:
+            ProtocolError: If a name or a specification is wrong.
+        """
         if len({name.casefold() for name in self.variants}) < len(self.variants):
-            raise ProtocolError("variants: two names differ in upper and lower case alone")
-        found = [Variant(UNPATCHED, {})]
-        return found + [
-            _variant(name, spec) for name, spec in self.variants.items() if name != UNPATCHED
-        ]
+            raise ProtocolError("variants: two names differ only in upper and lower case")
+        unpatched = ProtocolVariant(UNPATCHED, {})
+        others = (name for name in self.variants if name != UNPATCHED)
+        return [unpatched, *(_parse_variant(name, self.variants[name]) for name in others)]
 
 
-def _variant(name: str, spec: Any) -> Variant:
+def _parse_variant(name: str, spec: Any) -> ProtocolVariant:
     if not re.fullmatch(r"\w[\w.+-]{0,63}", name):
         raise ProtocolError(
-            f"variants: {short_repr(name)} must be of letters, digits and .-_+, and begin with one "
-            "of the first two"
+            f"variants: {short_repr(name)} must consist of letters, digits and .-_+ (64 at most), "
+            "and start with a letter, a digit or _"
         )
     if not isinstance(spec, Mapping) or len({"schedule", "peer"} & spec.keys()) != 1:
         raise ProtocolError(f"variants.{name}: needs a schedule or a peer (got {short_repr(spec)})")
     try:
-        if "schedule" in spec:
-            if len(spec) > 1:
-                extra = ", ".join(sorted(spec.keys() - {"schedule"}))
-                raise ProtocolError(f"beside its schedule it takes nothing (got {extra})")
-            given = spec["schedule"]
-            mapped = isinstance(given, Mapping)
-            schedule = Schedule.from_dict(given) if mapped else Schedule.load(given)
-            return Variant(name, {"schedule": schedule.to_dict()}, schedule=schedule)
-        if not isinstance(spec["peer"], str) or spec["peer"] not in PEERS:
-            raise ProtocolError(f"peer must be {', '.join(PEERS)} (got {short_repr(spec['peer'])})")
-        settings = {key: value for key, value in spec.items() if key != "peer"}
-        signature = inspect.signature(PEERS[spec["peer"]])
-        try:
-            signature.bind(None, **settings)
-        except TypeError as error:
-            raise ProtocolError(f"{spec['peer']}{signature}: {error}") from None
-        for key, value in settings.items():
-            if not isinstance(value, (bool, int, float)):
-                raise ProtocolError(
-                    f"{key} must be a number or a yes or no (got {short_repr(value)})"
-                )
+        return _schedule_variant(name, spec) if "schedule" in spec else _baseline(name, spec)
     except AgentSDError as error:
         raise ProtocolError(f"variants.{name}: {error}") from None
-    return Variant(name, {"peer": spec["peer"], "settings": settings}, peer=spec["peer"])
+
+
+def _schedule_variant(name: str, spec: Mapping[str, Any]) -> ProtocolVariant:
+    if len(spec) > 1:
+        extra = ", ".join(sorted(spec.keys() - {"schedule"}))
+        raise ProtocolError(f"schedule cannot be combined with other keys (got {extra})")
+    given = spec["schedule"]
+    is_mapping = isinstance(given, Mapping)
+    schedule = Schedule.from_dict(given) if is_mapping else Schedule.load(given)
+    return ProtocolVariant(name, {"schedule": schedule.to_dict()}, schedule=schedule)
+
+
+def _baseline(name: str, spec: Mapping[str, Any]) -> ProtocolVariant:
+    baseline = spec["peer"]
+    if not isinstance(baseline, str) or baseline not in PEERS:
+        raise ProtocolError(f"peer must be one of {', '.join(PEERS)} (got {short_repr(baseline)})")
+    settings = {key: value for key, value in spec.items() if key != "peer"}
+    signature = inspect.signature(PEERS[baseline])
+    try:
+        signature.bind(None, **settings)
+    except TypeError as error:
+        raise ProtocolError(f"{baseline}{signature}: {error}") from None
+    for key, value in settings.items():
+        if not isinstance(value, (bool, int, float)):
+            raise ProtocolError(f"{key} must be a number, true or false (got {short_repr(value)})")
+    return ProtocolVariant(name, {"peer": baseline, "settings": settings}, baseline=baseline)
 
 
 def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> Protocol:
-    """Read a protocol.
+    """Load a protocol.
 
     Args:
-        path: Of a YAML file, or the name of one that comes with agentsd (``pocket``).
-        quick: Change what its ``quick`` mapping says: a cut of the experiment, to try it.
-        **changes: Keys to change after that; those that are None are left alone.
+        path: A YAML file, or the name of a protocol that ships with agentsd (``pocket``).
+        quick: Apply the changes in its ``quick`` mapping: a short version, to try it out.
+        **changes: Keys to change after that; ``None`` changes nothing.
 
     Raises:
-        ProtocolError: Names the file, and what in it is wrong.
+        ProtocolError: Names the file and what is wrong in it.
     """
-    file, ours = Path(path), {each.stem: each for each in (PRESETS / "eval").glob("*.yaml")}
-    if str(path) in ours:
-        file = ours[str(path)]
+    file, shipped = Path(path), {each.stem: each for each in (PRESETS / "eval").glob("*.yaml")}
+    if str(path) in shipped:
+        file = shipped[str(path)]
     elif not file.suffix and not file.exists():
-        there = ", ".join(sorted(ours))
-        raise ProtocolError(f"no protocol {short_repr(str(path))}; give a YAML file, or {there}")
+        names = ", ".join(sorted(shipped))
+        raise ProtocolError(f"no protocol {short_repr(str(path))}; give a YAML file, or {names}")
     data = parse_yaml(read_text(file, ProtocolError), str(file), ProtocolError)
     try:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            raise ProtocolError(f"expected a mapping of names to values (got {short_repr(data)})")
+        shorter = data.pop("quick", None) or {}
+        if not isinstance(shorter, dict):
             raise ProtocolError(
-                f"a mapping of names to values was expected (got {short_repr(data)})"
+                f"quick: must be a mapping of keys to change (got {short_repr(shorter)})"
             )
-        cut = data.pop("quick", None) or {}
-        if not isinstance(cut, dict):
-            raise ProtocolError(
-                f"quick: must be a mapping of keys to change (got {short_repr(cut)})"
-            )
-        if quick and not cut:
-            raise ProtocolError("it has no quick cut; run it whole")
-        data |= cut if quick else {}
+        if quick and not shorter:
+            raise ProtocolError("it has no quick version; run it without --quick")
+        data |= shorter if quick else {}
         data |= {key: value for key, value in changes.items() if value is not None}
         if isinstance(data.get("prompts"), str):
             lines = prompt_lines(file.parent / data["prompts"], ProtocolError)
             data["prompts"] = [line.strip() for line in lines if line.strip()]
         protocol = Protocol(**data)
-        protocol.ways()
+        protocol.all_variants()
     except AgentSDError as error:
         raise ProtocolError(f"{file}: {error}") from None
     return protocol

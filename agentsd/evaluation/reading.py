@@ -1,4 +1,4 @@
-"""An image to measure, from the bytes of its file: what is refused, and how the rest is read."""
+"""Read images to measure: which ones are refused, and how the others are decoded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from ..errors import EvaluationError
+from .image_sets import ImageEntry
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How images are read: turned as their cameras say; nothing else is changed silently.
+class ReadOptions:
+    """How images are read. They are turned upright; nothing else is changed silently.
 
     Args:
-        size: Crop to a centred square and resize it (Lanczos, smoothed) to this many pixels;
-            ``None`` takes images as they are, which must then be of one size.
-        convert: Turn grey, palette, CMYK and transparent images to RGB, and take the first of
-            several frames, as pytorch-fid does: transparency is dropped. Without it, they are
+        size: Crop to a centred square and resize it (Lanczos, antialiased) to this many pixels;
+            ``None`` keeps images as they are, and all must then have the same size.
+        convert: Convert greyscale, palette, CMYK and transparent images to RGB, and take the first
+            of several frames, as pytorch-fid does: transparency is dropped. Otherwise they are
             errors.
-        skip_bad: Leave out images that cannot be used, and report them, rather than stop.
+        skip_bad: Skip images that cannot be used, and report them, instead of raising an error.
     """
 
     size: int | None = None
@@ -33,34 +34,48 @@ class Reading:
     skip_bad: bool = False
 
     @property
-    def manner(self) -> str:
-        """What it makes of an image, for the keys of caches."""
+    def cache_suffix(self) -> str:
+        """The part of a cache key that tells these options from others."""
         return f"-upright-{self.size}-{'rgb' if self.convert else ''}"
 
 
-def opened(name: str, data: bytes, reading: Reading) -> Image.Image:
-    """Open an image, check what its header tells, and turn it as its camera was held.
+def read_image(entry: ImageEntry, options: ReadOptions) -> tuple[Image.Image, str]:
+    """Read an image of a set.
 
-    It is not decoded yet, unless it is turned.
+    Returns:
+        The image in RGB, and the SHA-256 of its file.
 
     Raises:
-        EvaluationError: If it is none, has more than 8 bits a channel, or is not a single opaque
-            RGB image and may not be converted.
+        EvaluationError: If the file has changed, is damaged, or is an image that the options
+            refuse.
+    """
+    data, digest = entry.read_verified()
+    return decode_image(entry.name, open_image(entry.name, data, options), options), digest
+
+
+def open_image(name: str, data: bytes, options: ReadOptions) -> Image.Image:
+    """Open an image, check its header, and turn it upright.
+
+    Unless it has to be turned, it is not decoded yet.
+
+    Raises:
+        EvaluationError: If the data is not an image, has more than 8 bits a channel, or is not a
+            single opaque RGB image and may not be converted.
     """
     try:
         image = Image.open(BytesIO(data))
         # The other frames of a phone's MPO are previews of the first.
-        several = image.format != "MPO" and getattr(image, "is_animated", False)
+        has_frames = image.format != "MPO" and getattr(image, "is_animated", False)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise EvaluationError(f"{name}: no image that can be read ({_first(error)})") from None
+        raise EvaluationError(f"{name}: not a readable image ({_first_line(error)})") from None
     if image.mode.startswith(("I", "F")) or any(map(_is_deep, getattr(image, "tile", ()))):
         raise EvaluationError(f"{name}: has more than 8 bits a channel; save it with 8")
-    if not reading.convert:
-        if several:
+    if not options.convert:
+        if has_frames:
             raise EvaluationError(f"{name}: has several frames; --convert takes the first")
         if image.mode != "RGB":
             raise EvaluationError(
-                f"{name}: is {image.mode}, not RGB; --convert takes it as pytorch-fid does"
+                f"{name}: is {image.mode}, not RGB; --convert converts it as pytorch-fid does"
             )
         if image.has_transparency_data:
             raise EvaluationError(f"{name}: has a transparent colour; --convert drops it")
@@ -68,7 +83,7 @@ def opened(name: str, data: bytes, reading: Reading) -> Image.Image:
 
 
 def _is_deep(tile: Any) -> bool:
-    """Whether a part of an image is decoded from more than 8 bits, which Pillow quietly halves."""
+    """Whether a part of an image has more than 8 bits a channel, which Pillow silently reduces."""
     codec, *_, args = tile
     if codec.startswith("ppm"):
         return isinstance(args, tuple) and args[-1] > 255
@@ -76,7 +91,7 @@ def _is_deep(tile: Any) -> bool:
 
 
 def _upright(name: str, image: Image.Image, data: bytes) -> Image.Image:
-    """An image turned as EXIF says; it is decoded for this only if it has to be."""
+    """Turn an image as its EXIF orientation says, decoding it only if necessary."""
     # Pillow decodes any PNG to look for EXIF at its end.
     if image.format == "PNG" and not any(mark in data for mark in _EXIF_IN_PNG):
         return image
@@ -88,28 +103,28 @@ def _upright(name: str, image: Image.Image, data: bytes) -> Image.Image:
 _EXIF_IN_PNG = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
 
 
-def decoded(name: str, image: Image.Image, reading: Reading) -> Image.Image:
-    """Decode what :func:`opened` opened, to RGB, at the size that is asked for.
+def decode_image(name: str, image: Image.Image, options: ReadOptions) -> Image.Image:
+    """Decode an image that :func:`open_image` opened, to RGB and at the requested size.
 
     Raises:
-        EvaluationError: If the file is cut short or damaged.
+        EvaluationError: If the file is truncated or damaged.
     """
     with _decoding(name):
         rgb = image.convert("RGB")
-    if reading.size is None:
+    if options.size is None:
         return rgb
-    return ImageOps.fit(rgb, (reading.size,) * 2, Image.Resampling.LANCZOS)
+    return ImageOps.fit(rgb, (options.size,) * 2, Image.Resampling.LANCZOS)
 
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Tell what Pillow raises as an error of ours."""
+    """Raise Pillow's errors as an :class:`EvaluationError`."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise EvaluationError(f"{name}: is damaged or cut short ({_first(error)})") from None
+        raise EvaluationError(f"{name}: is damaged or truncated ({_first_line(error)})") from None
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).replace("<_io.BytesIO object at ", "").split("\n")[0]
     return "unknown format" if text.startswith("cannot identify") else text

@@ -1,4 +1,4 @@
-"""Write what an experiment found: one HTML file that needs no other, its plots, its table."""
+"""Write the report of an experiment: one self-contained HTML file, its plots and its table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import EvaluationError
 from ..generation.image_files import write_whole
-from .likeness import sheet
+from .contact_sheet import contact_sheet
 from .protocol import UNPATCHED
+from .summary import SIMILARITIES
 
 LABELS = {
     "time": "time, %",
     "psnr": "PSNR to unpatched, dB",
     "ssim": "SSIM to unpatched",
-    "cosine": "CLIP cosine to unpatched",
+    "cosine": "CLIP cosine similarity to unpatched",
     "clip_score": "CLIP score",
     "fid": "FID to the reference",
     "kid": "KID to the reference, ×1000",
@@ -29,32 +30,33 @@ SCALE = {"time": 100.0, "kid": 1000.0}
 THUMBNAIL = 112
 
 
-def require() -> None:
-    """Check that the packages are there that experiments need beside agentsd's own.
+def require_packages() -> None:
+    """Check that the optional packages that experiments need are installed.
 
     Raises:
-        EvaluationError: Names the one that is not.
+        EvaluationError: Names the missing one.
     """
     for package in ("jinja2", "matplotlib", "torchmetrics"):
         try:
             import_module(package)
         except ImportError as error:
             raise EvaluationError(
-                f"experiments need {package}: pip install torchmetrics matplotlib jinja2 ({error})"
+                f"experiments require {package}; run `pip install torchmetrics matplotlib jinja2` "
+                f"({error})"
             ) from None
 
 
 def load(out: Path) -> dict[str, Any]:
-    """The ``report.json`` of an experiment.
+    """Load the ``report.json`` of an experiment.
 
     Raises:
-        EvaluationError: If there is none, or it is broken.
+        EvaluationError: If it does not exist or is broken.
     """
     file = out / "report.json"
     try:
         report: dict[str, Any] = json.loads(file.read_bytes())
     except OSError:
-        raise EvaluationError(f"{file} is not there; agentsd evaluate run writes it") from None
+        raise EvaluationError(f"{file} does not exist; agentsd evaluate run writes it") from None
     except ValueError as error:
         raise EvaluationError(f"{file} is broken ({error}); run the experiment again") from None
     return report
@@ -65,33 +67,32 @@ def write(report: dict[str, Any], out: Path) -> Path:
 
     Args:
         report: What :func:`agentsd.evaluation.experiment.run` returned.
-        out: The folder it ran in, with the images.
+        out: The folder of the experiment, with its images.
 
     Returns:
-        Where ``report.html`` is.
+        The path of ``report.html``.
 
     Raises:
-        EvaluationError: As for :func:`require`.
+        EvaluationError: As for :func:`require_packages`.
         OutputError: If a file cannot be written.
     """
-    require()
+    require_packages()
     from jinja2 import Environment
 
     table = report["variants"]
-    names = sorted(table, key=lambda name: -table[name]["time"]["mean"])
-    figures = [f for f in LABELS if f == "time" or any(f in row for row in table.values())]
+    names, metrics = _slowest_first(table), _metrics_of(table)
     plots = []
-    for figure in figures[1:]:
-        data = plot(report, figure)
-        write_whole(out / f"{figure}.png", data)
-        plots.append(_embedded(data, "png"))
+    for metric in metrics[1:]:
+        data = plot(report, metric)
+        write_whole(out / f"{metric}.png", data)
+        plots.append(_data_uri(data, "png"))
     write_whole(out / "table.md", markdown(report).encode())
     settings = {"protocol": report["protocol"], "made_with": report["made_with"]}
     settings["variants"] = {name: table[name]["spec"] for name in names}
     differences = {
-        LABELS[figure]: {name: found[name] for name in names if name in found}
-        for figure in ("psnr", "clip_score")
-        if (found := report["differences"].get(figure))
+        LABELS[metric]: {name: rows[name] for name in names if name in rows}
+        for metric in ("psnr", "clip_score")
+        if (rows := report["differences"].get(metric))
     }
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     html = (
@@ -102,8 +103,8 @@ def write(report: dict[str, Any], out: Path) -> Path:
             report=report,
             protocol=report["protocol"],
             prompts=len(set(report["prompts"])),
-            columns=["seconds", *(LABELS[figure] for figure in figures)],
-            rows=[{"name": name, "cells": _cells(table[name], figures)} for name in names],
+            columns=["seconds", *(LABELS[metric] for metric in metrics)],
+            rows=[{"name": name, "cells": _cells(table[name], metrics)} for name in names],
             plots=plots,
             differences=differences,
             samples=_jpeg(samples(report, out, names)),
@@ -115,77 +116,97 @@ def write(report: dict[str, Any], out: Path) -> Path:
     return out / "report.html"
 
 
-def _cells(row: dict[str, Any], figures: list[str]) -> list[dict[str, str]]:
+def _slowest_first(table: dict[str, Any]) -> list[str]:
+    return sorted(table, key=lambda name: -table[name]["time"]["mean"])
+
+
+def _metrics_of(table: dict[str, Any]) -> list[str]:
+    """Time, and the metrics that at least one variant has."""
+    return [m for m in LABELS if m == "time" or any(m in row for row in table.values())]
+
+
+def _cells(row: dict[str, Any], metrics: list[str]) -> list[dict[str, str]]:
     cells = [{"mean": f"{row['seconds']:.2f}", "ends": ""}]
-    for figure in figures:
-        found = row.get(figure)
-        scale = SCALE.get(figure, 1.0)
-        if found is None:
+    for metric in metrics:
+        interval = row.get(metric)
+        scale = SCALE.get(metric, 1.0)
+        if interval is None:
             cells.append({"mean": "", "ends": ""})
             continue
-        mean = f"{scale * found['mean']:.4g}"
-        known = found["low"] is not None
-        ends = f"[{scale * found['low']:.4g}, {scale * found['high']:.4g}]" if known else "[?]"
-        if figure in ("fid", "kid") and known:
-            ends = f"± {scale * (found['high'] - found['low']) / 2:.2g}"
+        mean = f"{scale * interval['mean']:.4g}"
+        low, high = interval["low"], interval["high"]
+        if low is None:
+            ends = "[?]"
+        elif metric in ("fid", "kid"):
+            ends = f"± {scale * (high - low) / 2:.2g}"
+        else:
+            ends = f"[{scale * low:.4g}, {scale * high:.4g}]"
         cells.append({"mean": mean, "ends": ends})
     return cells
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of figures in Markdown, fastest last; those on the front in bold."""
+    """The table in Markdown, slowest variant first; those on the Pareto front in bold."""
     table = report["variants"]
-    figures = [f for f in LABELS if f == "time" or any(f in row for row in table.values())]
-    head = ["variant", "seconds", *(LABELS[figure] for figure in figures)]
+    metrics = _metrics_of(table)
+    head = ["variant", "seconds", *(LABELS[metric] for metric in metrics)]
     lines = [head, ["---"] * len(head)]
-    for name in sorted(table, key=lambda name: -table[name]["time"]["mean"]):
-        shown = f"**{name}**" if name in report["front"] else name
-        cells = _cells(table[name], figures)
-        lines.append([shown, *(f"{c['mean']} {c['ends']}".strip() for c in cells)])
+    for name in _slowest_first(table):
+        label = f"**{name}**" if name in report["front"] else name
+        cells = _cells(table[name], metrics)
+        lines.append([label, *(f"{c['mean']} {c['ends']}".strip() for c in cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def plot(report: dict[str, Any], figure: str) -> bytes:
-    """A figure of every variant against its time, with intervals, as a PNG; with PSNR the front."""
+def plot(report: dict[str, Any], metric: str) -> bytes:
+    """Plot a metric of each variant against its time, with intervals.
+
+    Args:
+        report: The report.
+        metric: A key of :data:`LABELS`; for ``psnr`` the Pareto front is drawn, too.
+
+    Returns:
+        A PNG.
+    """
     from matplotlib.figure import Figure
 
     table = report["variants"]
-    alike = figure in ("psnr", "ssim", "cosine")  # to itself, the unpatched is no figure
-    names = [n for n in table if figure in table[n] and not (alike and n == UNPATCHED)]
-    canvas = Figure(figsize=(9, 6), dpi=110, layout="constrained")
-    axes = canvas.subplots()
+    is_similarity = metric in SIMILARITIES  # that of unpatched to itself is not meaningful
+    names = [n for n in table if metric in table[n] and not (is_similarity and n == UNPATCHED)]
+    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    axes = figure.subplots()
     for name in names:
-        x, y = (table[name][key] for key in ("time", figure))
-        bars = [_bar(found, SCALE.get(key, 1)) for key, found in (("time", x), (figure, y))]
-        at = 100 * x["mean"], SCALE.get(figure, 1) * y["mean"]
+        x, y = (table[name][key] for key in ("time", metric))
+        bars = [_error_bar(v, SCALE.get(key, 1)) for key, v in (("time", x), (metric, y))]
+        at = 100 * x["mean"], SCALE.get(metric, 1) * y["mean"]
         colour = "tab:red" if name in report["front"] else "tab:blue"
         axes.errorbar(*at, xerr=bars[0], yerr=bars[1], fmt="o", ms=4, lw=1, color=colour)
         axes.annotate(name, at, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    if figure == "psnr" and report["front"]:
-        edge = [table[name] for name in report["front"]]
+    if metric == "psnr" and report["front"]:
+        front = [table[name] for name in report["front"]]
         axes.step(
-            [100 * row["time"]["mean"] for row in edge],
-            [row["psnr"]["mean"] for row in edge],
+            [100 * row["time"]["mean"] for row in front],
+            [row["psnr"]["mean"] for row in front],
             where="post",
             color="tab:red",
             lw=1,
             alpha=0.6,
-            label="no other is both faster and better",
+            label="Pareto front",
         )
         axes.legend(loc="best", fontsize=8)
-    axes.set_xlabel("time of an image, % of unpatched")
-    axes.set_ylabel(LABELS[figure])
+    axes.set_xlabel("time per image, % of unpatched")
+    axes.set_ylabel(LABELS[metric])
     axes.grid(alpha=0.3)
     data = BytesIO()
-    canvas.savefig(data, format="png")
+    figure.savefig(data, format="png")
     return data.getvalue()
 
 
-def _bar(found: dict[str, Any], scale: float) -> list[list[float]] | None:
-    """Below and above, as matplotlib wants them; None where the ends are not known."""
-    if found["low"] is None:
+def _error_bar(interval: dict[str, Any], scale: float) -> list[list[float]] | None:
+    """Lengths below and above, as matplotlib expects; ``None`` for an unknown interval."""
+    if interval["low"] is None:
         return None
-    return [[scale * abs(found["mean"] - found[end])] for end in ("low", "high")]
+    return [[scale * abs(interval["mean"] - interval[end])] for end in ("low", "high")]
 
 
 def _image(out: Path, name: str, number: int) -> Image.Image:
@@ -193,22 +214,22 @@ def _image(out: Path, name: str, number: int) -> Image.Image:
 
 
 def samples(report: dict[str, Any], out: Path, names: list[str]) -> Image.Image:
-    """A row of thumbnails for each variant, a column for each of the first images."""
+    """Thumbnails of the first images: a row for each variant, a column for each image."""
     count = min(8, report["images_per_variant"])
     label, side = 2 * THUMBNAIL, THUMBNAIL + 4
-    whole = Image.new("RGB", (label + count * side, len(names) * side), "white")
-    draw = ImageDraw.Draw(whole)
+    sheet = Image.new("RGB", (label + count * side, len(names) * side), "white")
+    draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
         middle = row * side + side // 2
         draw.text((4, middle), name, fill="black", font=ImageFont.load_default(13), anchor="lm")
         for number in range(count):
             image = ImageOps.contain(_image(out, name, number), (THUMBNAIL, THUMBNAIL))
-            whole.paste(image, (label + number * side, row * side))
-    return whole
+            sheet.paste(image, (label + number * side, row * side))
+    return sheet
 
 
 def worst(report: dict[str, Any], out: Path) -> Image.Image:
-    """Of each variant the image with the lowest PSNR beside the unpatched one, lowest on top."""
+    """For each variant the image with the lowest PSNR, beside the unpatched one; lowest first."""
     lowest = [
         min((psnr, name, number) for number, psnr in enumerate(values["psnr"]))
         for name, values in report["values"].items()
@@ -216,7 +237,7 @@ def worst(report: dict[str, Any], out: Path) -> Image.Image:
     ]
     if not lowest:
         return Image.new("RGB", (1, 1), "white")
-    return sheet(
+    return contact_sheet(
         [
             (
                 f"unpatched, image {number}",
@@ -232,8 +253,8 @@ def worst(report: dict[str, Any], out: Path) -> Image.Image:
 def _jpeg(image: Image.Image) -> str:
     data = BytesIO()
     image.save(data, "JPEG", quality=85)
-    return _embedded(data.getvalue(), "jpeg")
+    return _data_uri(data.getvalue(), "jpeg")
 
 
-def _embedded(data: bytes, kind: str) -> str:
+def _data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,8 +1,7 @@
-"""Measure the images of an experiment: figures with intervals, differences, the front."""
+"""Measure the images of an experiment, and collect the figures of its report."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable
@@ -15,248 +14,227 @@ import numpy as np
 import torch
 
 from ..errors import EvaluationError
-from .features import Clip, Extractor, clip, extract, extractor
-from .intervals import ENOUGH, Interval, bootstrap, small_sample_warning
-from .likeness import likeness, pairs
-from .metrics import clip_score, difference, fid, fid_bias_warning, kid
-from .pictures import HIDDEN, MANIFEST, Picture, pictures, read_manifest, visible
-from .protocol import UNPATCHED, Protocol, Variant
-
-FIGURES = ("psnr", "ssim", "cosine", "clip_score")
-"""Measured of each image; higher is better in all of them."""
+from .features import Clip, Extractor, extract, load_clip, load_extractor
+from .features.cache import Floats
+from .image_sets import HIDDEN, MANIFEST, ImageEntry, read_image_set, read_manifest, visible
+from .intervals import SMALL_SAMPLE, small_sample_warning
+from .metrics import clip_score, fid, fid_bias_warning, kid, paired_difference
+from .pairs import compare_pairs, pair_images
+from .protocol import UNPATCHED, Protocol
+from .summary import (
+    SIMILARITIES,
+    Table,
+    Values,
+    add_means,
+    add_replicates,
+    difference_to_json,
+    interval_to_json,
+    paired_differences,
+    pareto_front,
+)
 
 Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and of how much."""
+"""Called with what is being done, how much of it is done, and the total."""
 
 
-class Judges(NamedTuple):
-    """What an experiment is measured by, loaded before its images are made."""
+class Metrics(NamedTuple):
+    """What an experiment is measured with, loaded before any image is made."""
 
     clip: Clip
-    features: Extractor
-    reference: list[Picture] | None  # None: the unpatched images
+    extractor: Extractor
+    reference: list[ImageEntry] | None  # None: the unpatched images
 
     @classmethod
-    def of(cls, protocol: Protocol, device: Any = "cpu") -> Judges:
-        """Load those that a protocol names.
+    def load(cls, protocol: Protocol, device: Any = "cpu") -> Metrics:
+        """Load the networks and list the reference that a protocol names.
 
         Raises:
-            EvaluationError: If one is not there.
+            EvaluationError: If one of them is missing.
         """
-        named = protocol.reference != UNPATCHED
-        reference = visible(pictures(protocol.reference)) if named else None
-        judge = clip(protocol.clip, device)
+        reference = None
+        if protocol.reference != UNPATCHED:
+            reference = visible(read_image_set(protocol.reference))
+        clip = load_clip(protocol.clip, device)
         same = protocol.features == protocol.clip
-        return cls(judge, judge if same else extractor(protocol.features, device), reference)
+        return cls(clip, clip if same else load_extractor(protocol.features, device), reference)
 
 
 def measure(
     protocol: Protocol,
     out: Path,
-    judges: Judges,
+    metrics: Metrics,
     *,
     cache: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """All figures of the images that are there, with intervals over prompts.
+    """Measure all images of an experiment, with intervals over prompts.
+
+    Args:
+        protocol: The experiment.
+        out: Its folder.
+        metrics: What to measure with.
+        cache: Folder of the feature cache.
+        progress: Called as the work proceeds.
+
+    Returns:
+        The content of ``report.json``, but for the times that the experiment took.
 
     Raises:
         EvaluationError: If an image is missing or cannot be used.
     """
-    judge = judges.clip
-    ways, every = protocol.ways(), protocol.images()
-    sets = {way.name: _made(out, way, len(every)) for way in ways}
-    kept = _visible([[picture for picture, _ in found] for found in sets.values()])
-    wanted = [every[number] for number in kept]
-    prompts = [settings.prompt for settings in wanted]
-    texts, cut = judge.texts(prompts)
-    entries = {name: [found[number][1] for number in kept] for name, found in sets.items()}
-    images = {name: [found[number][0] for number in kept] for name, found in sets.items()}
-    values: dict[str, dict[str, list[float]]] = {}
-    features: dict[str, Any] = {}
-    total = len(ways) * len(wanted)
-
-    def measured(before: int, done: int) -> None:
-        progress("images measured", before + done, total)
-
-    for before, way in zip(range(0, total, len(wanted)), ways, strict=True):
-        name = way.name
-        seen = extract(images[name], judge, folder=cache).values
-        features[name] = extract(images[name], judges.features, folder=cache).values
-        both = pairs(images[name], images[UNPATCHED])
-        rows = likeness(both, judge, folder=cache, progress=partial(measured, before)).rows
-        values[name] = {figure: [row[figure] for row in rows] for figure in FIGURES[:3]}
-        values[name]["clip_score"] = clip_score(seen, texts).tolist()
-        values[name]["seconds"] = [entry["seconds"] for entry in entries[name]]
-        plain = values[UNPATCHED]["seconds"]
-        values[name]["time"] = [a / b for a, b in zip(values[name]["seconds"], plain, strict=True)]
-    names = [way.name for way in ways]
-    table: dict[str, dict[str, Any]] = {
-        way.name: {"spec": way.spec, "seconds": float(np.median(values[way.name]["seconds"]))}
-        for way in ways
+    variants, settings = protocol.all_variants(), protocol.images()
+    made = {variant.name: _made_images(out, variant.name, len(settings)) for variant in variants}
+    kept = _visible_in_all([[image for image, _ in pairs] for pairs in made.values()])
+    images = {name: [pairs[number][0] for number in kept] for name, pairs in made.items()}
+    records = {name: [pairs[number][1] for number in kept] for name, pairs in made.items()}
+    prompts = [settings[number].prompt for number in kept]
+    values, features, truncated = _measure_images(
+        images, records, prompts, metrics, cache, progress
+    )
+    table: Table = {
+        variant.name: {
+            "spec": variant.spec,
+            "seconds": float(np.median(values[variant.name]["seconds"])),
+        }
+        for variant in variants
     }
-    for figure in (*FIGURES, "time"):
-        columns = np.stack([values[name][figure] for name in names], 1)
-        for name, found in zip(names, bootstrap(columns, prompts), strict=True):
-            table[name][figure] = _plain(found)
+    add_means(table, values, prompts)
     if protocol.replicates > 1:
-        which = np.array([protocol.replicate(i) for i in kept])
-        for name in names:
-            table[name]["replicates"] = {
-                figure: [
-                    float(np.mean(np.array(values[name][figure])[which == r]))
-                    for r in range(protocol.replicates)
-                ]
-                for figure in (*FIGURES, "time")
-            }
-    notes = _distances(protocol, features, table, prompts, judges, cache, progress)
-    if hidden := len(every) - len(kept):
-        notes.append(f"{hidden} of {len(every)} images are left out: in a variant {HIDDEN}")
-    if cut:
-        notes.append(f"{len(cut)} of {len(prompts)} prompts are longer than CLIP reads")
-    if note := small_sample_warning(prompts):
-        notes.append(note)
+        add_replicates(table, values, protocol, kept)
+    notes = _add_distances(protocol, table, features, prompts, metrics, cache, progress)
+    if hidden := len(settings) - len(kept):
+        notes.append(
+            f"{hidden} of {len(settings)} images are left out: in at least one variant {HIDDEN}"
+        )
+    if truncated:
+        notes.append(f"{truncated} of {len(prompts)} prompts are longer than CLIP reads")
+    if warning := small_sample_warning(prompts):
+        notes.append(warning)
     return {
         "protocol": protocol.model_dump(),
-        "images_per_variant": len(wanted),
+        "images_per_variant": len(kept),
         "variants": table,
-        "differences": _differences(values, names, prompts),
-        "front": front(table),
+        "differences": paired_differences(values, prompts),
+        "front": pareto_front(table),
         "notes": notes,
         "values": values,
         "prompts": prompts,
-        "made_with": _versions(entries),
+        "made_with": _environment(records),
     }
 
 
-def _made(out: Path, way: Variant, count: int) -> list[tuple[Picture, dict[str, Any]]]:
-    """The pictures of a variant with their entries, in the order of their numbers."""
-    folder = out / "images" / way.name
-    found = {
-        entry["id"]: (picture, entry)
-        for picture, entry in zip(pictures(folder), read_manifest(folder / MANIFEST), strict=True)
-    }
-    missing = [number for number in range(count) if number not in found]
+def _made_images(out: Path, variant: str, count: int) -> list[tuple[ImageEntry, dict[str, Any]]]:
+    """The images of a variant with their records, in order of their numbers."""
+    folder = out / "images" / variant
+    images, records = read_image_set(folder), read_manifest(folder / MANIFEST)
+    made = {record["id"]: (image, record) for image, record in zip(images, records, strict=True)}
+    missing = [number for number in range(count) if number not in made]
     if missing:
         raise EvaluationError(
-            f"{folder} lacks {len(missing)} of {count} images; run it again to make them"
+            f"{folder} lacks {len(missing)} of {count} images; run the experiment again to make "
+            "them"
         )
-    return [found[number] for number in range(count)]
+    return [made[number] for number in range(count)]
 
 
-def _visible(variants: list[list[Picture]]) -> list[int]:
+def _visible_in_all(variants: list[list[ImageEntry]]) -> list[int]:
     """The numbers of the images that are hidden in no variant, since variants are paired."""
     numbers = range(len(variants[0]))
-    kept = [i for i in numbers if not any(found[i].hidden for found in variants)]
+    kept = [i for i in numbers if not any(images[i].hidden for images in variants)]
     if not kept:
-        raise EvaluationError(f"{HIDDEN}: each of {len(numbers)} images in one variant or another")
+        raise EvaluationError(f"{HIDDEN}: each of {len(numbers)} images in at least one variant")
     return kept
 
 
-def _distances(
-    protocol: Protocol,
-    features: dict[str, Any],
-    table: dict[str, dict[str, Any]],
+def _measure_images(
+    images: dict[str, list[ImageEntry]],
+    records: dict[str, list[dict[str, Any]]],
     prompts: list[str],
-    judges: Judges,
+    metrics: Metrics,
+    cache: Path | None,
+    progress: Progress,
+) -> tuple[Values, dict[str, Floats], int]:
+    """Measure each image of each variant.
+
+    Returns:
+        The values; the features of each variant for FID and KID; and the number of prompts that
+        CLIP truncated.
+    """
+    texts, truncated = metrics.clip.embed_texts(prompts)
+    total = len(images) * len(prompts)
+    values: Values = {}
+    features: dict[str, Floats] = {}
+
+    def report_pairs(before: int, done: int) -> None:
+        progress("images measured", before + done, total)
+
+    for before, name in zip(range(0, total, len(prompts)), images, strict=True):
+        embeddings = extract(images[name], metrics.clip, folder=cache).values
+        features[name] = extract(images[name], metrics.extractor, folder=cache).values
+        pairs = pair_images(images[name], images[UNPATCHED])
+        rows = compare_pairs(
+            pairs, metrics.clip, folder=cache, progress=partial(report_pairs, before)
+        ).rows
+        seconds = [record["seconds"] for record in records[name]]
+        baseline = [record["seconds"] for record in records[UNPATCHED]]
+        values[name] = {metric: [row[metric] for row in rows] for metric in SIMILARITIES}
+        values[name]["clip_score"] = clip_score(embeddings, texts).tolist()
+        values[name]["seconds"] = seconds
+        values[name]["time"] = [a / b for a, b in zip(seconds, baseline, strict=True)]
+    return values, features, len(truncated)
+
+
+def _add_distances(
+    protocol: Protocol,
+    table: Table,
+    features: dict[str, Floats],
+    prompts: list[str],
+    metrics: Metrics,
     cache: Path | None,
     progress: Progress,
 ) -> list[str]:
-    """FID and KID of each variant into the table; returns what to say of them."""
+    """Add FID and KID of each variant; returns notes on them."""
     count, dimensions = features[UNPATCHED].shape
-    if count < ENOUGH:
-        return [f"{count} images a variant are too few for FID and KID; {ENOUGH} are the least"]
-    of_unpatched = judges.reference is None
-    if judges.reference is None:
-        reference = features[UNPATCHED]
-    else:
-        real = judges.reference
-        found = extract(
+    if count < SMALL_SAMPLE:
+        return [
+            f"{count} images a variant are too few for FID and KID; at least {SMALL_SAMPLE} are "
+            "needed"
+        ]
+    reference = features[UNPATCHED]
+    if (real := metrics.reference) is not None:
+        reference = extract(
             real,
-            judges.features,
-            protocol.reading,
+            metrics.extractor,
+            protocol.read_options,
             folder=cache,
-            progress=lambda done: progress("images of the reference", done, len(real)),
-        )
-        reference = found.values
-    for name, metric in (("fid", fid), ("kid", kid)):
-        every = {way: metric(found, reference) for way, found in features.items()}
-        for way, estimate in every.items():
-            table[way][name] = _plain(estimate.interval)
-            if not of_unpatched and way != UNPATCHED:
-                paired = difference(estimate, every[UNPATCHED], prompts)
-                table[way][f"{name}_difference"] = _called(paired)
-    note = fid_bias_warning(count, dimensions)
-    return [note] if note else []
+            progress=lambda done: progress("reference images", done, len(real)),
+        ).values
+    for key, distance in (("fid", fid), ("kid", kid)):
+        estimates = {name: distance(values, reference) for name, values in features.items()}
+        for name, estimate in estimates.items():
+            table[name][key] = interval_to_json(estimate.interval)
+            if real is not None and name != UNPATCHED:
+                difference = paired_difference(estimate, estimates[UNPATCHED], prompts)
+                table[name][f"{key}_difference"] = difference_to_json(difference)
+    warning = fid_bias_warning(count, dimensions)
+    return [warning] if warning else []
 
 
-def _differences(
-    values: dict[str, dict[str, list[float]]], names: list[str], prompts: list[str]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each figure and each two variants the mean difference, paired by prompt and seed."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for figure in FIGURES:
-        # To be alike to oneself is no figure: unpatched takes part in the CLIP score alone.
-        some = [name for name in names if figure == "clip_score" or name != UNPATCHED]
-        two = [(a, b) for a in some for b in some if a < b]
-        if not two:
-            continue
-        measured = {name: np.array(values[name][figure]) for name in some}
-        columns = np.stack([measured[a] - measured[b] for a, b in two], 1)
-        for (a, b), interval in zip(two, bootstrap(columns, prompts), strict=True):
-            swapped = Interval(-interval.mean, -interval.high, -interval.low)
-            of_figure = found.setdefault(figure, {})
-            of_figure.setdefault(a, {})[b] = _called(interval)
-            of_figure.setdefault(b, {})[a] = _called(swapped)
-    return found
-
-
-def _called(interval: Interval) -> dict[str, Any]:
-    return {**_plain(interval), "differs": interval.excludes_zero}
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    """For JSON, which knows no infinity: ends that are not known are None."""
-    return {k: v if math.isfinite(v) else None for k, v in interval._asdict().items()}
-
-
-def front(table: dict[str, dict[str, Any]], figure: str = "psnr") -> list[str]:
-    """Variants than which no other is both faster and better, from fast to slow.
-
-    Args:
-        table: Of each variant ``time`` and the figure, each with a ``mean``.
-        figure: What counts as better, the higher.
-
-    Example:
-        >>> row = lambda time, psnr: {"time": {"mean": time}, "psnr": {"mean": psnr}}
-        >>> front({"a": row(0.5, 30), "b": row(0.6, 29), "c": row(0.7, 40)})
-        ['a', 'c']
-    """
-    found: list[str] = []
-    best = -np.inf
-    some = [name for name in table if name != UNPATCHED]
-    for name in sorted(some, key=lambda n: (table[n]["time"]["mean"], -table[n][figure]["mean"])):
-        if table[name][figure]["mean"] > best:
-            best = table[name][figure]["mean"]
-            found.append(name)
-    return found
-
-
-def _versions(entries: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """On what the images were made and measured."""
-    flat = [entry for of_one in entries.values() for entry in of_one]
-    seen = {
-        key: sorted({str(entry[key]) for entry in flat}) for key in ("device", "dtype", "torch")
+def _environment(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The hardware and the versions with which the images were made and measured."""
+    everything = [record for of_variant in records.values() for record in of_variant]
+    made_with = {
+        key: ", ".join(sorted({str(record[key]) for record in everything}))
+        for key in ("device", "dtype", "torch")
     }
-    packages = ("agentsd", "diffusers", "transformers", "torchmetrics", "tomesd", "DeepCache")
     versions = {}
-    for package in packages:
+    for package in ("agentsd", "diffusers", "transformers", "torchmetrics", "tomesd", "DeepCache"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return {
-        **{key: ", ".join(found) for key, found in seen.items()},
+        **made_with,
         **versions,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -1,9 +1,8 @@
-"""The same images with agent attention and without: side by side, timed, their likeness told."""
+"""The same images with agent attention and without: side by side, timed, their PSNR measured."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -14,11 +13,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..image_settings import ImageSettings, warm_up_settings
-from ..patching.patch import patched
 from ..schedule import Schedule
+from ..similarity import psnr
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
-from .images import TimedImage, make_image
-from .records import record
+from .images import TimedImage
+from .records import ImageRecord
+from .turns import in_turns, warm_up, with_schedule
 
 
 def compare(
@@ -32,26 +32,25 @@ def compare(
     options: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make images both ways into a folder, numbered on from those there, and a summary.
+    """Make images unpatched and patched into a folder, numbered after those there, and a summary.
 
-    Both ways are run for a few steps first, which are not counted, and they take turns at going
-    first.
+    Both variants are warmed up, which is not timed, and they alternate in going first.
 
     Args:
         pipe: A text-to-image pipeline.
-        settings: Of the first image; the others' seeds count up from it.
+        settings: Of the first image; the seeds of the others count up from its seed.
         out: Folder, made if missing.
         schedule: What to patch the pipeline with.
         model: What the pipeline was loaded from, for the record.
         num_images: How many images.
-        options: What was added to the pipeline, for the record.
-        inputs: More to call it with.
+        options: As for :meth:`agentsd.generation.records.ImageRecord.of`.
+        inputs: Further arguments of the pipeline's call.
 
     Returns:
-        The summary, which is also in ``out/summary.json``: per image its files, seed and
-        seconds; the median seconds of both ways, the speed-up, and the likeness of the two
-        images as PSNR in dB (``None`` for equal ones). An image that a safety checker replaced
-        by a black one has no PSNR; ``nsfw_content_detected`` counts these images.
+        The summary, which is also in ``out/summary.json``: for each image its files, seed, seconds
+        and PSNR between the two variants in dB (``None`` for equal images, and for those that a
+        safety checker replaced with black ones); medians over the images; the speed-up; the
+        number of hidden images as ``nsfw_content_detected``.
 
     Raises:
         SettingsError: If the pipeline refuses the settings.
@@ -60,53 +59,48 @@ def compare(
     """
     ImageSettings(**settings.model_dump() | {"seed": settings.seed + num_images - 1})
     prepare_folder(out)
-    ways = {"agentsd": schedule, "unpatched": None}
+    schedules = {"unpatched": None, "agentsd": schedule}
+    variants = {name: with_schedule(each) for name, each in schedules.items()}
     short = warm_up_settings(settings, 1 + len(schedule.phases), inputs)
-    for way, plan in ways.items():
-        _make(pipe, short, plan, f"warm-up, {way}", inputs)
+    warm_up(pipe, variants, short, inputs=inputs)
     images: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"model": model, "images": images}
     for index in range(num_images):
         one = settings.model_copy(update={"seed": settings.seed + index})
-        made = {
-            way: _make(pipe, one, ways[way], f"image {index + 1}/{num_images}, {way}", inputs)
-            for way in (ways if index % 2 else reversed(ways))
+        label = f"image {index + 1}/{num_images}, {{}}"
+        made = dict(in_turns(pipe, variants, one, index, inputs=inputs, label=label))
+        records = {
+            name: ImageRecord.of(pipe, one, model, each, options)
+            for name, each in schedules.items()
         }
-        stem = f"{next_number(out):05d}"
-        entry: dict[str, Any] = {"seed": one.seed}
-        for way in ways:
-            name = f"{stem}.png" if way == "agentsd" else f"{stem}-{way}.png"
-            save_image(made[way].image, out / name, record(pipe, one, model, ways[way], options))
-            prefix = "" if way == "agentsd" else f"{way}_"
-            entry |= {
-                f"{prefix}file": name,
-                f"{prefix}seconds": round(made[way].seconds, 3),
-                f"{prefix}nsfw_content_detected": made[way].nsfw_content_detected,
-            }
-        entry["comparison_file"] = f"{stem}-compare.png"
-        entry["psnr"] = likeness(made["agentsd"], made["unpatched"])
-        sheet = _comparison(made["unpatched"], made["agentsd"])
-        save_image(sheet, out / entry["comparison_file"])
-        images.append(entry)
-        summary |= _over_all(images) | record(pipe, settings, model, schedule, options)
+        images.append(_save(out, made, records))
+        record = ImageRecord.of(pipe, settings, model, schedule, options)
+        summary |= _totals(images) | record.to_dict()
         write_whole(out / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 
 
-def _make(
-    pipe: DiffusionPipeline,
-    settings: ImageSettings,
-    schedule: Schedule | None,
-    label: str,
-    inputs: Mapping[str, Any] | None,
-) -> TimedImage:
-    if schedule is None:
-        return make_image(pipe, settings, label, inputs)
-    with patched(pipe, schedule):
-        return make_image(pipe, settings, label, inputs)
+def _save(
+    out: Path, made: Mapping[str, TimedImage], records: Mapping[str, ImageRecord]
+) -> dict[str, Any]:
+    """Write the two images and their comparison; returns what the summary says of them."""
+    stem = f"{next_number(out):05d}"
+    entry: dict[str, Any] = {"seed": records["agentsd"].settings.seed}
+    for name, prefix, suffix in (("agentsd", "", ""), ("unpatched", "unpatched_", "-unpatched")):
+        file = f"{stem}{suffix}.png"
+        save_image(made[name].image, out / file, records[name])
+        entry |= {
+            f"{prefix}file": file,
+            f"{prefix}seconds": round(made[name].seconds, 3),
+            f"{prefix}nsfw_content_detected": made[name].nsfw_content_detected,
+        }
+    entry["comparison_file"] = f"{stem}-compare.png"
+    entry["psnr"] = visible_psnr(made["agentsd"], made["unpatched"])
+    save_image(_sheet(made["unpatched"], made["agentsd"]), out / entry["comparison_file"])
+    return entry
 
 
-def _comparison(unpatched: TimedImage, ours: TimedImage) -> Image.Image:
+def _sheet(unpatched: TimedImage, ours: TimedImage) -> Image.Image:
     faster = unpatched.seconds / ours.seconds
     return side_by_side(
         {
@@ -116,27 +110,16 @@ def _comparison(unpatched: TimedImage, ours: TimedImage) -> Image.Image:
     )
 
 
-def likeness(ours: TimedImage, unpatched: TimedImage) -> float | None:
-    """:func:`psnr` of two images; None, too, where a safety checker hid one of them."""
+def visible_psnr(ours: TimedImage, unpatched: TimedImage) -> float | None:
+    """PSNR of two images in dB; None if they are equal, or a safety checker hid one of them."""
     if ours.nsfw_content_detected or unpatched.nsfw_content_detected:
         return None
-    return psnr(ours.image, unpatched.image)
+    a, b = np.asarray(ours.image), np.asarray(unpatched.image)
+    return None if np.array_equal(a, b) else psnr(a, b)
 
 
-def psnr(a: Image.Image, b: Image.Image) -> float | None:
-    """Peak signal-to-noise ratio of two images of one size, in dB; None if they are equal.
-
-    Example:
-        >>> round(psnr(Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 110)), 1)
-        28.1
-    """
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    error = float(np.square(difference).mean())
-    return 10 * math.log10(255**2 / error) if error else None
-
-
-def _over_all(images: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The times over all images, speed-up and likeness, and how many images were hidden."""
+def _totals(images: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Medians over all images, the speed-up, and how many images were hidden."""
     seconds = median(image["seconds"] for image in images)
     unpatched = median(image["unpatched_seconds"] for image in images)
     measured = [image["psnr"] for image in images if image["psnr"] is not None]

@@ -1,4 +1,4 @@
-"""What is written of an image: the file, the record of how it was made, the comparison."""
+"""Image files that carry their records, written whole; and images side by side."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ..errors import GenerationError, OutputError, SettingsError
+from ..errors import AgentSDError, GenerationError, OutputError, SettingsError
 from ..models.schedulers import common_name
+from .records import ImageRecord
 
 
-def parameters(image: Image.Image, recorded: dict[str, Any]) -> str:
-    """The record in the ``parameters`` convention that Stable Diffusion users' tools read.
+def parameters(image: Image.Image, record: ImageRecord) -> str:
+    """The record in the ``parameters`` convention that Stable Diffusion tools read.
 
     Args:
-        image: What was made; its size is told.
-        recorded: What :func:`agentsd.generation.records.record` returned.
+        image: The image, whose size is given.
+        record: Of the image.
     """
+    settings = record.settings
     fields = {
-        "Steps": recorded["num_inference_steps"],
-        "Sampler": common_name(recorded["scheduler"]),
-        "CFG scale": recorded["guidance_scale"],
-        "Seed": recorded["seed"],
+        "Steps": settings.num_inference_steps,
+        "Sampler": common_name(record.scheduler or "unknown"),
+        "CFG scale": settings.guidance_scale,
+        "Seed": settings.seed,
         "Size": f"{image.width}x{image.height}",
-        "Model": Path(recorded["model"]).name.removesuffix(".safetensors"),
-        "Version": f"agentsd {recorded['agentsd']}",
+        "Model": Path(record.model).name.removesuffix(".safetensors"),
+        "Version": f"agentsd {record.versions.get('agentsd', 'unknown')}",
     }
-    if recorded["schedule"]:
-        phases = recorded["schedule"]["phases"]
-        fields["Agent attention"] = ", ".join(phase["method"] for phase in phases)
-    lines = [recorded["prompt"]]
-    if recorded["negative_prompt"]:
-        lines.append(f"Negative prompt: {recorded['negative_prompt']}")
+    if record.schedule:
+        fields["Agent attention"] = ", ".join(phase.method for phase in record.schedule.phases)
+    lines = [settings.prompt]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items()))
     return "\n".join(lines)
 
@@ -52,23 +53,21 @@ def _quoted(value: object) -> str:
 
 
 FORMATS = ("png", "jpg", "webp")
-"""What images can be written as; jpg and webp at a quality of 95."""
+"""Formats that images can be written in; jpg and webp at a quality of 95."""
 
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
-"""EXIF tags: the description, the camera's part, and in this the comment of the user."""
+"""EXIF tags: the description, the camera's block, and within it the user's comment."""
 
 
-def encode_image(
-    image: Image.Image, recorded: dict[str, Any] | None = None, form: str = "png"
-) -> bytes:
-    """An image as the bytes of a file; with its record, as ``parameters`` and JSON.
+def encode_image(image: Image.Image, record: ImageRecord | None = None, form: str = "png") -> bytes:
+    """Encode an image as the bytes of a file, with its record as ``parameters`` and as JSON.
 
-    In PNG they are text chunks, ``parameters`` and ``agentsd``; elsewhere the EXIF comment, where
-    Stable Diffusion users' tools look for it, and the EXIF description.
+    In PNG they are the text chunks ``parameters`` and ``agentsd``; elsewhere the EXIF comment,
+    where Stable Diffusion tools look for it, and the EXIF description.
 
     Args:
-        image: What was made.
-        recorded: What :func:`agentsd.generation.records.record` returned.
+        image: The image.
+        record: Of the image; ``None`` writes none.
         form: One of :data:`FORMATS`.
 
     Raises:
@@ -77,28 +76,28 @@ def encode_image(
     data = BytesIO()
     if form == "png":
         info = PngInfo()
-        if recorded is not None:
-            info.add_text("parameters", parameters(image, recorded))
-            info.add_text("agentsd", json.dumps(recorded))
+        if record is not None:
+            info.add_text("parameters", parameters(image, record))
+            info.add_text("agentsd", json.dumps(record.to_dict()))
         image.save(data, format="PNG", pnginfo=info)
     else:
         exif = Image.Exif()
-        if recorded is not None:
-            comment = parameters(image, recorded).encode("utf-16-be")
+        if record is not None:
+            comment = parameters(image, record).encode("utf-16-be")
             exif[_EXIF] = {_COMMENT: b"UNICODE\0" + comment}
-            exif[_DESCRIPTION] = json.dumps(recorded)
+            exif[_DESCRIPTION] = json.dumps(record.to_dict())
         try:
             image.save(data, format={"jpg": "JPEG", "webp": "WEBP"}[form], quality=95, exif=exif)
         except (OSError, ValueError) as error:  # too large, or with too long a prompt
-            raise GenerationError(f"it cannot be written as {form} ({error}); png can") from error
+            raise GenerationError(f"it cannot be written as {form} ({error}); use png") from error
     return data.getvalue()
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record that an image file carries.
+def read_record(path: Path) -> ImageRecord:
+    """Read the record that an image file carries.
 
     Raises:
-        SettingsError: If the file is no image, or none that agentsd made.
+        SettingsError: If the file is not an image that agentsd made, or its record is not valid.
     """
     try:
         with Image.open(path) as image:
@@ -107,28 +106,31 @@ def read_record(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not an image"
         raise SettingsError(f"{path}: cannot be read ({reason})") from None
     try:
-        found = json.loads(text or "")
+        data = json.loads(text or "")
     except (TypeError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or "agentsd" not in found:
-        raise SettingsError(f"{path} carries no settings of agentsd; only its own images do")
-    return found
+        data = None
+    if not isinstance(data, dict) or "agentsd" not in data:
+        raise SettingsError(f"{path} has no agentsd metadata; only images made by agentsd do")
+    try:
+        return ImageRecord.from_dict(data)
+    except AgentSDError as error:
+        raise SettingsError(f"{path}: the image's settings cannot be used: {error}") from None
 
 
-def save_image(image: Image.Image, path: Path, recorded: dict[str, Any] | None = None) -> None:
+def save_image(image: Image.Image, path: Path, record: ImageRecord | None = None) -> None:
     """Write an image as a PNG, with its record where there is one.
 
     Raises:
-        OutputError: If the place cannot be written to.
+        OutputError: If the file cannot be written.
     """
-    write_whole(path, encode_image(image, recorded))
+    write_whole(path, encode_image(image, record))
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file atomically: it is there whole or not at all.
 
     Raises:
-        OutputError: If the place cannot be written to.
+        OutputError: If the file cannot be written.
     """
     with writing(path) as file:
         file.write(data)
@@ -136,10 +138,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes its place, whole and on the disk, when the block ends well.
+    """A file to write to, which replaces ``path`` once the block has ended without an error.
 
     Raises:
-        OutputError: If the place cannot be written to.
+        OutputError: If the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
@@ -157,11 +159,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 PART = ".part"
-"""End of the names of files that are not whole yet."""
+"""Suffix of files that are still being written."""
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder and try it, so that a long run does not end at a place it cannot write to.
+    """Make a folder and check that it is writable, before a long run rather than after it.
 
     Raises:
         OutputError: If files cannot be made in it.
@@ -175,7 +177,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def next_number(folder: Path) -> int:
-    """One above the highest number that a PNG of the folder is named by."""
+    """One more than the highest number among the names of the folder's PNGs."""
     named = (re.fullmatch(r"(\d{5,})(-\w+)?\.png", path.name) for path in folder.iterdir())
     taken = [int(match[1]) for match in named if match]
     return max(taken, default=-1) + 1

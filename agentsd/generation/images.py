@@ -1,4 +1,4 @@
-"""Prompts to images: a few at a time, each from its own seed, with a record of how."""
+"""Prompts to images: one or a few at a time, each from its own seed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Pixels = NDArray[np.floating[Any]]
 """An image as a pipeline's ``output_type="np"`` gives it: ``[H, W, 3]`` in [0, 1]."""
 
 HIDDEN = "the model's safety checker replaced it with a black image"
-"""What is said of an image with ``nsfw_content_detected``."""
+"""The message for an image with ``nsfw_content_detected``."""
 
 
-class Drawn(NamedTuple):
-    """An image as a pipeline gives it."""
+class RawImage(NamedTuple):
+    """An image as a pipeline returns it."""
 
     pixels: Pixels
     """With NaN where the model's numbers overflowed."""
     nsfw_content_detected: bool | None
-    """Whether a safety checker put a black image in its place; ``None`` without a checker."""
+    """Whether a safety checker replaced it with a black image; ``None`` without a checker."""
 
 
 def make_batch(
@@ -41,16 +41,16 @@ def make_batch(
     batch: Sequence[ImageSettings],
     encode: Callable[[Sequence[ImageSettings]], dict[str, Any]],
     inputs: Mapping[str, Any] | None = None,
-) -> list[Drawn]:
+) -> list[RawImage]:
     """Make images in one call, each from its own seed.
 
     The generators are on the CPU, so that all devices agree on the noise.
 
     Args:
         pipe: A text-to-image or image-to-image pipeline, patched or not.
-        batch: What to make; alike in all but prompts and seeds.
+        batch: What to make; only prompts and seeds may differ.
         encode: A :class:`PromptEncoder` of the pipeline.
-        inputs: More to call it with: an image to start from, say.
+        inputs: Further arguments of the call, such as an image to start from.
 
     Returns:
         The images, in order.
@@ -66,7 +66,7 @@ def make_batch(
     call = batch[0].model_dump(exclude={"seed", *TEXTS})
     if "height" not in inspect.signature(pipe.__call__).parameters:
         call = {k: v for k, v in call.items() if k not in ("height", "width")}
-    with _told(pipe), _own_noise(pipe, seeds):
+    with _pipeline_errors(pipe), _seeded_noise(pipe, seeds):
         made = pipe(
             **encode(batch),
             **call,
@@ -76,18 +76,18 @@ def make_batch(
         )
     flags = getattr(made, "nsfw_content_detected", None) or [None] * len(batch)
     return [
-        Drawn(pixels, None if flag is None else bool(flag))
+        RawImage(pixels, None if flag is None else bool(flag))
         for pixels, flag in zip(made.images, flags, strict=True)
     ]
 
 
 @contextmanager
-def _own_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
-    """Have the scheduler's noise come from the images' seeds, and refuse one whose does not.
+def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
+    """Derive the scheduler's noise from the images' seeds, or refuse the scheduler.
 
     Raises:
         SettingsError: At the first step that draws from PyTorch's global random state, which is
-            then put back.
+            then restored.
     """
     scheduler = pipe.scheduler
     step, name = scheduler.step, type(scheduler).__name__
@@ -97,14 +97,14 @@ def _own_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng(devices):
             before = _global_states(devices)
-            found = step(*args, **kwargs)
-            drawn = not all(map(torch.equal, before, _global_states(devices)))
-        if drawn:
+            result = step(*args, **kwargs)
+            is_global = not all(map(torch.equal, before, _global_states(devices)))
+        if is_global:
             raise SettingsError(
-                f"{name} draws noise from PyTorch's global random state, so that seeds do not "
-                "determine its images; choose another scheduler"
+                f"{name} draws noise from PyTorch's global random state, so seeds do not determine "
+                "its images; choose another scheduler"
             )
-        return found
+        return result
 
     # DPMSolverSDEScheduler takes no generator, but one seed per image.
     takes_seeds = hasattr(scheduler, "noise_sampler_seed")
@@ -117,7 +117,7 @@ def _own_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object another attribute until the end of the block."""
+    """Replace an attribute of an object until the end of the ``with`` block."""
     own = {name: vars(owner)[name]} if name in vars(owner) else {}
     setattr(owner, name, value)
     try:
@@ -132,22 +132,22 @@ def _global_states(devices: Sequence[torch.device]) -> list[torch.Tensor]:
 
 
 def to_image(pixels: Pixels) -> Image.Image:
-    """Pixels as diffusers makes them 8-bit.
+    """Round pixels to 8 bits, as diffusers does.
 
     Raises:
-        GenerationError: If they are not all numbers.
+        GenerationError: If they are not all finite.
     """
     if not np.isfinite(pixels).all():
         raise GenerationError(
-            "the model's numbers overflowed and no image came of them; try float32 or bfloat16, "
-            "or a schedule with attn_precision: fp32"
+            "the model's numbers overflowed, so there is no image; try float32 or bfloat16, or a "
+            "schedule with attn_precision: fp32"
         )
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
 @contextmanager
-def _told(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Tell what a pipeline raises as an error of ours."""
+def _pipeline_errors(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Raise whatever a pipeline raises as an :class:`AgentSDError`."""
     name = type(pipe).__name__
     try:
         yield
@@ -156,7 +156,7 @@ def _told(pipe: DiffusionPipeline) -> Iterator[None]:
     except (TypeError, ValueError, IndexError) as error:
         raise SettingsError(f"{name} refused the settings: {error}") from error
     except (RuntimeError, AttributeError, OverflowError, MemoryError) as error:
-        # MPS and the CPU tell of their memory in the words of a RuntimeError alone.
+        # On MPS and the CPU only the text of a RuntimeError says that memory is short.
         memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if memory or should_reduce_batch_size(error):
             raise OutOfMemoryError(
@@ -166,12 +166,12 @@ def _told(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 class TimedImage(NamedTuple):
-    """An image with what it took."""
+    """An image with the time it took."""
 
     image: Image.Image
     seconds: float
     nsfw_content_detected: bool | None = None
-    """As for :class:`Drawn`."""
+    """As for :class:`RawImage`."""
 
 
 def make_image(
@@ -185,18 +185,18 @@ def make_image(
     Args:
         pipe: A text-to-image or image-to-image pipeline, patched or not.
         settings: What to make.
-        label: Named by the progress bar on stderr.
-        inputs: More to call the pipeline with: an image to start from, say.
+        label: Shown by the progress bar on stderr.
+        inputs: Further arguments of the pipeline's call, such as an image to start from.
 
     Returns:
         The image and the seconds from prompt to image.
 
     Raises:
         SettingsError: As :func:`make_batch`.
-        GenerationError: If it runs out of memory, fails, or its numbers do.
+        GenerationError: If it runs out of memory, fails, or its numbers overflow.
     """
     pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
     begun = time.perf_counter()
-    (drawn,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
-    image = to_image(drawn.pixels)
-    return TimedImage(image, time.perf_counter() - begun, drawn.nsfw_content_detected)
+    (raw,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
+    image = to_image(raw.pixels)
+    return TimedImage(image, time.perf_counter() - begun, raw.nsfw_content_detected)

@@ -1,6 +1,6 @@
-"""What a phase of a schedule can do to self-attention: pure PyTorch, one file a method.
+"""What a phase of a schedule can do to self-attention: pure PyTorch, one file per method.
 
-A new method is a subclass of :class:`Phase` in a file of its own in this folder.
+To add a method, add a file with a subclass of :class:`Phase` to this folder.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from .base import METHODS, Phase, Plan
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-_sorted = sorted(METHODS.items())  # not in the order in which one file imports another
+_sorted = sorted(METHODS.items())  # imports register them in another order
 METHODS.clear()
 METHODS.update(_sorted)
 

@@ -4,47 +4,63 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..errors import ScheduleError
 from .agent_attention import agent_attention
-from .base import Count, Phase, Plan, SelfAttention, Share
+from .base import ADVANCED, Count, Phase, Plan, SelfAttention, Share
 from .merge import Merge, capped
+from .observation import Observation, attended_most
 from .token_grid import strides_for
+from .token_merging import merge
 
-AGENTS = "At most so many at any size. Fewer: faster, coarser."
-AGENT_RATIO = "Share merged to make the agents. More: fewer agents, faster."
-SCALE = "Lower: each place listens to fewer agents. Costs nothing."
-SHORTCUT = "Share of the values added; brings variety back. Costs nothing."
+AGENT_RATIO = "Share of tokens merged to make the agents. Higher: fewer agents, faster, coarser."
+AGENTS = "Most agents at any image size. Fewer: faster, coarser."
+SCALE = "Lower: each token attends to fewer agents. No effect on speed."
+SHORTCUT = "Share of the values added to the output; restores variety. No effect on speed."
 
 
 class Agent(Merge):
-    """Merged tokens attend through a few agents, at a cost linear in their number.
+    """Merged tokens attend through a few agents, at a cost linear in the number of tokens.
 
-    It has the parameters of :class:`~agentsd.methods.merge.Merge`, and more.
+    Besides the parameters of :class:`~agentsd.methods.merge.Merge` it has its own.
 
     Args:
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped as ``ratio``
             is. Agents are used only where twice their number is below the merged tokens' number.
-        agents: At most so many agents, at any resolution: where there would be more, cells are
-            larger than ``sx`` × ``sy``. Instead of ``agent_ratio``.
+        agents: Most agents at any resolution, 1 to 65,536; where there would be more, cells are
+            larger than ``sx`` × ``sy``. Replaces ``agent_ratio``.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
     """
 
-    summary: ClassVar = "a few agents stand between queries and keys"
+    summary: ClassVar = "queries reach the keys through a few agent tokens"
+    replaces: ClassVar = {"agents": "agent_ratio"}
 
-    method: Literal["agent"] = "agent"  # type: ignore[assignment]  # a method of its own
-    agent_ratio: Annotated[Share, Field(description=AGENT_RATIO)] = 0.8
-    agents: Annotated[Count | None, Field(description=AGENTS)] = None
-    k_scale2: Annotated[float, Field(gt=0, le=2, description=SCALE)] = 0.3
-    k_shortcut: Annotated[float, Field(ge=-1, le=1, description=SHORTCUT)] = 0.075
+    method: Literal["agent"] = "agent"  # type: ignore[assignment]  # not Merge's method
+    agent_ratio: Annotated[Share, Field(description=AGENT_RATIO, examples=[0.8, 0.95])] = 0.8
+    agents: Annotated[Count | None, Field(description=AGENTS, examples=[64, 256])] = None
+    k_scale2: Annotated[
+        float,
+        Field(gt=0, le=2, description=SCALE, examples=[0.3, 0.5, 1], json_schema_extra=ADVANCED),
+    ] = 0.3
+    k_shortcut: Annotated[
+        float,
+        Field(
+            ge=-1,
+            le=1,
+            description=SHORTCUT,
+            examples=[0, 0.075, 0.15],
+            json_schema_extra=ADVANCED,
+        ),
+    ] = 0.075
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         if self.agents is not None and "agent_ratio" in self.model_fields_set:
-            raise ScheduleError("agents says how many there may be; drop agent_ratio")
+            raise ScheduleError("agents replaces agent_ratio; drop agent_ratio")
 
     def strides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
@@ -64,30 +80,44 @@ class Agent(Merge):
         scales = {"k_scale2": self.k_scale2, "k_shortcut": self.k_shortcut}
         return agent_attention(q, k, v, agents, **scales, attend=layer.attend)
 
+    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
+        """Observe the merging, the agents, and which of them each token attends to most."""
+        owner, agent_owner = self.match(x, chosen, plan)
+        if agent_owner is None:
+            return Observation(owner[-1])
+        q, a = (
+            layer.queries(merge(x, of, rows)[-1:])[0]  # [H, ·, d]
+            for of, rows in ((owner, plan.merged_tokens), (agent_owner, plan.agents))
+        )
+        attended = attended_most(q, a, (q.shape[-1] ** -0.5) ** self.k_scale2)
+        unmerged = (agent_owner[-1] >= len(chosen)).nonzero()[:, 0]
+        places = torch.cat([chosen, unmerged])  # destinations come first, then tokens by themselves
+        return Observation(owner[-1], "agents", places, agent_owner[-1], attended[owner[-1]])
+
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """What the tokens of a plan become, one after the other, in a few words."""
+        """The tokens left after each stage of a plan, in a few words."""
         agents = (f"{plan.agents:,} agents",) if plan.agents else ()
         return super().stages(plan) + agents
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan is not what the parameters ask for, and why."""
+        """Where a plan differs from what the parameters ask for, and why."""
         found = super().caps(plan)
         if not plan.agents:
-            found.append("agents off: they must be fewer than half of the merged tokens")
+            found.append("no agents: they would be half as many as the merged tokens, or more")
         elif self.agents is None:
             merged = plan.tokens - plan.agents
             found += capped("agent_ratio", self.agent_ratio, merged, plan.tokens)
         return found
 
     def override(self, **changes: Any) -> Phase:
-        """A copy with those parameters changed that its method reads."""
-        # The newer way of saying how many agents there are takes the place of the older.
-        ways = {"agents", "agent_ratio"}
-        dropped = ways if ways & changes.keys() else set()
+        """A copy with those of the parameters changed that its method reads."""
+        # A new number of agents replaces the old one, whichever of the two parameters sets it.
+        either = {"agents", "agent_ratio"}
+        dropped = either if either & changes.keys() else set()
         kept = {k: v for k, v in self.to_dict().items() if k not in dropped}
         return Phase(**kept | {k: v for k, v in changes.items() if k in self.parameters()})
 
     def to_dict(self) -> dict[str, Any]:
-        """The method, its end and every parameter in effect, without those that are None."""
+        """The end, the method and all parameters in effect, except those that are None."""
         idle = "agent_ratio" if self.agents is not None else None
         return {name: value for name, value in super().to_dict().items() if name != idle}

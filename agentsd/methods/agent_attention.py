@@ -10,7 +10,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Scaled dot-product attention, PyTorch's own (shapes as in :func:`agent_attention`)."""
+    """PyTorch's scaled dot-product attention; shapes as in :func:`agent_attention`."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 

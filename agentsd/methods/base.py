@@ -1,7 +1,8 @@
-"""What every method shares: a phase of a schedule, its end, and the layers that it leaves alone."""
+"""What all methods share: when a phase ends, which layers it covers, and what it must define."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -10,27 +11,31 @@ from torch import Tensor
 
 from ..errors import ScheduleError
 from ..settings import StrictModel, short_repr
+from .observation import Observation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 
+ADVANCED: dict[str, Any] = {"advanced": True}
+"""``json_schema_extra`` of a field that few people need to change."""
+
 ENDS = ("until", "until_step")
-"""Parameters that say when a phase ends."""
+"""Parameters that set when a phase ends."""
 
 CACHE = ("cache_interval", "cache_branch", "cache_order")
 """Parameters of the cache of deep features."""
 
 METHODS: dict[str, type[Phase]] = {}
-"""The methods that a phase can have, by name."""
+"""The methods that a phase can have, by name; subclasses of :class:`Phase` add themselves."""
 
 
 class Plan(NamedTuple):
-    """What a phase makes of one grid of tokens, after every cap."""
+    """The token counts of a phase on one grid, after all caps."""
 
     tokens: int
     merged_tokens: int
-    """Tokens left after merging; equal to ``tokens`` where nothing merges."""
+    """Tokens left after merging; equal to ``tokens`` where nothing is merged."""
     agents: int
     """Agent tokens; 0 where plain softmax attention is used."""
     keys: int
@@ -38,18 +43,18 @@ class Plan(NamedTuple):
 
     @property
     def untouched(self) -> bool:
-        """Whether the layer does just what it would unpatched."""
+        """Whether the layer behaves as if unpatched."""
         return not self.agents and self.merged_tokens == self.keys == self.tokens
 
 
 class Draw(NamedTuple):
-    """What the choice of tokens depends on, and nothing else."""
+    """Everything that the choice of tokens depends on."""
 
     step: int
-    """Denoising step, or the place on the noise scale where the steps are not known."""
+    """Denoising step, or the noise level where the steps are not known."""
     steps_known: bool
     seed: int
-    """Of the schedule."""
+    """The schedule's seed."""
     device: torch.device | str = "cpu"
 
 
@@ -58,7 +63,7 @@ class SelfAttention(Protocol):
 
     @property
     def heads(self) -> int:
-        """How many heads the layer has."""
+        """Number of heads."""
 
     def queries(self, x: Tensor) -> Tensor:
         """``[B, N, C]`` to ``[B, H, N, d]``."""
@@ -67,43 +72,48 @@ class SelfAttention(Protocol):
         """``[B, N, C]`` to two of ``[B, H, N, d]``."""
 
     def some_keys_and_values(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of each head's own tokens ``chosen`` ``[H, n]`` alone: ``[B, H, n, d]``."""
+        """Those of each head's own tokens ``chosen`` ``[H, n]`` only: two of ``[B, H, n, d]``."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Softmax attention, all ``[B, H, ·, d]``."""
 
     def output(self, x: Tensor) -> Tensor:
-        """The output projection, ``[B, H, N, d]`` to ``[B, N, C]``."""
+        """Output projection, ``[B, H, N, d]`` to ``[B, N, C]``."""
 
 
 class Phase(StrictModel):
-    """A stretch of denoising steps that share one method and its parameters.
+    """A range of denoising steps that share one method and its parameters.
 
-    ``Phase(method=…)`` makes a phase of that method, ``agent`` unless given. A parameter that the
-    method does not have is an error, so that no setting is silently without effect. Those worth
-    changing first are ``method``, ``sx``, ``sy`` and ``ratio``.
+    ``Phase(method=…)`` makes a phase of that method, ``agent`` by default. A parameter that the
+    method does not have is an error, so that no setting is silently ignored. Try ``method``,
+    ``sx``, ``sy`` and ``ratio`` first.
+
+    A method is a subclass. Its fields with a description can be set on the page of the app, with
+    their range, default and ``examples``; those marked :data:`ADVANCED` are folded away.
 
     Args:
         method: ``agent``: agent attention over merged tokens. ``merge``: softmax attention over
             merged tokens. ``keys``: every query, but one token of each cell as key and value.
-            ``full``: as unpatched. For their parameters see :class:`Agent`, :class:`Merge`,
-            :class:`Keys` and :class:`Full`.
-        until: The phase holds for steps before this share of the run, in (0, 1]. Every phase but
-            the last needs this or ``until_step``; the last runs to the end.
+            ``full``: as unpatched. Their parameters are those of :class:`Agent`,
+            :class:`Merge`, :class:`Keys` and :class:`Full`.
+        until: The phase ends at this share of the run, in (0, 1]. All phases but the last need
+            this or ``until_step``; the last one runs to the end.
         until_step: The same as a number of steps, at least 1.
         max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
             the highest resolution at which the model has self-attention.
-        cache_interval: Compute the whole UNet at every so many steps, 1 to 10, and between them
-            only its outermost layers, on a forecast of the deep feature that they take from the
-            others (Ma et al., *DeepCache*, 2023, arXiv 2312.00858; the forecast is agentsd's own).
-            The larger, the faster and the farther from the unpatched image; 1, the default,
-            computes every step.
-        cache_branch: How many more layers a step between computes: 0, the default, is the last
-            one of the last block, as DeepCache's branch 0; 1 the last two.
-        cache_order: How the deep feature is forecast: 0 holds the last one as DeepCache does, 1,
-            the default, continues the line through the last two, 2 the parabola through three.
-        min_tokens: Leave layers of fewer tokens alone. ``None`` takes what was measured to gain
-            on this kind of device (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
+        min_tokens: Leave layers with fewer tokens unpatched. ``None`` takes the number from which
+            patching was measured to be faster on this kind of device
+            (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
+        cache_interval: Compute the whole UNet only once in so many steps, 1 to 10. The steps in
+            between compute its outermost layers alone, on a forecast of the deep feature that
+            these build on (the idea is DeepCache's: Ma et al., 2023, arXiv 2312.00858). Larger is
+            faster, with larger differences to the unpatched image. 1, the default, computes every
+            step.
+        cache_branch: Where the deep feature is taken. 0, the default, computes only the last
+            layer of the last block in between (DeepCache's branch 0), 1 the last two.
+        cache_order: Degree of the polynomial through the last ``cache_order + 1`` features that
+            the forecast continues: 0 keeps the last feature, as DeepCache does; 1, the default,
+            is linear; 2 quadratic.
 
     Raises:
         ScheduleError: On unknown keys, wrong types, values out of range, or a parameter that the
@@ -117,6 +127,8 @@ class Phase(StrictModel):
     error: ClassVar = ScheduleError
     summary: ClassVar[str] = ""
     """What the method does, in one line."""
+    replaces: ClassVar[Mapping[str, str]] = {}
+    """Parameters that, when given, take the place of another one, by name."""
 
     method: str
     until: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -171,7 +183,7 @@ class Phase(StrictModel):
 
     @classmethod
     def parameters(cls) -> tuple[str, ...]:
-        """Names of what the method reads: its own first, then what all share."""
+        """Names of the parameters that the method reads: its own first, then the shared ones."""
         shared = [name for name in Phase.model_fields if name not in ("method", *ENDS)]
         own = [name for name in cls.model_fields if name not in Phase.model_fields]
         return (*own, *shared)
@@ -184,48 +196,61 @@ class Phase(StrictModel):
         return self.until is None or step / num_steps < self.until
 
     def asks(self, option: str) -> bool:
-        """Whether the phase turns on ``option``, which its method may not have."""
+        """Whether the phase turns on ``option``; its method may not have it."""
         return bool(getattr(self, option, False))
 
     def plan(self, height: int, width: int) -> Plan:
-        """Count what the phase makes of a grid of ``height × width`` tokens."""
+        """Count the tokens of each kind on a grid of ``height × width`` tokens."""
         raise NotImplementedError
 
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
-        """The tokens of a grid that serve: ``[cells]`` for all heads, or ``[heads, cells]``."""
+        """Choose one token of each cell: ``[cells]`` for all heads, or ``[heads, cells]``."""
         raise NotImplementedError
 
     def attention(
         self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention of the tokens ``x`` ``[B, N, C]``.
+        """Self-attention over tokens.
 
         Args:
             layer: The layer.
-            x: The tokens.
-            chosen: What :meth:`choose` gave.
-            plan: What :meth:`plan` gave.
+            x: The tokens, ``[B, N, C]``.
+            chosen: The tokens that :meth:`choose` returned.
+            plan: The plan that :meth:`plan` returned.
 
         Returns:
-            ``[B, N, C]``, and the owner ``[B, N]`` of each token where tokens merged.
+            ``[B, N, C]``, and the owner ``[B, N]`` of each token if tokens were merged.
         """
         raise NotImplementedError
 
+    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
+        """Observe what :meth:`attention` does to the last image of the batch."""
+        return Observation()
+
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """What the tokens of a plan become, one after the other, in a few words."""
+        """The tokens left after each stage of a plan, in a few words."""
         raise NotImplementedError
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan is not what the parameters ask for, and why."""
+        """Where a plan differs from what the parameters ask for, and why."""
         return []
 
     def override(self, **changes: Any) -> Phase:
-        """A copy with those parameters changed that its method reads."""
+        """A copy with those of the parameters changed that its method reads."""
         changes = {k: v for k, v in changes.items() if k in self.parameters()}
         return Phase(**self.to_dict() | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The method, its end and every parameter in effect, without those that are None."""
-        unused = CACHE if self.cache_interval == 1 else ()
-        names = [name for name in (*ENDS, "method", *self.parameters()) if name not in unused]
+        """The end, the method and all parameters in effect, except those that are None."""
+        names = (*ENDS, "method", *self.parameters())
+        cache_interval: Compute the whole UNet only once in so many steps, 1 to 10. The steps in
+            between compute its outermost layers alone, on a forecast of the deep feature that
+            these build on (the idea is DeepCache's: Ma et al., 2023, arXiv 2312.00858). Larger is
+            faster, with larger differences to the unpatched image. 1, the default, computes every
+            step.
+        cache_branch: Where the deep feature is taken. 0, the default, computes only the last
+            layer of the last block in between (DeepCache's branch 0), 1 the last two.
+        cache_order: Degree of the polynomial through the last ``cache_order + 1`` features that
+            the forecast continues: 0 keeps the last feature, as DeepCache does; 1, the default,
+            is linear; 2 quadratic.
         return {name: value for name in names if (value := getattr(self, name)) is not None}

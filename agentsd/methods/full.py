@@ -1,4 +1,4 @@
-"""``full``: the layer as it is, for the steps of a run that are to be left alone."""
+"""``full``: the original attention, for steps that should stay unpatched."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from .base import Phase, Plan
 
 
 class Full(Phase):
-    """Attention as unpatched; see :class:`~agentsd.methods.base.Phase` for what it shares."""
+    """Attention as unpatched, with no parameters beyond :class:`~agentsd.methods.base.Phase`."""
 
     summary: ClassVar = "as unpatched"
 
     method: Literal["full"] = "full"
 
     def plan(self, height: int, width: int) -> Plan:
-        """Count nothing but the tokens."""
+        """Count the tokens; none are merged."""
         tokens = height * width
         return Plan(tokens, tokens, 0, tokens)
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """What the tokens of a plan become, in a few words."""
+        """The tokens left after each stage of a plan, in a few words."""
         return ("as unpatched",)

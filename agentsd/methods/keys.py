@@ -1,4 +1,4 @@
-"""``keys``: every query, over one token of each cell as key and value."""
+"""``keys``: all queries attend to one token of each cell."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from pydantic import Field
 from torch import Tensor
 
 from .base import Count, Draw, Phase, Plan, SelfAttention, Stride
+from .observation import Observation, attended_most
 from .token_grid import cells, cycled_places, random_places, strides_for, tokens_at
 
-BOUND = "At most so many at any size. Fewer: faster, coarser."
+KEYS = "Most keys at any image size. Fewer: faster, coarser."
+SELECT = "Which token of a cell is its key. cycle: each in turn, closest to full attention."
 
 
 class Keys(Phase):
     """Every query, but one token of each ``sy × sx`` cell as key and value.
 
-    In turn (``cycle``), each token of a cell serves once as a key of each head within
-    ``sx · sy`` steps, so that the errors of neighbouring steps and of different heads cancel.
+    With ``cycle``, each token of a cell serves once as a key of each head within ``sx · sy`` steps,
+    so that the errors of neighbouring steps and of different heads cancel.
 
     Args:
         sx, sy: Width and height of a cell, in tokens, 1 to 64. Larger cells mean fewer keys.
-        keys: At most so many keys, at any resolution: where there would be more, cells are larger
+        keys: Most keys at any resolution, 1 to 65,536; where there would be more, cells are larger
             than ``sx`` × ``sy``.
-        select: Key of a cell: its top-left token (``grid``), one drawn at each step (``random``),
-            or each in turn (``cycle``, the closest to full attention).
+        select: Which token of a cell is its key: the top-left one (``grid``), one drawn at each
+            step (``random``), or each in turn (``cycle``, the closest to full attention).
         attn_precision: ``"fp32"`` computes the softmax in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
     """
 
-    summary: ClassVar = "every query, a few of the keys"
+    summary: ClassVar = "every query attends to a few of the keys"
 
     method: Literal["keys"] = "keys"
-    sx: Annotated[Stride, Field(description="Width of a cell. Larger: fewer keys; faster.")] = 2
-    sy: Annotated[Stride, Field(description="Height of a cell, likewise.")] = 2
-    keys: Annotated[Count | None, Field(description=BOUND)] = None
-    select: Annotated[
-        Literal["grid", "random", "cycle"],
-        Field(description="Which token of a cell is its key. cycle: each in turn, the closest."),
-    ] = "cycle"
+    sx: Annotated[
+        Stride, Field(description="Width of a cell. Larger: fewer keys, faster, coarser.")
+    ] = 2
+    sy: Annotated[
+        Stride, Field(description="Height of a cell. Larger: fewer keys, faster, coarser.")
+    ] = 2
+    keys: Annotated[Count | None, Field(description=KEYS, examples=[64, 256, 1024])] = None
+    select: Annotated[Literal["grid", "random", "cycle"], Field(description=SELECT)] = "cycle"
     attn_precision: Literal["fp32"] | None = None
 
     def strides(self, height: int, width: int) -> tuple[int, int]:
@@ -63,7 +66,7 @@ class Keys(Phase):
         if self.select == "grid":
             place = torch.zeros(shape, dtype=torch.int64, device=draw.device)
         else:
-            # A cycle needs steps that follow each other; a level of noise does not tell them.
+            # A cycle needs consecutive step numbers, which a noise level does not give.
             cycle = self.select == "cycle" and draw.steps_known
             places = cycled_places if cycle else random_places
             place = places(shape, sy * sx, draw.step, draw.seed, draw.device)
@@ -72,11 +75,21 @@ class Keys(Phase):
     def attention(
         self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
     ) -> tuple[Tensor, Tensor | None]:
-        """Every query over the chosen tokens of each head."""
+        """Attend from every query to the chosen tokens of each head."""
         k, v = layer.some_keys_and_values(x, chosen)
         q = layer.queries(x)
         return layer.output(layer.attend(q, k, v, q.shape[-1] ** -0.5)), None
 
+    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
+        """Observe the keys of the first head, and which of them each token attends to most."""
+        places = chosen[0]  # [n]
+        q = layer.queries(x[-1:])[0, :1]  # [1, N, d]
+        k = layer.keys_and_values(x[-1:, places])[0][0, :1]  # [1, n, d]
+        target = places.new_full((plan.tokens,), -1)
+        target[places] = torch.arange(len(places), device=places.device)
+        attended = attended_most(q, k, q.shape[-1] ** -0.5)
+        return Observation(None, "keys of the first head", places, target, attended)
+
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """What the tokens of a plan become, in a few words."""
+        """The tokens left after each stage of a plan, in a few words."""
         return (f"{plan.keys:,} keys",)

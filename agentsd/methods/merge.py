@@ -9,34 +9,34 @@ from pydantic import Field
 from torch import Tensor
 
 from .base import Draw, Phase, Plan, SelfAttention, Share, Stride
+from .observation import Observation
 from .token_grid import cells, random_places, tokens_at
 from .token_merging import match, merge, owners, unmerge
 
-RATIO = "Share of the tokens to merge. More: faster, coarser."
+RATIO = "Share of tokens to merge. Higher: faster, coarser."
 
 
 class Merge(Phase):
-    """Merge similar tokens, attend, and give each of them its mean's output.
+    """Merge similar tokens, attend, and give each token the output of the one it was merged into.
 
     Args:
-        ratio: Share of the tokens to merge, in [0, 1], capped at all that are not destinations
-            (0.9375 at stride 4). More is faster and coarser.
-        sx, sy: Width and height of a cell, in tokens, 1 to 64. A cell has one destination.
+        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
+            (0.9375 at stride 4). Higher is faster and coarser.
+        sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
         use_rand: Draw the destination of a cell at random rather than take its top-left token.
-        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: little
-            is gained, and details are lost.
-        merge_mlp: Also merge the tokens that go through the feed-forward network. Not
-            recommended, likewise.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
+            little and loses detail.
+        merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
         attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
     """
 
-    summary: ClassVar = "similar tokens become one"
+    summary: ClassVar = "similar tokens are merged into one"
 
     method: Literal["merge"] = "merge"
-    ratio: Annotated[Share, Field(description=RATIO)] = 0.5
+    ratio: Annotated[Share, Field(description=RATIO, examples=[0.2, 0.4, 0.6])] = 0.5
     sx: Annotated[Stride, Field(description="Width of a cell. Larger: faster, coarser.")] = 2
-    sy: Annotated[Stride, Field(description="Height of a cell, likewise.")] = 2
+    sy: Annotated[Stride, Field(description="Height of a cell. Larger: faster, coarser.")] = 2
     use_rand: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
@@ -56,7 +56,7 @@ class Merge(Phase):
         return Plan(tokens, merged, self._agents(tokens, rows * columns, merged), merged)
 
     def _agents(self, tokens: int, destinations: int, merged: int) -> int:
-        """How many agents the merged tokens attend through; 0 for none."""
+        """Number of agents that the merged tokens attend through; 0 for none."""
         return 0
 
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
@@ -71,7 +71,7 @@ class Merge(Phase):
         return tokens_at(place, height, width, sy, sx, rows)
 
     def match(self, x: Tensor, chosen: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
-        """Owners ``[B, N]`` of the tokens among the merged ones, and among the agents if any."""
+        """The owners ``[B, N]`` among the merged tokens, and among the agents if there are any."""
         matching = match(x, chosen)
         owner = owners(matching, plan.tokens - plan.merged_tokens)
         return owner, owners(matching, plan.tokens - plan.agents) if plan.agents else None
@@ -91,22 +91,26 @@ class Merge(Phase):
             out = self._through_agents(layer, q, k, v, agents)
         return unmerge(layer.output(out), owner), owner
 
+    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
+        """Observe which tokens are merged."""
+        return Observation(self.match(x, chosen, plan)[0][-1])
+
     def _through_agents(
         self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
     ) -> Tensor:
         raise NotImplementedError("token merging alone has no agents")
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """What the tokens of a plan become, in a few words."""
+        """The tokens left after each stage of a plan, in a few words."""
         return (f"{plan.merged_tokens:,}",)
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan is not what the parameters ask for, and why."""
+        """Where a plan differs from what the parameters ask for, and why."""
         return capped("ratio", self.ratio, plan.tokens - plan.merged_tokens, plan.tokens)
 
 
 def capped(name: str, ratio: float, merged: int, tokens: int) -> list[str]:
-    """Say that fewer tokens merge than a ratio asks for, if so."""
+    """Note that fewer tokens are merged than a ratio asks for, if so."""
     if merged >= int(tokens * ratio):
         return []
-    return [f"{name} {ratio:g} is capped to {merged / tokens:.4g}: a token of each cell stays"]
+    return [f"{name} {ratio:g} is capped to {merged / tokens:.4g}: one token of each cell stays"]

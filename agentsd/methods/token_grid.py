@@ -1,8 +1,8 @@
-"""Which token of each cell serves: draws that depend on seed, step and grid alone.
+"""Choose a token of each cell by draws that depend on seed, step and grid alone.
 
-The draws are a hash of what they are for, not a stream. So nothing is stored or moved between
-devices, PyTorch's generators are not touched, and an image cannot depend on its batch or on what
-ran before. A *place* counts row by row within a cell of ``sy × sx`` tokens.
+A draw is a hash of what it is for, not the next number of a stream. So nothing is stored or moved
+between devices, PyTorch's generators are not touched, and an image cannot depend on its batch or on
+what ran before. A *place* counts row by row within a cell of ``sy × sx`` tokens.
 """
 
 import itertools
@@ -37,16 +37,16 @@ def cells(height: int, width: int, sy: int, sx: int, *, partial: bool) -> tuple[
 
 
 def strides_for(height: int, width: int, count: int, *, partial: bool) -> tuple[int, int]:
-    """Height and width of the smallest, squarest cells of which at most ``count`` lie on a grid.
+    """Size of the smallest, squarest cells such that a grid holds at most ``count`` of them.
 
     Args:
         height: Tokens down the grid.
         width: Tokens across it.
-        count: How many cells there may be, at least 1.
+        count: Most cells, at least 1.
         partial: As for :func:`cells`.
 
     Returns:
-        ``(sy, sx)``, which differ by one at most, unless the grid is narrower than that.
+        ``(sy, sx)``, which differ by at most one unless the grid is narrower.
 
     Example:
         >>> [strides_for(size, size, 256, partial=True) for size in (64, 72, 192)]
@@ -70,10 +70,10 @@ def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: in
         width: Tokens across it.
         sy: Height of a cell.
         sx: Width of a cell.
-        rows: Rows of cells; cells that the edge cuts wrap the place into what is left of them.
+        rows: Rows of cells. In a cell cut by the edge, places wrap around within what is left.
 
     Returns:
-        Token indices, of the shape of ``place``.
+        Token indices, in the shape of ``place``.
     """
     cell = torch.arange(place.shape[-1], device=place.device)
     columns = place.shape[-1] // rows
@@ -95,8 +95,8 @@ def cycled_places(
 ) -> Tensor:
     """Places that visit every token of their cell once in ``size`` steps.
 
-    Each entry of ``shape`` (heads and cells) starts at a place of its own and moves along one
-    fixed random order, so that the sampling errors of neighbouring steps and of different heads
+    Each entry of ``shape`` (heads and cells) starts at its own place and moves along one fixed
+    random order, so that the sampling errors of neighbouring steps and of different heads
     cancel, as in low-discrepancy integration.
     """
     order = draw((size,), seed, 1, device=device).argsort()

@@ -2,7 +2,7 @@
 
 ``owner[b, i]`` is the row of the merged sequence that token ``i`` belongs to. Merging is a mean
 by owner, unmerging one gather by owner. The merged sequence starts with the destinations; the
-tokens that stay for themselves follow in their order. Attention does not depend on that order.
+unmerged tokens follow in their order. Attention does not depend on that order.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Matching(NamedTuple):
     best: Tensor
     """``[B, N]`` rank in ``destinations`` of each token's most similar one."""
     similarity: Tensor
-    """``[B, N]`` cosine to it; ``-inf`` for the destinations, which never merge."""
+    """``[B, N]`` cosine to it; ``-inf`` for the destinations, which are never merged."""
 
 
 def match(x: Tensor, destinations: Tensor) -> Matching:
@@ -34,15 +34,15 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
         destinations: ``[n]`` distinct token indices, the same for the whole batch.
 
     Returns:
-        The :class:`Matching`, from which :func:`owners` makes any number of merges.
+        The :class:`Matching`, from which :func:`owners` can merge any number of tokens.
     """
     # The default eps is 0 in float16, where a token of zeros would turn all similarities into NaN.
     tiny = torch.finfo(x.dtype).tiny
-    wanted = F.normalize(x[:, destinations], dim=-1, eps=tiny).mT  # [B, C, n]
+    targets = F.normalize(x[:, destinations], dim=-1, eps=tiny).mT  # [B, C, n]
     rows = max(1, BLOCK // (len(x) * len(destinations)))
-    found = [(some @ wanted).max(dim=-1) for some in x.split(rows, dim=1)]
+    found = [(some @ targets).max(dim=-1) for some in x.split(rows, dim=1)]
     product, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # [B, N]
-    # A token's own length says nothing of which destination is nearest: it is divided by at last.
+    # A token's own length does not change which destination is nearest, so divide by it last.
     similarity = product / torch.linalg.vector_norm(x, dim=-1).clamp_min(tiny)
     similarity = similarity.index_fill(1, destinations, -torch.inf)
     return Matching(destinations, best, similarity)
@@ -53,7 +53,7 @@ def owners(matching: Matching, merges: int) -> Tensor:
 
     Args:
         matching: What :func:`match` returned.
-        merges: How many tokens to merge, from 0 to ``N - n``.
+        merges: Number of tokens to merge, from 0 to ``N - n``.
 
     Returns:
         ``owner`` ``[B, N]``: the row of each token among the ``N - merges`` merged ones.
@@ -75,7 +75,7 @@ def owners(matching: Matching, merges: int) -> Tensor:
 
 
 def _flat(owner: Tensor, rows: int) -> Tensor:
-    """``owner`` as ``[B·N]`` rows of a flattened batch: one fast index for the whole batch."""
+    """``owner`` as rows ``[B·N]`` of a flattened batch, for one fast index over all of it."""
     start = torch.arange(owner.shape[0], device=owner.device) * rows
     return (owner + start[:, None]).flatten()
 

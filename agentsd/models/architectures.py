@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from ..errors import LoadError
 from ..patching.layers import MODELS
 from ..settings import short_repr
-from .loading import HUB_ID, POCKET
+from .loading import HUB_ID, POCKET, missing_from_hub
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -75,16 +75,21 @@ def load_architecture(model: str) -> Architecture:
             f"there are also pocket, {', '.join(ARCHITECTURES)}"
         )
     try:
-        told = UNet2DConditionModel.load_config(place, subfolder="unet")
+        config = UNet2DConditionModel.load_config(place, subfolder="unet")
         vae = AutoencoderKL.load_config(place, subfolder="vae")
-        kind = getattr(diffusers, str(told.get("_class_name")), None)
+        kind = getattr(diffusers, str(config.get("_class_name")), None)
         if kind not in MODELS:
             names = ", ".join(known.__name__ for known in MODELS)
-            raise LoadError(f"its UNet is a {told.get('_class_name')}, not one of {names}")
+            raise LoadError(f"its UNet is a {config.get('_class_name')}, not one of {names}")
         with torch.device("meta"):
-            unet = kind.from_config(told)
+            unet = kind.from_config(config)
         return Architecture(unet, 2 ** (len(vae["block_out_channels"]) - 1))
     except Exception as error:  # diffusers and the hub raise kinds of their own
+        if not os.path.exists(place) and (missing := missing_from_hub(error)):
+            raise LoadError(
+                f"{short_repr(model)} is neither a folder here {missing}; there are also pocket, "
+                f"{', '.join(ARCHITECTURES)}"
+            ) from error
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LoadError(
             f"{short_repr(model)}: its configuration cannot be read ({said})"

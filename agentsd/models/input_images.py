@@ -63,6 +63,29 @@ def _read(path: str, _state: tuple[int, ...]) -> Image.Image:
         raise SettingsError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
+def fitted_size(
+    image: Image.Image | None, height: int | None, width: int | None
+) -> tuple[int, int] | None:
+    """Width and height to resize images to follow to, so that all have one size.
+
+    Where one side is given, the other keeps the image's proportions; where none is, the image keeps
+    its own size, rounded down to a multiple of 8, which models need.
+    """
+    if height is not None and width is not None:
+        return width, height
+    if image is None:
+        return None
+    if height is not None or width is not None:
+        tall = height or _multiple_of_8((width or 0) * image.height / image.width)
+        wide = width or _multiple_of_8((height or 0) * image.width / image.height)
+        return wide, tall
+    return image.width // 8 * 8 or 8, image.height // 8 * 8 or 8
+
+
+def _multiple_of_8(side: float) -> int:
+    return max(8, round(side / 8) * 8)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # a PNG may tell its orientation after the pixels
     turned: Image.Image = ImageOps.exif_transpose(image)

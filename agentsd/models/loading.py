@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub.utils import RepositoryNotFoundError  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
 from ..errors import LoadError
@@ -61,16 +63,16 @@ def load_pipeline(
 
     Args:
         model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
-            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or the id
-            of a model on the Hugging Face hub.
-        device: Where to run; by default CUDA where there is one, else MPS, else the CPU.
+            format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or a model
+            id on the Hugging Face hub.
+        device: Where to run; by default CUDA if available, else MPS, else the CPU.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
             float32 on the CPU and float16 elsewhere.
-        allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
-            otherwise, since loading them can run any code.
+        allow_pickle: Allow weights in pickle format (``.ckpt``, ``.bin``), which can execute
+            arbitrary code when loaded.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
-            (``revision``; ``variant``, found by itself in a folder that has only one;
-            ``config``, a folder that spares a single file the hub).
+            (``revision``; ``variant``, by default the only one in a folder; ``config``, a folder
+            to configure a single file from, instead of the hub).
 
     Returns:
         The pipeline on its device.
@@ -116,16 +118,32 @@ def load_pipeline(
         elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
             raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
         else:
-            hint = "; it is neither a folder nor a file here, nor did the hub give it"
             if kwargs.get("variant") is None:
-                hint += "; if its weights are of a variant alone, name it (variant)"
+                hint = "; if it has weights of variants alone, choose one (variant)"
             pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
     except LoadError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
+        if not os.path.exists(path) and (missing := missing_from_hub(error)):
+            raise LoadError(f"{name} is neither a folder nor a file here, {missing}") from error
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LoadError(f"{name}: cannot be loaded ({short_repr(said)}){hint}") from error
     return pipe.to(target)
+
+
+def missing_from_hub(error: BaseException | None) -> str | None:
+    """Why the hub gave no model, where it knows none of the name or could not be asked.
+
+    Args:
+        error: What loading a model from the hub raised.
+    """
+    while error is not None:
+        if isinstance(error, RepositoryNotFoundError):
+            return "nor the id of a model on the hub; check the name"
+        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)):
+            return "nor a model in the hub's cache, and the hub cannot be reached"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def only_variant(folder: Path, *, allow_pickle: bool = False) -> str | None:

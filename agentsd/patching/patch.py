@@ -1,4 +1,4 @@
-"""Put agent attention into a UNet, take it out again, and tell what it does there."""
+"""Patch a UNet, remove the patch, and describe what it does."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class Patch(NamedTuple):
 
 
 def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
-    """Give the self-attention of a UNet to agent attention under a schedule.
+    """Patch the self-attention of a UNet, so that each denoising step runs as a schedule says.
 
     Only the processors of the self-attention modules change (cross-attention, LoRA and
     IP-Adapter are left alone), in this one UNet. Applying twice equals applying once with the
     newer settings, and :func:`remove_patch` restores the model bit for bit.
 
-    diffusers sees and sets the processors underneath: with ``set_default_attn_processor`` or any
-    of diffusers' softmax processors the patch goes on over the new ones; to processors that
-    compute something else (an attention slice, xFormers) it gives way with a warning, until
-    they are replaced in their turn.
+    diffusers sees and sets the processors underneath. If it sets another of its own softmax
+    processors (``set_default_attn_processor``), the patch stays on top of it. If something sets a
+    processor that computes anything else (attention slicing, xFormers), the patch steps aside with
+    a warning until that one is replaced.
 
     Args:
         x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
-            where there is one: its scheduler tells how long a run is.
+            if there is one: its scheduler knows how many steps a run has.
         schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``, or
             ``"paper"``, the published one), or the path of a YAML file. ``None`` is
             ``"faithful"``, the closest to the unpatched image.
@@ -192,9 +192,9 @@ def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
 
 
 def remove_patch(x: T) -> T:
-    """Take the patch out: every module is again as it was before, bit for bit.
+    """Remove the patch, and restore every module bit for bit.
 
-    Processors that something else put in place since (an IP-Adapter, say) are left as they are.
+    Processors that something else has set since (an IP-Adapter, say) are left as they are.
 
     Args:
         x: What was given to :func:`apply_patch`, or its UNet; patched or not.
@@ -204,6 +204,12 @@ def remove_patch(x: T) -> T:
 
     Raises:
         PatchError: If ``x`` has no UNet.
+
+    Example:
+        >>> from agentsd import apply_patch, inspect_patch, load_pipeline, remove_patch
+        >>> pipe = remove_patch(apply_patch(load_pipeline("pocket")))
+        >>> any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+        False
     """
     unet = find_unet(x)
     for module in unet.modules():
@@ -241,6 +247,10 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
     Yields:
         ``x``, patched.
 
+    Raises:
+        ScheduleError: As for :func:`apply_patch`.
+        PatchError: As for :func:`apply_patch`.
+
     Example:
         >>> from agentsd import load_pipeline, patched
         >>> pipe = load_pipeline("pocket")
@@ -259,15 +269,15 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
 def inspect_patch(
     x: Any, height: int | None = None, width: int | None = None, device: str | None = None
 ) -> Inspection:
-    """Tell which attention layers are patched, which are left alone, and why.
+    """Describe which attention layers are patched, which are not, and why.
 
     Args:
         x: A pipeline or UNet, patched or not.
-        height: Height of the image in pixels (of the latents for a UNet on its own); the
-            model's own size by default.
+        height: Height of the image in pixels (of the latents for a UNet on its own); by default
+            the model's own size.
         width: Width, likewise.
-        device: ``"cpu"``, ``"cuda"`` or ``"mps"``: how many tokens a layer needs to gain from a
-            patch depends on it; the model's own by default.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``, on which the default of ``min_tokens`` depends;
+            by default the model's device.
 
     Returns:
         A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
@@ -276,7 +286,7 @@ def inspect_patch(
         ``keys`` after every cap.
 
     Raises:
-        PatchError: If ``x`` has no UNet, or a size is no multiple of the model's factor.
+        PatchError: If ``x`` has no UNet, or a size is not a multiple of the model's factor.
 
     Example:
         >>> from agentsd import apply_patch, inspect_patch, load_pipeline

@@ -143,7 +143,7 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
             {
                 "model": clip.state_dict(), "readers": readers.state_dict(),
                 "optimiser": optimiser.state_dict(), "rng": rng_state(device),
-                "spent": clock.spent, "step": step, 
+                "spent": clock.spent, "step": step,
             },
             path,
         )  # fmt: skip

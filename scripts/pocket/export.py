@@ -54,7 +54,7 @@ def judging_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -> Path:
     """Write the pipeline and the scorer to `settings.out`, each part put in place when complete.
 
-    Denoiser and autoencoder are float16; diffusers loads them as float32 unless told otherwise.
+    Denoiser and autoencoder are float16; diffusers loads them as float32 unless asked otherwise.
     Transformers loads a model as it is stored, and a float16 text encoder beside a float32 denoiser
     fails, so that one and the scorer stay float32. The models passed in change their dtype.
 

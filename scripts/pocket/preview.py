@@ -51,7 +51,7 @@ class Preview:
         pictures = self.paint(trainer, captions, side, "whole")
         found = self.judge.judge(scenes, [Image.fromarray(picture) for picture in pictures])
         figures = {"cosine": found["cosine"]}
-        figures |= {name: told["right"] for name, told in found["attributes"].items()}
+        figures |= {name: figure["right"] for name, figure in found["attributes"].items()}
         append(self.log, trainer.step, clock.spent, figures)
         plot_logs(work / "unet.csv", work / "unet.png", self.log)
 

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from agentsd.evaluation.likeness import psnr
 from agentsd.evaluation.metrics import fid, kid
+from agentsd.similarity import psnr
 
 from .batches import to_unit
 from .clip import embed_pictures, embed_texts, tokenize

@@ -14,9 +14,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from agentsd import Phase, Schedule, load_pipeline, patched
-from agentsd.benchmark.timing import floor
-from agentsd.models.adapters import PipelineOptions, configure_pipeline
+from agentsd.benchmark.variants import floor
+from agentsd.models.adapters import configure_pipeline
 from agentsd.models.loading import POCKET_GUIDANCE
+from agentsd.models.options import PipelineOptions
 
 from .settings import Settings
 

@@ -1,13 +1,14 @@
 """The folder of a run: its configuration, its images, and the manifest that vouches for them.
 
-    run.json          the whole configuration; what a second run there must agree with
+    run.json          the whole configuration; a second run in the folder must have the same
     prompts.jsonl     the checked prompts
     images/           the images
-    manifest.jsonl    a line per image, appended once the image is in its place
+    manifest.jsonl    a line per image, appended once the image is written
     failed.jsonl      a line per image that could not be made, or that a safety checker hid
 
-Where several processes work, each appends to files of its own (``manifest.<name>.jsonl``), and
-the last to finish, or the next run, merges them into one.
+Where several processes work, each appends to its own files (``manifest.<name>.jsonl``), and the
+last to finish, or the next run, merges them into one. A variant of an experiment has a folder of
+the same kind, but for ``run.json`` and ``prompts.jsonl``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ...errors import OutputError, SettingsError
 from ...settings import short_repr
 from ..image_files import PART, prepare_folder, write_whole, writing
 from ..images import HIDDEN
-from .prompts import Plan
+from .prompts import PromptList
 
-_NOTED = (
+FAILED_KEYS = (
     *("id", "number", "prompt_index", "image_index", "prompt", "seed"),
     "nsfw_content_detected",
 )
@@ -42,10 +45,10 @@ class RunFolder:
 
     Args:
         path: The folder.
-        name: Of this process among several; empty where there is one.
+        name: Of this process among several; empty where there is only one.
 
     Raises:
-        OutputError: Of all methods, if the place cannot be read or written.
+        OutputError: By any method, if the folder cannot be read or written.
     """
 
     def __init__(self, path: Path, name: str = "") -> None:
@@ -61,45 +64,50 @@ class RunFolder:
         self._read: dict[Path, int] = {}
         self._settled = bytearray()
         self.made = 0
-        """Images that are there, as far as :meth:`poll` has seen."""
+        """Images that are there, as of the last :meth:`poll`."""
         self.failed = 0
         """Images that could not be made or were hidden by a safety checker, likewise."""
         self.hidden = 0
-        """Those of them that were hidden; they are black, and not made again."""
+        """Those that were hidden; they are black, and not made again."""
 
-    def prepare(self, config: Mapping[str, Any], plan: Plan, *, resume: bool) -> dict[str, Any]:
-        """Begin a run here, or take up one of the same configuration; by one process alone.
+    def prepare(
+        self, config: Mapping[str, Any], prompts: PromptList, *, resume: bool
+    ) -> dict[str, Any]:
+        """Begin a run, or resume one with the same configuration; in one process only.
 
         Args:
             config: All that the images depend on.
-            plan: The prompts.
-            resume: Whether a run that is there may be taken up.
+            prompts: The prompts.
+            resume: Whether an existing run may be resumed.
 
         Returns:
             What ``run.json`` held before, empty for a new run.
 
         Raises:
-            SettingsError: If there is a run of another configuration, or one not to be resumed.
+            SettingsError: If there is a run with another configuration, or one not to be resumed.
         """
         old = self.read_run() if self.run_file.exists() else None
         if old is None:
             if self._parts("manifest") or any(self.images.glob("[!.]*")):
                 raise SettingsError(
-                    f"{self.path} has images or a manifest but no run.json, so what they are is "
+                    f"{self.path} has images or a manifest but no run.json, so their settings are "
                     "not known; give another --out"
                 )
         elif not resume:
-            raise SettingsError(
-                f"{self.path} holds a run already; drop --no-resume to go on with it"
-            )
+            raise SettingsError(f"{self.path} holds a run already; drop --no-resume to continue it")
         elif differences := _differences(old["config"], config):
             raise SettingsError(
-                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
-                "give the same options to go on with it, or another --out"
+                f"{self.path} holds a run with another configuration: {'; '.join(differences)}; "
+                "give the same options to continue it, or another --out"
             )
         prepare_folder(self.images)
-        with writing(self.prompts) as file:  # anew: these are checked, those there may be damaged
-            shutil.copyfileobj(plan.file, file)
+        with writing(self.prompts) as file:  # anew: these are checked, old ones may be damaged
+            shutil.copyfileobj(prompts.file, file)
+        self.recover()
+        return old or {}
+
+    def recover(self) -> None:
+        """Clean up after an interrupted process; images that failed are then missing ones."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.claims)
         for failed in self._parts("failed"):
@@ -107,10 +115,9 @@ class RunFolder:
         self.merge()
         for line in self.lines():
             self._note_hidden(line)
-        return old or {}
 
     def read_run(self) -> dict[str, Any]:
-        """What ``run.json`` says."""
+        """Read ``run.json``."""
         try:
             run = json.loads(self.run_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -125,12 +132,12 @@ class RunFolder:
         write_whole(self.run_file, json.dumps(run, indent=2, ensure_ascii=False).encode())
 
     def open(self, total: int) -> None:
-        """Be ready to follow a run of so many images."""
+        """Start to follow a run of this many images."""
         self._settled = bytearray(total)
         self.poll()
 
     def save(self, file: str, data: bytes, line: Mapping[str, Any]) -> None:
-        """Put an image into its place, and then its line into the manifest."""
+        """Write an image, and then its line of the manifest."""
         write_whole(self.path / file, data)
         digest = sha256(data).hexdigest()
         self._append(self._manifest, {**line, "file": file, "sha256": digest, "bytes": len(data)})
@@ -138,14 +145,14 @@ class RunFolder:
 
     def _note_hidden(self, line: Mapping[str, Any]) -> None:
         if line.get("nsfw_content_detected"):
-            self.fail({name: line.get(name) for name in _NOTED} | {"error": HIDDEN})
+            self.fail({name: line.get(name) for name in FAILED_KEYS} | {"error": HIDDEN})
 
     def fail(self, line: Mapping[str, Any]) -> None:
-        """Note an image that could not be made."""
+        """Record an image that could not be made."""
         self._append(self._failures, line)
 
     def poll(self) -> None:
-        """Learn what all processes have done since the last time."""
+        """Read what all processes have done since the last poll."""
         for part in (*self._parts("manifest"), *self._parts("failed")):
             made = part.name.startswith("manifest")
             for start, line in _lines(part, self._read.get(part, 0)):
@@ -170,10 +177,10 @@ class RunFolder:
         return self._settled.find(0) < 0
 
     def merge(self) -> None:
-        """Make the manifest one again: in order, each image once, and each line's file there.
+        """Merge the manifests into one: in order, each image once, no line whose file is gone.
 
-        What a kill left of a last line or of a file goes; its image is made again. No other
-        process may be writing. Only where each line begins is held in memory.
+        Half a line or half a file, which a kill may leave, is dropped; its image is made again. No
+        other process may be writing. Memory holds only where each line begins.
         """
         for torn in (*self.path.glob(f".*{PART}"), *self.images.glob(f".*{PART}")):
             torn.unlink(missing_ok=True)
@@ -207,17 +214,18 @@ class RunFolder:
             yield json.loads(line)
 
     def _is_there(self, line: bytes, shards: Callable[[str], Set[str]]) -> bool:
-        told = json.loads(line)
+        entry = json.loads(line)
         try:
-            if "shard_key" in told:
-                return f"{told['shard_key']}.png" in shards(told["file"])
-            file: Path = self.path / told["file"]
-            return file.is_file() and file.stat().st_size == int(told["bytes"])
+            if "shard_key" in entry:
+                return f"{entry['shard_key']}.png" in shards(entry["file"])
+            file: Path = self.path / entry["file"]
+            size = file.stat().st_size
+            return file.is_file() and size == int(entry.get("bytes", size))
         except (OSError, KeyError, TypeError, ValueError):
             return False
 
     def _packed_in(self, shard: str) -> Set[str]:
-        """The names in a shard; none if it is not whole, so that all of it is made again."""
+        """The names in a shard; none if it is damaged, so that all of it is made again."""
         try:
             with tarfile.open(self.path / shard) as tar:
                 return frozenset(tar.getnames())
@@ -239,7 +247,7 @@ class RunFolder:
 
 
 def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
-    """Where each whole line begins, from ``start`` on, and the line."""
+    """Each whole line from ``start`` on, with the position where it begins."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(start)
         for line in file:
@@ -250,9 +258,11 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(line: bytes) -> int | None:
-    """The number of the image that a line tells of; None if the line is broken."""
+    """The number of the image that a line is about; None if the line is broken."""
     try:
-        number = json.loads(line)["number"]
+        entry = json.loads(line)
+        # Experiments of earlier versions have the number as the id alone.
+        number = entry["number"] if "number" in entry else entry["id"]
     except (ValueError, TypeError, KeyError):
         return None
     return number if type(number) is int and number >= 0 else None
@@ -266,3 +276,19 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         return [difference for found in inner for difference in found]
     same = json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
     return [] if same else [f"{key}: {short_repr(old)} there, {short_repr(new)} here"]
+
+
+def only_run_in(out: Path) -> Any:
+    """Lock a folder against other runs, until the end of a ``with`` block or of the process.
+
+    Raises:
+        OutputError: If another run has locked it, or it cannot be written to.
+    """
+    prepare_folder(out)
+    lock = FileLock(out / ".lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"another run is using {out}; wait for it, or give another --out"
+        ) from None

@@ -1,0 +1,147 @@
+"""The controls of an image: prompt, seed, schedule, and what is folded away below them."""
+
+from __future__ import annotations
+
+import secrets
+from math import isqrt
+from typing import Any
+
+import gradio as gr
+
+from ..image_settings import LONGEST_PROMPT, LONGEST_SIDE
+from ..models.loading import default_guidance
+from ..patching.patch import DEFAULT_SCHEDULE
+from ..schedule import Schedule
+from .catalog import OWN_SCHEDULER, ModelCatalog
+from .editor import CUSTOM
+from .events import QUICK
+from .page_errors import errors_in
+
+PROMPT = "three red circles in a row on a blue background"
+
+
+class ImageControls:
+    """The controls, and what a change of the model does to them.
+
+    Args:
+        catalog: What visitors can ask for.
+    """
+
+    def __init__(self, catalog: ModelCatalog) -> None:
+        self._catalog = catalog
+        self.by_setting: dict[str, Any] = {}
+        """The controls by the parameters of :meth:`ModelCatalog.request`; no schedule."""
+        controls = self.by_setting
+        controls["prompt"] = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=LONGEST_PROMPT)
+        controls["negative_prompt"] = gr.Textbox(
+            "", label="Negative prompt", info="What to avoid.", max_length=LONGEST_PROMPT
+        )
+        self.preset = gr.Radio(
+            [*Schedule.presets(), CUSTOM],
+            value=DEFAULT_SCHEDULE,
+            label="Schedule",
+            info="faithful: closest to the unpatched image. fast: a quarter of its keys. paper: as "
+            "published. custom: edit it below.",
+        )
+        with gr.Row(elem_id="seed"):
+            controls["seed"] = gr.Number(
+                0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
+            )
+            dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
+        with gr.Row():
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
+        with gr.Accordion("More settings", open=False):
+            self._add_more()
+        dice.click(lambda: secrets.randbelow(2**32), None, controls["seed"], **QUICK)
+
+    def _add_more(self) -> None:
+        limits, model = self._catalog.limits, next(iter(self._catalog.sizes))
+        controls = self.by_setting
+        controls["num_inference_steps"] = gr.Slider(
+            1,
+            limits.max_steps,
+            min(25, limits.max_steps),
+            step=1,
+            precision=0,
+            label="Steps",
+            info="More: finer detail; the time grows in proportion.",
+        )
+        controls["guidance_scale"] = gr.Slider(
+            0,
+            100,
+            default_guidance(model),
+            step=0.5,
+            label="Guidance",
+            info="Higher: closer to the prompt, less varied. 1 or less: off, in half the time.",
+        )
+        for name, side in zip(("height", "width"), self._catalog.sizes[model], strict=True):
+            controls[name] = gr.Slider(
+                64,
+                min(2 * isqrt(limits.max_pixels) // 8 * 8, LONGEST_SIDE),
+                side,
+                step=8,
+                precision=0,
+                label=f"{name.capitalize()} in pixels",
+                info="Larger: slower, and the patch gains more. "
+                f"At most {limits.max_pixels:,} pixels in all.",
+            )
+        controls["scheduler"] = gr.Dropdown(
+            self._schedulers(model),
+            value=OWN_SCHEDULER,
+            label="Scheduler",
+            info="How noise is removed. Heun: finer detail; each step takes twice the time.",
+        )
+        controls["model"] = gr.Dropdown(
+            list(self._catalog.sizes),
+            value=model,
+            label="Model",
+            info="The models that this server loaded.",
+        )
+
+    @property
+    def all(self) -> list[Any]:
+        """The controls, in the order of :attr:`by_setting`."""
+        return list(self.by_setting.values())
+
+    @property
+    def timeline(self) -> list[Any]:
+        """The controls that a timeline depends on."""
+        names = ("model", "num_inference_steps", "height", "width")
+        return [self.by_setting[name] for name in names]
+
+    def connect(self, status: Any) -> None:
+        """Follow a change of the model; errors show in ``status``."""
+        model = self.by_setting["model"]
+        change = errors_in(status)(self._change_model)
+        model.input(change, model, [*self.all, status], **QUICK)
+
+    def restore(self, settings: dict[str, Any], scheduler: str, model: str) -> dict[Any, Any]:
+        """Updates by component that show the settings of an image."""
+        updates = {
+            self.by_setting[name]: value
+            for name, value in (settings | {"model": model}).items()
+            if value is not None
+        }
+        return updates | {self.by_setting["scheduler"]: self._scheduler_choice(model, scheduler)}
+
+    def _change_model(self, model: str) -> dict[Any, Any]:
+        """Set the size, guidance and scheduler of another model, and list its schedulers.
+
+        The chosen scheduler is not an input: if a browser reports a choice twice, as happens now
+        and then, gradio would refuse a scheduler that the first report took off the list.
+        """
+        defaults = self._catalog.settings(model, prompt="-")
+        names = ("height", "width", "guidance_scale")
+        updates = {self.by_setting[name]: getattr(defaults, name) for name in names}
+        choice = self._scheduler_choice(model, OWN_SCHEDULER)
+        return updates | {self.by_setting["scheduler"]: choice}
+
+    def _scheduler_choice(self, model: str, scheduler: str) -> Any:
+        choices = self._schedulers(model)
+        return gr.update(
+            choices=choices, value=scheduler if scheduler in choices else OWN_SCHEDULER
+        )
+
+    def _schedulers(self, model: str) -> list[str]:
+        return [OWN_SCHEDULER, *self._catalog.schedulers[model]]

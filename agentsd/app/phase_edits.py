@@ -1,0 +1,112 @@
+"""A schedule as plain values that the editor changes, right or wrong, and as text to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pprint import pformat
+from typing import Any
+
+from ..errors import ScheduleError
+from ..methods import METHODS, Phase
+from ..patching.patch import DEFAULT_SCHEDULE
+from ..schedule import Schedule
+from .parameters import parameters
+from .schedule_text import read_yaml
+
+
+def concise(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as plain values, without those that are the default."""
+    phases = []
+    for phase in schedule.phases:
+        fields = type(phase).model_fields
+        phases.append(
+            {
+                name: value
+                for name, value in phase.to_dict().items()
+                if name == "method" or value != fields[name].default
+            }
+        )
+    return {"phases": phases} | ({"seed": schedule.seed} if schedule.seed else {})
+
+
+def as_python(schedule: Schedule) -> str:
+    """Code that patches a pipeline with a schedule."""
+    phases = pformat(concise(schedule)["phases"], sort_dicts=False, width=60)
+    seed = f", seed={schedule.seed}" if schedule.seed else ""
+    return (
+        "import agentsd\n\n"
+        f"phases = {phases}\n"
+        f"agentsd.apply_patch(pipe, agentsd.Schedule(phases=phases{seed}))\n"
+    )
+
+
+def read_phases(text: Any) -> list[dict[str, Any]]:
+    """The phases of YAML text, valid or not.
+
+    Raises:
+        ScheduleError: If there are none.
+    """
+    data = read_yaml(text)
+    phases = data.get("phases") if isinstance(data, dict) else None
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ScheduleError("the YAML has no list of phases; fix it, or choose a preset")
+    return phases
+
+
+def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
+    """The method of a phase; None if there is no such method."""
+    name = phase.get("method", Phase().method)
+    return METHODS.get(name) if isinstance(name, str) else None
+
+
+def replaced(method: type[Phase], values: Mapping[str, Any]) -> set[str]:
+    """Parameters that others among the values take the place of."""
+    return {old for new, old in method.replaces.items() if values.get(new)}
+
+
+def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dict[str, Any]:
+    """A phase with the values of its controls.
+
+    Args:
+        phase: The phase before. What has no control stays, if the method reads it.
+        values: The method, ``until``, and parameters of the method. An optional number is 0 for
+            ``None``.
+        last: Whether it is the last phase, which runs to the end.
+    """
+    if last:
+        end = {}
+    elif "until_step" in phase:
+        end = {"until_step": phase["until_step"]}
+    else:
+        end = {"until": values["until"]}
+    method = method_of(values)
+    if method is None:
+        return {**end, "method": values["method"]}
+    controls = parameters(method)
+    idle = replaced(method, values)
+    kept = {k: v for k, v in phase.items() if k in method.parameters() and k not in controls}
+    changes = {
+        name: values[name]
+        for name, parameter in controls.items()
+        if name not in idle
+        and values[name] != parameter.default
+        and not (parameter.optional and not values[name])
+    }
+    return {**end, "method": values["method"], **changes, **kept}
+
+
+def remove_phase(phases: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """The phases without one of them; the last of the rest runs to the end."""
+    rest = [dict(phase) for i, phase in enumerate(phases) if i != number]
+    for name in ("until", "until_step"):
+        rest[-1].pop(name, None)
+    return rest
+
+
+def add_phase(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The phases with the last one cut in half; the new half has the default schedule's method."""
+    *early, last = (dict(phase) for phase in phases)
+    start = early[-1].get("until", 0) if early else 0
+    start = start if isinstance(start, int | float) else 0
+    method = Schedule.preset(DEFAULT_SCHEDULE).phases[-1].method
+    return [*early, {"until": round((start + 1) / 2, 2), **last}, {"method": method}]

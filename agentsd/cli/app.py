@@ -1,0 +1,75 @@
+"""``agentsd app``: serve the web page."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import LoadError
+from .console import loading, note, stdout
+from .options import Device, Dtype
+
+GRADIO = "gradio>=6,<7"
+"""As the extra ``app`` requires it."""
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Models that visitors can choose from, as for generate; repeat for several.",
+            show_default="pocket",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of accounts, one user:password a line; or set the environment variable "
+            "AGENTSD_AUTH.",
+            show_default="no login",
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path that a reverse proxy serves the page under, such as /agentsd.")
+    ] = "",
+    queue_size: Annotated[int, typer.Option(help="Most requests waiting.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="Largest image, as width times height.")] = 1024
+    * 1024,
+    max_steps: Annotated[int, typer.Option(help="Most denoising steps of an image.")] = 100,
+    max_images: Annotated[int, typer.Option(help="Most images of an X/Y plot.")] = 16,
+    device: Device = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
+    ] = None,
+) -> None:
+    """Serve a web page that compares patched with unpatched images and edits schedules."""
+    if find_spec("gradio") is None:
+        raise LoadError(f'the app requires gradio; run `pip install "{GRADIO}"`')
+    from ..app.limits import Limits
+    from ..app.server import ServerAddress, read_auth, start
+    from ..models.loading import hide_loading_bars, load_pipeline
+
+    limits = Limits(
+        max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size
+    )
+    accounts = read_auth(auth_file, os.environ.get("AGENTSD_AUTH"))
+    address = ServerAddress(host, port, root_path, accounts)
+    hide_loading_bars()
+    pipes = {}
+    for name in model or ["pocket"]:
+        with loading(name):
+            pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
+    server = start(pipes, limits, address)
+    stdout.print(server.url)
+    if accounts is None and host not in ("127.0.0.1", "localhost", "::1"):
+        note("anyone on the network can use this page; --auth-file restricts it to named users")
+    server.wait()

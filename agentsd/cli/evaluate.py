@@ -1,0 +1,261 @@
+"""``agentsd evaluate``: measure image sets; :mod:`.experiment` has its experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import experiment
+from .console import note, progress_bar, show
+from .options import AsJson, CacheFolder, Device, with_option_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..evaluation.compared_sets import ComparedSets
+    from ..evaluation.measure import Figure
+
+evaluate = typer.Typer(
+    no_args_is_help=True,
+    help="Measure image sets (FID, KID, precision and recall, CLIP score, similarity of pairs), "
+    "and run whole experiments.",
+)
+
+Images = Annotated[
+    str, typer.Argument(help="A folder of images, a run of agentsd, or a webdataset .tar.")
+]
+Reference = Annotated[str, typer.Argument(help="Images to compare with, in the same forms.")]
+FidReference = Annotated[
+    str,
+    typer.Argument(
+        help="Images to compare with, in the same forms, or statistics (.npz of pytorch-fid)."
+    ),
+]
+FeatureName = Annotated[
+    str | None,
+    typer.Option(
+        "--features",
+        help="Extractor: inception[:FILE], clip:MODEL or pocket.",
+        show_default="pocket for images of the pocket model, else inception",
+    ),
+]
+ClipName = Annotated[
+    str | None,
+    typer.Option(
+        "--clip",
+        help="clip:MODEL (a folder or hub id) or pocket.",
+        show_default="pocket for images of the pocket model, else CLIP ViT-B/16",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="Prompts, one a line, for images that come without."),
+]
+Infinity = Annotated[
+    bool, typer.Option("--infinity", help="Also extrapolate FID to infinitely many images.")
+]
+
+
+@dataclass
+class MeasureOptions:
+    """How image sets are read, and how figures are printed."""
+
+    size: Annotated[
+        int | None,
+        typer.Option(min=16, max=4096, help="Crop to a square and resize to this side in pixels."),
+    ] = None
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Convert grey, CMYK and transparent images to RGB.")
+    ] = False
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip images that cannot be used, and list them.")
+    ] = False
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="Measure the existing images of an unfinished run."),
+    ] = False
+    cache: CacheFolder = None
+    device: Device = None
+    as_json: AsJson = False
+
+    def open(self, images: str, reference: str | None = None, **given: Any) -> ComparedSets:
+        """The sets to measure."""
+        from ..evaluation.compared_sets import ComparedSets
+        from ..evaluation.reading import ReadOptions
+        from ..models.loading import hide_loading_bars
+
+        hide_loading_bars()
+        return ComparedSets(
+            images,
+            reference,
+            reading=ReadOptions(self.size, self.convert, self.skip_bad),
+            unfinished=self.unfinished,
+            cache=self.cache,
+            device=self.device,
+            note=note,
+            progress=_progress,
+            **given,
+        )
+
+    def show(self, sets: ComparedSets, figure: Figure) -> None:
+        """Print what was measured, with what was left out."""
+        sets.note_left_out()
+        show({**figure.values, **sets.context()}, figure.text, self.as_json)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    with progress_bar(what, total) as bar:
+        yield bar.show
+
+
+@evaluate.command()
+@with_option_groups
+def score(
+    images: Images,
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            help="Images to compare with, in the same forms, or statistics for FID (.npz of "
+            "pytorch-fid)."
+        ),
+    ] = None,
+    *,
+    fid: Annotated[bool, typer.Option("--fid", help="Fréchet inception distance.")] = False,
+    kid: Annotated[bool, typer.Option("--kid", help="Kernel inception distance.")] = False,
+    precision_recall: Annotated[
+        bool, typer.Option("--precision-recall", help="Improved precision and recall (k = 3).")
+    ] = False,
+    clip_score: Annotated[
+        bool, typer.Option("--clip-score", help="Agreement of images with their prompts.")
+    ] = False,
+    paired: Annotated[
+        bool,
+        typer.Option("--paired", help="Similarity to images of the same prompts and seeds."),
+    ] = False,
+    infinity: Infinity = False,
+    features: FeatureName = None,
+    clip: ClipName = None,
+    prompts: Prompts = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures of each image and each pair.")
+    ] = None,
+    options: MeasureOptions,
+) -> None:
+    """Measure an image set: all figures asked for, or without a flag all that can be measured."""
+    from ..evaluation import measure
+
+    sets = options.open(images, reference, features=features, clip=clip, prompts=prompts)
+    asked = {
+        "fid": fid,
+        "kid": kid,
+        "precision_recall": precision_recall,
+        "clip_score": clip_score,
+        "paired": paired,
+    }
+    names = [name for name, wanted in asked.items() if wanted] or measure.measurable(sets)
+    options.show(sets, measure.measure_all(sets, names, infinity=infinity, out=out))
+
+
+@evaluate.command("fid")
+@with_option_groups
+def fid_command(
+    images: Images,
+    reference: FidReference,
+    *,
+    features: FeatureName = None,
+    infinity: Infinity = False,
+    options: MeasureOptions,
+) -> None:
+    """Fréchet inception distance, with its standard error."""
+    from ..evaluation.measure import measure_fid
+
+    sets = options.open(images, reference, features=features)
+    options.show(sets, measure_fid(sets, infinity))
+
+
+@evaluate.command("kid")
+@with_option_groups
+def kid_command(
+    images: Images, reference: Reference, *, features: FeatureName = None, options: MeasureOptions
+) -> None:
+    """Kernel inception distance, with its standard error; unbiased at any number of images."""
+    from ..evaluation.measure import measure_kid
+
+    sets = options.open(images, reference, features=features)
+    options.show(sets, measure_kid(sets))
+
+
+@evaluate.command("precision-recall")
+@with_option_groups
+def precision_recall_command(
+    images: Images, reference: Reference, *, features: FeatureName = None, options: MeasureOptions
+) -> None:
+    """Improved precision and recall (k = 3), with bootstrap intervals."""
+    from ..evaluation.measure import measure_precision_recall
+
+    sets = options.open(images, reference, features=features)
+    options.show(sets, measure_precision_recall(sets))
+
+
+@evaluate.command("clip-score")
+@with_option_groups
+def clip_score_command(
+    images: Images,
+    *,
+    clip: ClipName = None,
+    prompts: Prompts = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON Lines file for the score of each image.")
+    ] = None,
+    options: MeasureOptions,
+) -> None:
+    """CLIP score (100 times the cosine of image and prompt), with a bootstrap interval."""
+    from ..evaluation.measure import measure_clip_score
+
+    sets = options.open(images, clip=clip, prompts=prompts)
+    options.show(sets, measure_clip_score(sets, out))
+
+
+@evaluate.command("paired")
+@with_option_groups
+def paired_command(
+    images: Images,
+    reference: Reference,
+    *,
+    clip: ClipName = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures of each pair and the worst ten.")
+    ] = None,
+    options: MeasureOptions,
+) -> None:
+    """Similarity to images of the same prompts and seeds: PSNR, SSIM, cosine of CLIP embeddings."""
+    from ..evaluation.measure import measure_pairs
+
+    sets = options.open(images, reference, clip=clip)
+    options.show(sets, measure_pairs(sets, out))
+
+
+@evaluate.command("statistics")
+@with_option_groups
+def statistics_command(
+    images: Images,
+    out: Annotated[Path, typer.Argument(help="The .npz file to write.")],
+    *,
+    features: FeatureName = None,
+    options: MeasureOptions,
+) -> None:
+    """Write the statistics of an image set for FID, in pytorch-fid's format."""
+    from ..evaluation.measure import write_statistics
+
+    sets = options.open(images, features=features)
+    options.show(sets, write_statistics(sets, out))
+
+
+evaluate.command("run")(experiment.run)
+evaluate.command("report")(experiment.report)

@@ -1,0 +1,85 @@
+"""``agentsd evaluate run`` and ``report``: whole experiments."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import note, progress_bar, show
+from .options import AsJson, CacheFolder, Device
+
+if TYPE_CHECKING:
+    from ..progress import Bar
+
+
+def run(
+    protocol: Annotated[str, typer.Argument(help="A YAML file, pocket or imagenet2k.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for images and report; images already there are kept."),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The protocol's short form, of a few minutes.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Model to use.", show_default="the protocol's")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Real images for FID and KID.", show_default="the protocol's")
+    ] = None,
+    cache: CacheFolder = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16.", show_default="float32 on the CPU, else float16"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment: make missing images, measure, and write report.html and report.json."""
+    from ..evaluation.experiment import run
+    from ..evaluation.protocol import load_protocol
+    from ..evaluation.report import require_packages, write
+    from ..generation.image_files import prepare_folder
+    from ..models.loading import hide_loading_bars, load_pipeline
+
+    plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
+    require_packages()
+    prepare_folder(out)
+    hide_loading_bars()
+    pipe = load_pipeline(plan.model, device=device, dtype=dtype)
+    with ExitStack() as phase:
+        bars: dict[str, Bar] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                phase.close()  # one after another
+                bars[what] = phase.enter_context(progress_bar(what, total, done))
+            bars[what].show(done)
+
+        found = run(plan, out, pipe, cache=cache, progress=progress)
+    _show(found, write(found, out), as_json)
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder that an experiment ran in.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write an experiment's report.html again, from its report.json and images."""
+    from ..evaluation.report import load, write
+
+    found = load(out)
+    _show(found, write(found, out), as_json)
+
+
+def _show(found: dict[str, Any], page: Path, as_json: bool) -> None:
+    from ..evaluation.report import markdown
+
+    for text in found["notes"]:
+        note(text)
+    summary = {key: value for key, value in found.items() if key != "values"}
+    show(summary, f"{markdown(found)}\n{page}", as_json)

@@ -1,0 +1,46 @@
+"""``agentsd inspect``: what a schedule does to each attention layer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .console import show, show_table
+from .image_options import Schedule
+from .options import DEFAULT_SCHEDULE, AsJson
+
+Side = Annotated[
+    int | None,
+    typer.Option(max=65_536, help="In pixels.", show_default="the model's own"),
+]
+
+
+def inspect(
+    model: Annotated[
+        str, typer.Option(help="pocket, sd15, sd21, sdxl, a folder, or a hub id.")
+    ] = "pocket",
+    schedule: Schedule = DEFAULT_SCHEDULE,
+    height: Side = None,
+    width: Side = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda or mps; need not be available here.", show_default="the best available"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a schedule does to each attention layer of a model, and why; needs no weights."""
+    from ..models.architectures import load_architecture
+    from ..models.loading import target_device
+    from ..patching.patch import apply_patch, inspect_patch
+
+    device_type = device if device in ("cpu", "cuda", "mps") else target_device(device).type
+    inspection = inspect_patch(
+        apply_patch(load_architecture(model), schedule), height, width, device_type
+    )
+    if as_json:
+        show(inspection, "", as_json)
+    else:
+        show_table(inspection.table())

@@ -1,0 +1,84 @@
+"""Options that several commands share, and how a command takes a group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cuda, mps, cpu, …", show_default="the best available"),
+]
+
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder of features.", show_default="~/.cache/agentsd"),
+]
+
+DEFAULT_SCHEDULE = "faithful"
+"""That of :func:`agentsd.apply_patch`; named here as well because importing it loads torch."""
+
+
+class Dtype(str, Enum):
+    """Floating-point types that a model can run in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take options in groups.
+
+    To typer, a parameter annotated with a dataclass stands for the dataclass's fields, each an
+    option; the command receives an instance.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    options: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if name in groups:
+            options += _options_of(groups[name])
+        else:
+            keyword = Parameter.KEYWORD_ONLY
+            options.append(parameter.replace(kind=keyword, annotation=hints[name]))
+
+    @wraps(command)
+    def call(**given: Any) -> None:
+        for name, group in groups.items():
+            members = {field.name: given.pop(field.name) for field in fields(group)}
+            given[name] = group(**members)
+        command(**given)
+
+    call.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    call.__annotations__ = {option.name: option.annotation for option in options}
+    return call
+
+
+def _options_of(group: Any) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
+
+
+def named_options(context: typer.Context) -> set[str]:
+    """The parameters that the command line itself sets."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def spelled(names: set[str], context: typer.Context) -> str:
+    """Parameters as the command line spells them: ``--height, --width``."""
+    return ", ".join(sorted(p.opts[0] for p in context.command.params if p.name in names))

@@ -1,0 +1,86 @@
+"""One image of a set: how to read its file, and its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import EvaluationError
+
+SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),
+    ".webp",
+)
+"""Those that pytorch-fid reads, other names of JPEG, and GIF."""
+
+HIDDEN = "replaced with a black image by a safety checker"
+
+
+class ImageEntry(NamedTuple):
+    """An image of a set, not read yet, with its metadata."""
+
+    name: str
+    """Its name in messages."""
+    read: Callable[[], bytes]
+    prompt: str | None = None
+    seed: int | None = None
+    digest: str | None = None
+    """SHA-256 from the manifest."""
+    model: str | None = None
+    hidden: bool = False
+    """Whether a safety checker replaced it with a black image."""
+
+    def read_verified(self) -> tuple[bytes, str]:
+        """Read the file, and check it against the manifest.
+
+        Returns:
+            Its bytes, and their SHA-256.
+
+        Raises:
+            EvaluationError: If the file cannot be read or has changed.
+        """
+        data = self.read()
+        digest = hashlib.sha256(data).hexdigest()
+        if self.digest not in (None, digest):
+            raise EvaluationError(f"{self.name} has changed since its manifest was written")
+        return data, digest
+
+
+def visible(images: list[ImageEntry]) -> list[ImageEntry]:
+    """The images that no safety checker replaced with a black one.
+
+    Raises:
+        EvaluationError: If none is left.
+    """
+    left = [image for image in images if not image.hidden]
+    if not left:
+        raise EvaluationError(f"{HIDDEN}: all {len(images)} images, such as {images[0].name}")
+    return left
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        EvaluationError: If it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+def warn_of_unread_files(place: Path, kinds: list[str]) -> None:
+    """Count the files of a set that are not read in a warning.
+
+    Args:
+        place: The folder or tar.
+        kinds: The suffix, or else the name, of each such file.
+    """
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(sorted(kinds)).items())
+        warnings.warn(f"{place}: files left out: {len(kinds)} ({counts})", stacklevel=2)
