@@ -26,6 +26,8 @@ ENDS = ("until", "until_step")
 CACHE = ("cache_interval", "cache_branch", "cache_order")
 """Parameters of the cache of deep features."""
 
+INTERVAL = "Compute the whole UNet once in so many steps. More: much faster, larger differences."
+
 METHODS: dict[str, type[Phase]] = {}
 """The methods that a phase can have, by name; subclasses of :class:`Phase` add themselves."""
 
@@ -135,7 +137,7 @@ class Phase(StrictModel):
     until_step: Annotated[int, Field(ge=1)] | None = None
     max_downsample: Literal[1, 2, 4, 8] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    cache_interval: Annotated[int, Field(ge=1, le=10)] = 1
+    cache_interval: Annotated[int, Field(ge=1, le=10, description=INTERVAL)] = 1
     cache_branch: Literal[0, 1] = 0
     cache_order: Literal[0, 1, 2] = 1
 
@@ -242,15 +244,6 @@ class Phase(StrictModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The end, the method and all parameters in effect, except those that are None."""
-        names = (*ENDS, "method", *self.parameters())
-        cache_interval: Compute the whole UNet only once in so many steps, 1 to 10. The steps in
-            between compute its outermost layers alone, on a forecast of the deep feature that
-            these build on (the idea is DeepCache's: Ma et al., 2023, arXiv 2312.00858). Larger is
-            faster, with larger differences to the unpatched image. 1, the default, computes every
-            step.
-        cache_branch: Where the deep feature is taken. 0, the default, computes only the last
-            layer of the last block in between (DeepCache's branch 0), 1 the last two.
-        cache_order: Degree of the polynomial through the last ``cache_order + 1`` features that
-            the forecast continues: 0 keeps the last feature, as DeepCache does; 1, the default,
-            is linear; 2 quadratic.
+        unused = CACHE if self.cache_interval == 1 else ()
+        names = [name for name in (*ENDS, "method", *self.parameters()) if name not in unused]
         return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -1,4 +1,4 @@
-"""What a patch does to every attention layer, as a dict for programs and a table for people."""
+"""Describes what a patch does to each attention layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Inspection(dict[str, Any]):
-    """A dict that shows itself as a table, in a terminal and in a notebook.
+    """A dict that is displayed as a table, in a terminal and in a notebook.
 
-    The table has a row for all layers of a block that are treated alike; the dict has them all.
+    The table has one row for all layers of a block that are treated alike; the dict lists each.
     """
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
@@ -48,7 +48,7 @@ class Inspection(dict[str, Any]):
         )
 
     def table(self) -> Table:
-        """For a terminal."""
+        """The table, for a terminal."""
         from rich.table import Table  # patching needs none of it
 
         header, rows = self._rows()
@@ -76,7 +76,7 @@ class Inspection(dict[str, Any]):
 
 
 def _ends(name: str) -> tuple[str, str]:
-    """The block that a layer is in, and what it is there: ``down_blocks.0``, ``attn1``."""
+    """The block of a layer and its role there: ``down_blocks.0``, ``attn1``."""
     first, *_, role = parts = name.split(".")
     return ".".join(parts[:2]) if first.endswith("_blocks") else first, role
 
@@ -105,9 +105,9 @@ def describe(
         unet: The UNet.
         runtime: Its patch, or None where it has none.
         height: Of the image, in pixels.
-        width: Likewise.
-        factor: Pixels that a row of latents stands for.
-        device: Kind of device whose least numbers of tokens count.
+        width: Of the image, in pixels.
+        factor: Pixels per row of latents.
+        device: Kind of device, which decides how many tokens a layer needs to be patched.
 
     Returns:
         The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
@@ -137,9 +137,9 @@ def _describe_layer(
     elif installed:
         reason = None if works else "the schedule changes nothing at this size"
     elif LAYER in vars(layer.module):
-        reason = f"its processor was replaced since ({type(layer.module.processor).__name__})"
+        reason = f"its processor has been replaced ({type(layer.module.processor).__name__})"
     elif (layer.downsample, layer.module.heads) in runtime.layers:
-        reason = "its processor was another's as the patch was applied; apply it again"
+        reason = "its processor was not diffusers' own when the patch was applied; apply it again"
     else:
         reason = "below max_downsample"
     return {

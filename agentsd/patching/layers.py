@@ -1,4 +1,4 @@
-"""Find a UNet in what the user gives, and the attention layers in a UNet."""
+"""Find the UNet of a pipeline, and the attention layers of a UNet."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .diffusers_internals import (
 from .processor import AgentAttnProcessor
 
 REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
-"""Processors of plain softmax attention: agentsd knows what they compute and can stand in."""
+"""Processors of plain softmax attention, which the patch can stand in for."""
 
 MODELS = (
     UNet2DConditionModel,
@@ -39,10 +39,10 @@ MODELS = (
     UNet3DConditionModel,
     ControlNetModel,
 )
-"""What can be patched: UNets whose tokens are a grid of latents, and their like."""
+"""Models that can be patched: UNets (and ControlNets) whose tokens form a grid of latents."""
 
 OVER_PLACES = (Transformer2DModel, TransformerSpatioTemporalModel)
-"""Owners of blocks that attend over the places of an image; others do over a video's frames."""
+"""Parents of blocks that attend across an image; other blocks attend across a video's frames."""
 
 _SUPPORTED = (
     "agentsd patches the UNets of Stable Diffusion 1.x, 2.x, SDXL and the like, of AnimateDiff "
@@ -52,22 +52,23 @@ _SUPPORTED = (
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """An attention module of a UNet, with the resolution at which it works."""
+    """An attention module of a UNet, and its resolution."""
 
     name: str
     module: Attention
     downsample: int
     unpatchable_reason: str | None
-    """Why no schedule can patch it; None where one can."""
+    """Why it cannot be patched; None if it can."""
 
 
 def find_unet(x: Any) -> UNet2DConditionModel:
-    """The UNet of a pipeline, or ``x`` itself; a compiled module stands for what it wraps.
+    """The UNet of a pipeline, or ``x`` itself; compiled modules are unwrapped.
 
-    One of :data:`MODELS`, named for the first of them.
+    Returns:
+        One of :data:`MODELS`.
 
     Raises:
-        PatchError: Says what was found instead.
+        PatchError: If there is none; says what was found instead.
     """
     found = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
     found = getattr(found, "_orig_mod", found)
@@ -82,11 +83,11 @@ def find_unet(x: Any) -> UNet2DConditionModel:
         what += f", which has no unet but {', '.join(x.components)}"
     nets = getattr(x, "nets", None)
     give = "one of its nets" if isinstance(nets, nn.ModuleList) else "the pipeline or its unet"
-    raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: give {give}")
+    raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: pass {give}")
 
 
 def top_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
-    """The layers that can be patched, of the highest resolution at which there are any."""
+    """The layers that can be patched, at the highest resolution that has any."""
     layers = [layer for layer in find_attention_layers(unet) if layer.unpatchable_reason is None]
     top = min((layer.downsample for layer in layers), default=0)
     return [layer for layer in layers if layer.downsample == top]
@@ -94,11 +95,11 @@ def top_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
 
 @contextmanager
 def replaced_processors(layers: list[AttentionLayer], make: Callable[[Any], Any]) -> Iterator[None]:
-    """Give layers other processors until the end of the block.
+    """Replace the processors of layers until the end of the ``with`` block.
 
     Args:
-        layers: Whose processors to replace.
-        make: Makes a layer's new processor from the one that was there.
+        layers: The layers.
+        make: Makes a layer's new processor from its current one.
     """
     before = [layer.module.processor for layer in layers]
     try:
@@ -111,7 +112,7 @@ def replaced_processors(layers: list[AttentionLayer], make: Callable[[Any], Any]
 
 
 def find_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
-    """Every attention module of the UNet, in order, and why each that cannot be patched cannot."""
+    """All attention modules of a UNet, in order."""
     modules = dict(unet.named_modules())
     return [
         AttentionLayer(
@@ -126,32 +127,32 @@ def find_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
 
 
 def _misplaced(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """Why the attention of that name is none over the places of an image; None where it is."""
+    """Why the attention module does not attend across an image; None if it does."""
     if getattr(modules[name], "added_kv_proj_dim", None) is not None:
-        return "it attends to places and text at once (Kandinsky, DeepFloyd)"
+        return "it attends to image and text at once (Kandinsky, DeepFloyd)"
     block, _, role = name.rpartition(".")
     if role != "attn1" or not isinstance(modules[block], BasicTransformerBlock):
         return "not the self-attention of a transformer block"
     owner = modules[block.rpartition(".")[0].rpartition(".")[0]]  # …transformer_blocks.0
-    return None if isinstance(owner, OVER_PLACES) else "it attends over frames, not over places"
+    return None if isinstance(owner, OVER_PLACES) else "it attends across frames, not across the image"
 
 
 def _unsupported_feature(attn: Attention) -> str | None:
-    """What sets the module apart from those agentsd can stand in for; None where nothing does."""
+    """The feature of the module that the patch does not support; None if there is none."""
     if attn.is_cross_attention:
-        return "cross-attention in the place of self-attention"
+        return "cross-attention where self-attention was expected"
     if type(attn.processor) not in REPLACEABLE:
-        return f"its processor is another's ({type(attn.processor).__name__})"
+        return f"its processor is not one of diffusers' own ({type(attn.processor).__name__})"
     for part in ("group_norm", "spatial_norm", "norm_q", "norm_k"):
         if getattr(attn, part, None) is not None:
-            return f"unlike Stable Diffusion's, it has {part}"
+            return f"it has {part}, which Stable Diffusion's attention does not"
     if attn.residual_connection or attn.rescale_output_factor != 1:
-        return "unlike Stable Diffusion's, it rescales its output or adds its input"
+        return "it rescales its output or adds its input, which Stable Diffusion's does not"
     return None
 
 
 def _downsample(unet: UNet2DConditionModel, name: str) -> int:
-    """How many latent rows a row of tokens stands for: follows the UNet down and up again."""
+    """Latent rows per row of tokens, counted along the UNet's blocks, down and up again."""
     down, up = list(unet.down_blocks), list(getattr(unet, "up_blocks", []))
     halvings = [bool(getattr(block, "downsamplers", None)) for block in down]
     doublings = [bool(getattr(block, "upsamplers", None)) for block in up]

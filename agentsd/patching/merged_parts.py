@@ -1,4 +1,4 @@
-"""``merge_crossattn`` and ``merge_mlp``: the rest of a block, merged as its self-attention is."""
+"""``merge_crossattn`` and ``merge_mlp``: the rest of a block on merged tokens."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .processor import PatchedLayer
 
 @dataclass(frozen=True)
 class MergedPart:
-    """Hooks that merge the tokens of another part of a block as its self-attention does."""
+    """Hooks that run another part of a block on the tokens that its self-attention merged."""
 
     layer: PatchedLayer
     option: str
-    """The phase's parameter that asks for it: ``merge_crossattn`` or ``merge_mlp``."""
+    """The parameter of the phase that turns it on: ``merge_crossattn`` or ``merge_mlp``."""
 
     def enter(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Merge the tokens that go in; a forward pre-hook."""
+        """Merge the input tokens; a forward pre-hook."""
         plan, owner = self._owner()
         if owner is None or args[0].shape[1] != plan.tokens:
             return None
         return merge(args[0], owner, plan.merged_tokens), *args[1:]
 
     def leave(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
-        """Unmerge what comes out; a forward hook."""
+        """Unmerge the output; a forward hook."""
         plan, owner = self._owner()
         if owner is None or out.shape[1] != plan.merged_tokens:
             return out

@@ -1,4 +1,4 @@
-"""The diffusers attention processor that joins merging, agent attention and the schedule."""
+"""The diffusers attention processor that runs the method of the schedule's phase."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .diffusers_internals import Attention, AttnProcessor2_0, dispatch_attention
 from .runtime import Runtime, Step
 
 REST_OF_BLOCK = ("merge_crossattn", "merge_mlp")
-"""Parameters that have the rest of a block merged as its self-attention is."""
+"""Parameters that merge the tokens of the rest of a block, too."""
 
 LAYER = "_agentsd_layer"
 """Attribute of a patched attention module that holds its :class:`PatchedLayer`."""
@@ -20,17 +20,17 @@ LAYER = "_agentsd_layer"
 
 @dataclass(frozen=True)
 class PatchedLayer:
-    """What a patched attention module needs to know of itself."""
+    """What the processor needs to know about its attention module."""
 
     runtime: Runtime
     number: int
-    """Of the layer in its UNet."""
+    """Its index among the attention layers of the UNet."""
     downsample: int
     original: Any
-    """The processor that was there before, used wherever nothing is to be changed."""
+    """The processor that was there before, which handles all calls that are left unpatched."""
 
     def step_for(self, tokens: int) -> Step | None:
-        """The step the UNet stands at, if it changes this layer and its grid has ``tokens``."""
+        """The current step, if it changes this layer and its grid has ``tokens`` tokens."""
         step = self.runtime.step
         if step is None or self.downsample not in step.works:
             return None
@@ -38,12 +38,12 @@ class PatchedLayer:
 
 
 class AgentAttnProcessor:
-    """Self-attention as the schedule's phase says.
+    """Self-attention by the method of the current phase.
 
-    It holds nothing and takes no arguments, because diffusers makes processors anew from their
-    class (loading an IP-Adapter does); what it needs hangs on the attention module. Whatever it
-    was not made for goes to the processor that was there before: a ``full`` phase, an attention
-    mask, cross-attention, another number of tokens than the latents' grid has.
+    It is stateless and takes no arguments, because diffusers recreates processors from their class
+    (when an IP-Adapter is loaded, for example); its state is an attribute of the attention module.
+    Calls that it cannot handle go to the processor that was there before: ``full`` phases,
+    attention masks, cross-attention, and numbers of tokens that do not match the latents.
     """
 
     def __call__(
@@ -59,7 +59,7 @@ class AgentAttnProcessor:
         layer: PatchedLayer | None = getattr(attn, LAYER, None)
 
         def unpatched() -> Tensor:
-            # Without a layer it was put back by somebody who kept it past the patch's removal.
+            # Without a layer, somebody kept the processor and set it again after the patch was gone.
             original = layer.original if layer else AttnProcessor2_0()
             out: Tensor = original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
@@ -80,7 +80,7 @@ class AgentAttnProcessor:
 
 
 class Projections(NamedTuple):
-    """The parts of an attention module, as :class:`agentsd.methods.base.SelfAttention` has them."""
+    """A diffusers attention module as a :class:`agentsd.methods.base.SelfAttention`."""
 
     attn: Attention
     in_float32: bool
@@ -88,7 +88,7 @@ class Projections(NamedTuple):
 
     @property
     def heads(self) -> int:
-        """How many heads it has."""
+        """Number of heads."""
         heads: int = self.attn.heads
         return heads
 
@@ -101,8 +101,8 @@ class Projections(NamedTuple):
         return self._split(self.attn.to_k(x)), self._split(self.attn.to_v(x))
 
     def some_keys_and_values(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of each head's own tokens ``chosen`` ``[H, n]`` alone: ``[B, H, n, d]``."""
-        # Each head has keys of its own, so only its own rows of the projections are needed.
+        """Those of each head's own tokens ``chosen`` ``[H, n]`` only: two of ``[B, H, n, d]``."""
+        # Each head has its own keys, so only its own rows of the weights are needed.
         tokens = x.index_select(1, chosen.flatten()).view(len(x), *chosen.shape, -1)
         k, v = (
             self._project_heads(project, x, tokens, chosen)
@@ -111,7 +111,7 @@ class Projections(NamedTuple):
         return k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Softmax attention by the backend that the user chose for diffusers."""
+        """Softmax attention by the attention backend that is set in diffusers."""
         dtype = q.dtype
         if self.in_float32:
             q, k, v = q.float(), k.float(), v.float()
@@ -120,7 +120,7 @@ class Projections(NamedTuple):
         return out.transpose(1, 2).to(dtype)
 
     def output(self, x: Tensor) -> Tensor:
-        """``[B, H, N, d]`` through the output projection and its dropout to ``[B, N, C]``."""
+        """Output projection and dropout, ``[B, H, N, d]`` to ``[B, N, C]``."""
         out: Tensor = self.attn.to_out[1](self.attn.to_out[0](x.transpose(1, 2).flatten(2)))
         return out
 
@@ -131,20 +131,20 @@ class Projections(NamedTuple):
     def _project_heads(
         self, project: nn.Module, x: Tensor, tokens: Tensor, chosen: Tensor
     ) -> Tensor:
-        """Project ``tokens`` ``[B, H, n, C]``, of ``x`` at ``chosen``, each for its head alone."""
+        """Project ``tokens`` ``[B, H, n, C]`` (``x`` at ``chosen``), each for its own head."""
         heads = self.heads
         if _is_plain(project):
             weight = project.weight.view(heads, -1, x.shape[-1])  # [H, d, C]
             out = tokens @ weight.mT
             return out if project.bias is None else out + project.bias.view(heads, 1, -1)
-        # LoRA, offloading and quantisation have their say in a call of the whole module only.
+        # LoRA, offloading and quantisation only take effect in a call of the whole module.
         rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
         every: Tensor = project(x).view(len(x), x.shape[1] * heads, -1)  # [B, N·H, d]
         return every.index_select(1, rows).view(*tokens.shape[:3], -1)
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a call of the module is a product with its weight, and nothing else."""
+    """Whether calling the module does nothing but multiply by its weight and add its bias."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter

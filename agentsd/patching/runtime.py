@@ -1,7 +1,7 @@
-"""What changes while a UNet runs: the step, its phase, the size of the latents.
+"""Follows the calls of a UNet: the step, its phase, the size of the latents.
 
-Each call of the UNet says anew where in its run it stands: no calls are counted, and nothing is
-kept from one call to the next.
+Every call says where in its run it stands, so no calls are counted. What outlives a call is in
+:mod:`agentsd.patching.step_cache`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .denoising_step import Call, Position, find_call, locate
 from .step_cache import StepCache
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
-"""Layers of fewer tokens are left alone, by kind of device; where unlisted, as on CUDA.
+"""Layers with fewer tokens are left unpatched, by kind of device; other kinds count as CUDA.
 
-On a CPU no method lost time from 512 tokens on, at any width from 32 to 1,280 channels; at widths
-of 320 and more, none did from 256 on. On other devices these are guesses, not yet measured.
+On a CPU no method lost time with 512 tokens or more, at any width from 32 to 1,280 channels, nor,
+from 320 channels on, with 256 or more. The numbers for other devices are guesses, not yet measured.
 """
 
 UNTOUCHED = Full()
@@ -35,25 +35,25 @@ UNTOUCHED = Full()
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the UNet: its place in the run, its phase, and what each layer needs of both."""
+    """One call of the UNet: its place in the run, its phase, and what the layers need to know."""
 
     position: Position
     phase: Phase
     plans: dict[int, Plan]
-    """What the phase makes of the tokens, by resolution (``downsample``)."""
+    """The phase's plan for each resolution (``downsample``)."""
     chosen: dict[tuple[int, int], Tensor]
-    """By resolution and number of heads: the tokens of the cells that serve as destinations
-    ``[cells]``, or as keys ``[heads, cells]``."""
+    """By resolution and number of heads: the tokens chosen as destinations ``[cells]``, or as keys
+    ``[heads, cells]``."""
     works: frozenset[int]
-    """The resolutions at which layers do anything but what they do unpatched."""
+    """The resolutions at which layers behave other than unpatched."""
     owners: dict[int, Tensor]
-    """By number of the layer: the owners of its tokens, for the rest of its block. Of this call."""
+    """By number of the layer: the owners of its tokens in this call, for the rest of its block."""
     forecast: Tensor | None = None
-    """The deep feature that a light step builds on; None in a step that is computed whole."""
+    """The deep feature that a light step builds on; None if the step is computed whole."""
     records: int = 0
-    """One more than the branch whose deep feature is to be kept; 0 keeps none."""
+    """One more than the branch whose deep feature is to be kept; 0 if none is."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """The deep feature of this call."""
+    """The deep feature that this call computed, under ``"deep"``."""
 
 
 class Runtime:
@@ -61,9 +61,9 @@ class Runtime:
 
     Args:
         schedule: What each step does.
-        layers: Resolution (``downsample``) and number of heads of the patched layers. The highest
-            resolution among them is what ``max_downsample=None`` means.
-        pipeline: The pipeline whose scheduler names the steps, or None for a UNet on its own.
+        layers: Resolution (``downsample``) and number of heads of the patched layers.
+            ``max_downsample=None`` stands for the highest resolution among them.
+        pipeline: The pipeline whose scheduler lists the steps, or None for a UNet on its own.
     """
 
     def __init__(
@@ -71,32 +71,32 @@ class Runtime:
     ) -> None:
         self.schedule = schedule
         self.layers = frozenset(layers)
-        # Weak, so that a UNet kept for itself does not keep its pipeline's other models. Asked
-        # at every call, so that a scheduler swapped in later is the one that counts.
+        # Weak, so that a UNet that is kept alone does not keep its pipeline's other models alive.
+        # Looked up at every call, so that a scheduler swapped in later counts.
         self._pipeline: Callable[[], Any] = (
             weakref.ref(pipeline) if pipeline is not None else _nothing
         )
         self.step: Step | None = None
         self.cache = StepCache()
         self._sizes: set[tuple[int, int]] = set()
-        self._told_of_mask = False
+        self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickle leaves the pipeline behind; timesteps still tell their list by themselves."""
+        """A pickle leaves the pipeline and the cache behind; timesteps still show their list."""
         return vars(self) | {"_pipeline": _nothing, "step": None, "cache": StepCache()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take step and size from a UNet's call; a forward pre-hook.
+        """Read the step and the size of the latents from a call; a forward pre-hook of the UNet.
 
-        All that depends on the step is made here, ahead of the layers and out of a compiler's
-        sight. So a compiled UNet finds only constants of the phase, and tensors, and is compiled
-        once a phase and not at each step.
+        Whatever depends on the step is computed here, before the layers run and outside of the
+        compiled graph. A compiled UNet then sees only tensors and constants of the phase, and is
+        compiled once per phase instead of at each step.
 
         Raises:
-            ScheduleError: If a phase ends at a number of steps and nothing tells the steps.
+            ScheduleError: If a phase ends at a number of steps but the steps are not known.
         """
         sample, timestep = (
             kwargs[name] if name in kwargs else args[place]
@@ -115,12 +115,12 @@ class Runtime:
         self.step = self.step_at(position, phase, height, width, sample.device)
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
-            self._tell_if_idle(height, width, sample.device.type)
-        if kwargs.get("attention_mask") is not None and not self._told_of_mask:
-            self._told_of_mask = True
+            self._warn_if_idle(height, width, sample.device.type)
+        if kwargs.get("attention_mask") is not None and not self._warned_of_mask:
+            self._warned_of_mask = True
             warnings.warn(
-                "agentsd leaves calls with an attention_mask as they are unpatched: a mask names "
-                "tokens, and merging takes them away",
+                "agentsd leaves calls with an attention_mask unpatched: the mask refers to tokens "
+                "that merging would remove",
                 stacklevel=2,
             )
         if call is not None and phase.cache_interval > 1:
@@ -138,7 +138,7 @@ class Runtime:
         self.cache.end()
 
     def _with_cache(self, step: Step, call: Call, sample: Tensor) -> Step:
-        """The step, made light if the features of earlier steps allow."""
+        """The step, made a light one if enough features of earlier steps are known."""
         phase, now = step.phase, step.position.step
         self.cache.begin(call, now, sample)
         known = usable(self.cache.get(), phase, now)
@@ -147,20 +147,20 @@ class Runtime:
         values = {float(feature.step): feature.value for feature in known}
         return replace(step, forecast=extrapolated(values, float(now)))
 
-    def _tell_if_idle(self, height: int, width: int, device: str) -> None:
-        """Warn where the schedule would change layers, but changes none of this size."""
+    def _warn_if_idle(self, height: int, width: int, device: str) -> None:
+        """Warn if the schedule would change layers, but changes none at this size."""
         phases = [phase for phase in self.schedule.phases if not isinstance(phase, Full)]
         plans = [self.plan(p, d, height, width, device) for p in phases for d, _ in self.layers]
         if not phases or not all(plan.untouched for plan in plans):
             return
         if any(self.covers(p, d, height, width, device) for p in phases for d, _ in self.layers):
-            why = "it merges nothing there, nor takes fewer agents or keys than there are tokens"
+            why = "it would merge no tokens, and use as many agents or keys as there are tokens"
         else:
             least = max(self._least(phase, device) for phase in phases)
-            why = f"layers of fewer than {least:,} tokens gain nothing on a {device} (min_tokens)"
+            why = f"layers of fewer than {least:,} tokens gain nothing on {device} (min_tokens)"
         warnings.warn(
-            f"this schedule of agentsd changes nothing on latents of {height}×{width}: {why}; "
-            "inspect_patch tells what each layer does",
+            f"this agentsd schedule changes nothing on latents of {height}×{width}: {why}; "
+            "inspect_patch shows what each layer does",
             stacklevel=2,
         )
 
@@ -172,7 +172,7 @@ class Runtime:
         width: int,
         device: torch.device | str = "cpu",
     ) -> Step:
-        """A step on latents of ``height × width``."""
+        """Prepare a step on latents of ``height × width``."""
         device = torch.device(device)
         plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
         works = frozenset(d for d, plan in plans.items() if not plan.untouched)
@@ -185,24 +185,24 @@ class Runtime:
         return Step(position, phase, plans, chosen, works, {})
 
     def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
-        """What a phase makes of the tokens of a resolution, on latents of ``height × width``."""
+        """A phase's plan at a resolution, on latents of ``height × width``."""
         covered = self.covers(phase, downsample, height, width, device)
         return (phase if covered else UNTOUCHED).plan(*_grid(downsample, height, width))
 
     def covers(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> bool:
-        """Whether a resolution is neither too deep for the phase nor too small to gain."""
+        """Whether the phase patches a resolution: not too deep for it, nor too small to gain."""
         reach = phase.max_downsample or min(d for d, _ in self.layers)
         rows, columns = _grid(downsample, height, width)
         return downsample <= reach and rows * columns >= self._least(phase, device)
 
     def _least(self, phase: Phase, device: str) -> int:
-        """Tokens that a layer must have to be changed."""
+        """Number of tokens from which layers are patched."""
         usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
         return usual if phase.min_tokens is None else phase.min_tokens
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
-    """Tokens down and across at a resolution; a halving rounds up, as the UNet's does."""
+    """Rows and columns of tokens at a resolution, rounded up as in the UNet."""
     return -(-height // downsample), -(-width // downsample)
 
 
