@@ -149,12 +149,12 @@ def test_the_record_gives_them_back(picture: str) -> None:
     options = PipelineOptions(
         scheduler="DDIM", loras=("a:0.5", "b"), init_image=picture, vae_tiling=True
     )
-    told = options.recorded()
-    assert PipelineOptions.from_record({**told, "seed": 3}).recorded() == told
+    record = options.recorded()
+    assert PipelineOptions.from_record({**record, "seed": 3}).recorded() == record
     assert PipelineOptions().recorded() == {}
     Image.new("RGB", (8, 8)).save(Path(picture).with_name("other.png"))
     other = PipelineOptions(init_image=str(Path(picture).with_name("other.png"))).recorded()
-    assert other["init_image_sha256"] != told["init_image_sha256"]
+    assert other["init_image_sha256"] != record["init_image_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_one_spelling_is_on_record(
     """Else a resumed run would count as another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").touch()
-    told = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
-    assert len({getattr(options, setting) for options in told}) == 1
-    assert PipelineOptions.from_record(told[0].recorded()) == told[0]
+    parsed = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(options, setting) for options in parsed}) == 1
+    assert PipelineOptions.from_record(parsed[0].recorded()) == parsed[0]
     assert len({*PipelineOptions(loras=("a", "a:2", "a:2:1")).loras}) == 3
 
 
@@ -223,8 +223,8 @@ def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
         configure_pipeline(pipe, PipelineOptions(ip_adapter="some/where/a.bin", ip_image=picture))
 
 
-def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
-    with pytest.raises(SettingsError, match=r"there are .*DDIM.*Euler a"):
+def test_unknown_names_are_errors_that_list_the_known(pipe: Any) -> None:
+    with pytest.raises(SettingsError, match=r"choose one of .*DDIM.*Euler a"):
         configure_pipeline(pipe, PipelineOptions(scheduler="Eular"))
     with pytest.raises(SettingsError, match="native"):
         configure_pipeline(pipe, PipelineOptions(attention_backend="fast"))

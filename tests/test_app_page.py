@@ -174,7 +174,7 @@ def test_yaml_goes_down_and_comes_up(page: Page, tmp_path: Path) -> None:
 def test_an_error_is_told_in_its_place(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("  ")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#now")).to_contain_text("prompt: must say something")
+    expect(page.locator("#now")).to_contain_text("prompt: must not be blank")
 
 
 def test_settings_come_back_from_the_gallery_and_from_a_file(

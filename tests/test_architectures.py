@@ -17,8 +17,8 @@ from agentsd.models.architectures import ARCHITECTURES, load_architecture
 def test_tells_what_the_loaded_model_tells() -> None:
     shape, pipe = load_architecture("pocket"), load_pipeline("pocket")
     assert {parameter.device.type for parameter in shape.unet.parameters()} == {"meta"}
-    told = [inspect_patch(apply_patch(x, "paper"), 256, 384, "cpu") for x in (shape, pipe)]
-    assert told[0] == told[1]
+    found = [inspect_patch(apply_patch(x, "paper"), 256, 384, "cpu") for x in (shape, pipe)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -33,7 +33,7 @@ def test_well_known_models(name: str) -> None:
 def test_the_device_decides_which_layers_gain() -> None:
     shape = apply_patch(load_architecture("sd15"), "faithful")
     by_device = [inspect_patch(shape, 256, 256, device) for device in ("cpu", "cuda")]
-    reasons = [{x["reason"] for x in told["layers"] if x["patched"]} for told in by_device]
+    reasons = [{x["reason"] for x in found["layers"] if x["patched"]} for found in by_device]
     assert reasons == [{None}, {"the schedule changes nothing at this size"}]
 
 
@@ -41,13 +41,13 @@ def test_a_folder_without_weights_is_enough(pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     for file in (tmp_path / "model").rglob("*.safetensors"):
         file.unlink()
-    told = inspect_patch(load_architecture(str(tmp_path / "model")), 32, 32)
-    assert told["layers"] == inspect_patch(pipe, 32, 32)["layers"]
+    found = inspect_patch(load_architecture(str(tmp_path / "model")), 32, 32)
+    assert found["layers"] == inspect_patch(pipe, 32, 32)["layers"]
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
     for wrong in ("/nowhere", __file__, "a b"):
-        with pytest.raises(LoadError, match="there are also pocket, sd15"):
+        with pytest.raises(LoadError, match="or one of pocket, sd15"):
             load_architecture(wrong)
     with pytest.raises(LoadError, match="configuration cannot be read"):
         load_architecture(str(tmp_path))
@@ -62,8 +62,8 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
-    told = json.loads(capsys.readouterr().out)
-    assert told == inspect_patch(
+    found = json.loads(capsys.readouterr().out)
+    assert found == inspect_patch(
         apply_patch(load_architecture("pocket"), "faithful"), 256, 384, "cpu"
     )
     main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
@@ -75,7 +75,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--model", "nowhere/at/all"], 1, "no folder in diffusers' format"),
+        (["--model", "nowhere/at/all"], 1, "not a folder in diffusers' format"),
         (["--schedule", "papre"], 2, "presets are"),
         (["--height", "101"], 1, "height must be a positive multiple of 4 (got 101)"),
         (["--device", "toaster"], 1, "no device 'toaster'"),

@@ -103,9 +103,9 @@ def test_a_run_writes_images_and_what_made_them(start: Any, tmp_path: Path) -> N
     assert lines[0]["file"] == "images/000000.png"
     assert lines[0]["schedule"] == Schedule.preset("faithful").to_dict()
     with Image.open(tmp_path / "run" / "images" / "000001.png") as image:
-        told = json.loads(image.text["agentsd"])
+        record = json.loads(image.text["agentsd"])
         assert image.text["parameters"].startswith("b c\n")
-    assert told.items() <= lines[1].items()
+    assert record.items() <= lines[1].items()
 
 
 def test_an_image_that_changes_during_a_run_is_not_followed(
@@ -386,7 +386,7 @@ def test_an_image_that_overflows_fails_alone(start: Any, pipe: Any, tmp_path: Pa
     assert [line["id"] for line in manifest(tmp_path / "run")] == ["000000", "000002"]
 
 
-def test_a_hidden_image_is_told_of_and_not_made_again(
+def test_a_hidden_image_is_reported_and_not_made_again(
     start: Any, pipe: Any, tmp_path: Path
 ) -> None:
     with_safety_checker(pipe, lambda number: number == 1)
@@ -397,19 +397,19 @@ def test_a_hidden_image_is_told_of_and_not_made_again(
         lines = manifest(tmp_path / "run")
         assert [line["nsfw_content_detected"] for line in lines] == [False, True, False]
         (failed,) = (tmp_path / "run" / "failed.jsonl").read_text().splitlines()
-        told = json.loads(failed)
-        assert (told["id"], told["prompt"]) == ("000001", "b")
-        assert "safety checker replaced it with a black image" in told["error"]
+        failure = json.loads(failed)
+        assert (failure["id"], failure["prompt"]) == ("000001", "b")
+        assert "safety checker replaced it with a black image" in failure["error"]
     assert pipe.safety_checker.seen == 3
 
 
-def test_a_model_without_a_checker_has_nothing_to_tell(start: Any, tmp_path: Path) -> None:
+def test_a_model_without_a_checker_hides_nothing(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a"])
     assert (summary["failed"], summary["nsfw_content_detected"]) == (0, 0)
     assert manifest(tmp_path / "run")[0]["nsfw_content_detected"] is None
 
 
-def test_negative_prompts_are_told_of_in_the_manifest(start: Any, tmp_path: Path) -> None:
+def test_the_manifest_has_notes_on_negative_prompts(start: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "negative_prompt": "b " * 20, "guidance_scale": g} for g in (1, 5)]
     file = tmp_path / "p.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -564,9 +564,9 @@ def test_a_manifest_cannot_name_files_elsewhere(start: Any, tmp_path: Path) -> N
     victim = tmp_path / "victim.png"
     victim.touch()
     file = tmp_path / "run" / "manifest.jsonl"
-    told = [json.loads(line) for line in file.read_text().splitlines()]
-    told = [line | {"id": "../../victim", "loose": "../victim.png"} for line in told]
-    file.write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    entries = [line | {"id": "../../victim", "loose": "../victim.png"} for line in entries]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in entries))
     start(prompts=PROMPTS[:2], form="webdataset")
     assert victim.exists()
 
@@ -586,8 +586,8 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
     run = tmp_path / "run"
-    told = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(told | {"batch_size": size}))
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(described | {"batch_size": size}))
     (run / "images" / "000001.png").unlink()
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 
