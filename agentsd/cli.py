@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -283,27 +284,24 @@ def generate(
     from .generation.batch.prompts import checked_template, read_prompts
     from .generation.batch.request import BatchRequest
     from .generation.comparison import compare as compare_ways
-    from .generation.image_files import read_record
     from .generation.prompt_encoding import warnings_for
-    from .generation.records import VERSIONS
+    from .generation.regeneration import regeneration
     from .image_settings import ImageSettings
     from .models.loading import default_guidance, hide_loading_bars
     from .models.options import PipelineOptions
     from .schedule import Schedule
 
-    position, known = None, {}
+    position: tuple[int, int] | None = None
+    known: Mapping[str, Any] = {}
     if from_image is not None:
         _only_of_the_run(ctx)
-        record = read_record(from_image)
-        base = record.settings.model_dump(exclude={"prompt"})
-        plan, options = record.schedule, record.options
-        model, revision, variant = record.model, record.revision, record.variant
-        dtype = Dtype(record.dtype) if record.dtype in list(Dtype) else dtype
-        prompt = [record.settings.prompt]
-        position, known = record.batch, record.fingerprints()
-        for name, version in VERSIONS.items():
-            if record.versions.get(name) != version:
-                _note(f"made with {name} {record.versions.get(name)}, regenerated with {version}")
+        text, again, notes = regeneration(from_image, out)
+        prompt, base, plan, options = [text], again.base, again.schedule, again.options
+        model, revision, variant = again.model, again.revision, again.variant
+        dtype = Dtype(again.dtype) if again.dtype else dtype
+        position, known = again.batch_position, again.known
+        for note in notes:
+            _note(note)
     else:
         if guidance_scale is None:
             guidance_scale = default_guidance(model)
