@@ -75,7 +75,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--model", "nowhere/at/all"], 1, "not a folder in diffusers' format"),
+        (["--model", "nowhere/at/all"], 2, "not a folder in diffusers' format"),
         (["--schedule", "papre"], 2, "presets are"),
         (["--height", "101"], 2, "height must be a positive multiple of 4 (got 101)"),
         (["--device", "toaster"], 2, "no device 'toaster'"),

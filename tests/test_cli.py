@@ -246,7 +246,7 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--device", "abacus"], 2, "no device 'abacus'"),
         (["--model", "nowhere/at/all"], 2, "neither a local folder or file"),
         (["--model", "nowhere"], 2, "'nowhere' is neither a local folder or file nor a"),
-        (["--out", "pyproject.toml"], 1, "is a file"),
+        (["--out", "pyproject.toml"], 2, "is a file"),
         (["--no-such-option"], 2, "no-such-option"),
     ],
 )

@@ -90,7 +90,7 @@ def broken(folder: Path, tmp_path: Path, kind: str) -> str:
     ("kind", "says"),
     [
         ("missing", "neither a local folder or file nor 'pocket'"),
-        ("hub id", "not a local folder or file, and the hub did not"),
+        ("hub id", "neither a local folder or file nor a"),
         ("half a folder", "cannot be loaded"),
         ("pickle folder", "must be .safetensors files"),
         ("torn file", "not a complete safetensors file"),
