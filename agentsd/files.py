@@ -1,4 +1,4 @@
-"""Which files a folder has, and whether one has changed."""
+"""List the files of a folder, and tell whether a file has changed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, but for hidden ones.
+    """The files of a folder and its subfolders, without hidden ones.
 
-    Links to folders are followed, as whoever loads the folder does, and each folder is read once,
-    whatever links to it.
+    Links to folders are followed, as when the folder is loaded, and each folder is read once,
+    however many links lead to it.
 
     Raises:
         OSError: If a folder cannot be read.
@@ -32,7 +32,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def file_state(path: str | Path) -> tuple[int, ...]:
-    """What changes when a file does; its time of modification alone can be put back (``cp -p``).
+    """A value that changes when a file does, even if its modification time is kept (``cp -p``).
 
     Raises:
         OSError: If there is no such file.

@@ -1,4 +1,4 @@
-"""What an image depends on, besides the model and the schedule."""
+"""The settings of an image: all it depends on besides the model and the schedule."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LONGEST_PROMPT = 10_000
 """Characters; models read far fewer."""
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tab and line feed, and halves of characters that are not UTF-8."""
+"""Control characters except tab and line feed, and lone surrogates."""
 
 MOST_STEPS = 1000
-"""Denoising steps; models are trained with as many."""
+"""Denoising steps; models are trained with this many."""
 
 LONGEST_SIDE = 8192
 """Of an image, in pixels."""
@@ -32,13 +32,13 @@ class ImageSettings(StrictModel):
 
     Args:
         prompt: What to draw; not empty, at most 10,000 characters (models read far fewer).
-        negative_prompt: What to keep away from; used where ``guidance_scale`` is above 1.
+        negative_prompt: What to avoid; used only if ``guidance_scale`` is above 1.
         seed: Seed of the initial noise, in [0, 2**63).
         num_inference_steps: Denoising steps, 1 to 1,000.
         guidance_scale: Weight of the prompt (classifier-free guidance), in [0, 100]; 1 or less
             turns guidance off and halves the work.
         height: In pixels, 64 to 8,192, a multiple of 8; ``None`` is the model's own size.
-        width: Likewise.
+        width: In pixels, likewise.
 
     Raises:
         SettingsError: Names the setting, its value and what is allowed.
@@ -58,7 +58,7 @@ class ImageSettings(StrictModel):
     @classmethod
     def _printable(cls, text: str) -> str:
         if UNPRINTABLE.search(text):
-            raise SettingsError("a prompt must not hold control characters or broken Unicode")
+            raise SettingsError("a prompt must not contain control characters or broken Unicode")
         if len(text) > LONGEST_PROMPT:
             raise SettingsError(
                 f"a prompt must have at most {LONGEST_PROMPT} characters (got {len(text)})"
@@ -69,7 +69,7 @@ class ImageSettings(StrictModel):
     @classmethod
     def _not_blank(cls, text: str) -> str:
         if not text.strip():
-            raise SettingsError("prompt: must say something (got only blanks)")
+            raise SettingsError("prompt: must not be blank")
         return text
 
     @field_validator("height", "width")
@@ -93,11 +93,11 @@ def check_steps(num_inference_steps: int, strength: float) -> None:
     """Refuse an image-to-image run that leaves no denoising step.
 
     Args:
-        num_inference_steps: Steps asked for.
-        strength: The share of them that is run, in (0, 1]; 1 for text to image.
+        num_inference_steps: The number of steps asked for.
+        strength: The share of these steps that is run, in (0, 1]; 1 for text to image.
 
     Raises:
-        SettingsError: Says how many steps there must be at least.
+        SettingsError: Names the smallest number of steps.
     """
     if _steps_left(num_inference_steps, strength) < 1:
         least = _steps_for(1, strength)
@@ -111,12 +111,13 @@ def check_steps(num_inference_steps: int, strength: float) -> None:
 def warm_up_settings(
     settings: ImageSettings, steps: int, inputs: Mapping[str, Any] | None = None
 ) -> ImageSettings:
-    """The settings of a short run: ``steps`` denoising steps, or all where there are fewer.
+    """The settings of a short run of ``steps`` denoising steps, or of all if there are fewer.
 
     Args:
-        settings: Of the whole run.
+        settings: Of the full run.
         steps: At least 1.
-        inputs: As for :func:`make_image`; image to image runs only a part of the steps asked for.
+        inputs: Further arguments of the pipeline's call; with ``strength``, it runs only this share
+            of the steps asked for.
     """
     asked = _steps_for(steps, (inputs or {}).get("strength", 1.0))
     fewer = min(asked, settings.num_inference_steps)
@@ -128,20 +129,20 @@ def _steps_left(num_inference_steps: int, strength: float) -> int:
 
 
 def _steps_for(steps: int, strength: float) -> int:
-    """The fewest steps to ask for of which so many are run; at most one above ``MOST_STEPS``."""
+    """How many steps to ask for so that ``steps`` are run; at most ``MOST_STEPS`` + 1."""
     asked = range(steps, MOST_STEPS + 1)
     return next((n for n in asked if _steps_left(n, strength) >= steps), MOST_STEPS + 1)
 
 
 def image_seed(base: int, prompt_index: int, image_index: int) -> int:
-    """The seed of one image of a run, from its place in the list and nothing else.
+    """The seed of an image of a run, derived from its position alone.
 
-    The very first image takes the base seed itself, so that a run of one image draws what any
-    other program draws from this seed.
+    The very first image takes the base seed itself, so that a run of one image starts from the
+    noise that any other program draws from this seed.
 
     Args:
         base: Seed of the run, in [0, 2**63).
-        prompt_index: Place of the prompt in its list, from 0.
+        prompt_index: Position of the prompt in its list, from 0.
         image_index: Which of the prompt's images, from 0.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Text files as users have them: UTF-8 or UTF-16, with the line ends of any system.
+"""Read users' text files: UTF-8 or UTF-16, with the line ends of any system.
 
-Lines end at ``\\n``, ``\\r\\n`` and ``\\r`` alone. ``str.splitlines`` also splits at characters
-that prompts may hold, such as U+2028.
+Lines end only at ``\\n``, ``\\r\\n`` and ``\\r``. ``str.splitlines`` also splits at characters
+that prompts may contain, such as U+2028.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ NOT_TEXT = "must be UTF-8, or UTF-16 with a byte order mark; save it as UTF-8"
 
 
 def decode_text(data: bytes, place: str, error: type[AgentSDError]) -> str:
-    """The text of a file's bytes, without a byte order mark, its lines ended by ``\\n``.
+    """Decode a file's bytes, without a byte order mark and with ``\\n`` as line end.
 
     Args:
-        data: UTF-8, or UTF-16 that begins with its byte order mark.
+        data: UTF-8, or UTF-16 with a byte order mark.
         place: Where it is from, for the error.
         error: The kind of error to raise.
 
     Raises:
-        error: Names the place, if the bytes are something else.
+        error: Names the place, if the bytes are in another encoding.
     """
     try:
         text = data.decode(_encoding(data))
     except UnicodeDecodeError:
         raise error(f"{place}: {NOT_TEXT}") from None
-    if "\0" in text:  # UTF-16 without its mark, UTF-32, or no text at all
+    if "\0" in text:  # UTF-16 without its mark, UTF-32, or not text
         raise error(f"{place}: {NOT_TEXT}")
     return re.sub("\r\n?", "\n", text)
 
 
 def read_text(path: str | Path, error: type[AgentSDError]) -> str:
-    """The text of a file, as :func:`decode_text` reads it.
+    """Read a text file, as :func:`decode_text` does.
 
     Raises:
         error: Names the file and why it cannot be read.
@@ -55,15 +55,15 @@ def read_text(path: str | Path, error: type[AgentSDError]) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of what :func:`decode_text` returned, without their ends."""
+    """Split a decoded text into lines, without their ends."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
 @contextmanager
 def text_stream(path: str | Path | None) -> Iterator[TextIOWrapper]:
-    """A text file to read piece by piece, as :func:`decode_text` reads it whole.
+    """Open a text file to be read piece by piece, as :func:`decode_text` reads it whole.
 
-    What cannot be decoded becomes lone surrogates, so that a reader can name its line.
+    Bytes that cannot be decoded become lone surrogates, so that a reader can name their line.
 
     Args:
         path: Of the file; ``None`` is standard input.
@@ -83,6 +83,6 @@ def text_stream(path: str | Path | None) -> Iterator[TextIOWrapper]:
 
 
 def _encoding(start: bytes) -> str:
-    """The encoding of a text that begins with these bytes."""
+    """The encoding of a text that starts with these bytes."""
     is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return "utf-16" if is_utf16 else "utf-8-sig"

@@ -1,6 +1,6 @@
-"""What the engine of batch generation costs over a bare loop around the pipeline.
+"""Overhead of the batch engine over a bare loop around the pipeline.
 
-Both make the same images, in turns of a few, so that a change of the machine's mood meets both.
+Both make the same images, in turns of a few, so that changes of the machine's speed affect both.
 The bare loop writes nothing; the engine writes, hashes and records every image. Prints JSON.
 """
 
@@ -19,7 +19,8 @@ from rich.console import Console
 
 from agentsd.generation.batch.claims import Claims
 from agentsd.generation.batch.engine import Stop, Work, run
-from agentsd.generation.batch.prompts import Job, jobs, read_prompts
+from agentsd.generation.batch.jobs import Job, jobs
+from agentsd.generation.batch.prompts import read_prompts
 from agentsd.generation.batch.run_folder import RunFolder
 from agentsd.image_settings import ImageSettings
 from agentsd.models.loading import load_pipeline
@@ -28,13 +29,13 @@ from agentsd.progress import Bar
 
 def main(
     model: str = "pocket",
-    num_images: Annotated[int, typer.Option(help="Of each way.")] = 200,
-    turn: Annotated[int, typer.Option(help="Images of a turn.")] = 10,
+    num_images: Annotated[int, typer.Option(help="For each variant.")] = 200,
+    turn: Annotated[int, typer.Option(help="Images per turn.")] = 10,
     num_inference_steps: int = 25,
     device: str | None = None,
     warm_up: int = 2,
 ) -> None:
-    """Time both ways, in turns."""
+    """Time both variants, in turns."""
     pipe = load_pipeline(model, device=device)
     pipe.set_progress_bar_config(disable=True)
     base = ImageSettings(prompt="-", num_inference_steps=num_inference_steps).model_dump(
@@ -66,14 +67,14 @@ def main(
             made = list(jobs(folder.prompts, base, None))
             if not number:
                 bare(made[:warm_up])
-            ways = {"bare": lambda made=made: bare(made), "engine": lambda f=folder: engine(f)}
-            for way in ways if number % 2 else reversed(ways):
+            variants = {"bare": lambda made=made: bare(made), "engine": lambda f=folder: engine(f)}
+            for name in variants if number % 2 else reversed(variants):
                 begun, before = time.perf_counter(), time.thread_time()
-                ways[way]()
-                seconds[way].append(time.perf_counter() - begun)
-                busy[way].append(time.thread_time() - before)
-    work = {way: median(times) / turn for way, times in busy.items()}
-    per_image = {way: median(times) / turn for way, times in seconds.items()}
+                variants[name]()
+                seconds[name].append(time.perf_counter() - begun)
+                busy[name].append(time.thread_time() - before)
+    work = {name: median(times) / turn for name, times in busy.items()}
+    per_image = {name: median(times) / turn for name, times in seconds.items()}
     paired = median(e / b for e, b in zip(seconds["engine"], seconds["bare"], strict=True))
     print(
         json.dumps(
@@ -82,9 +83,9 @@ def main(
                 "bare_seconds_per_image": round(per_image["bare"], 5),
                 "engine_seconds_per_image": round(per_image["engine"], 5),
                 "overhead_percent": round(100 * (paired - 1), 2),
-                # On a busy machine the processor time of the main thread tells more: on the
-                # CPU it runs the model, so that all it spends beside is what a device waits for.
-                "main_thread_ms_per_image": {w: round(1000 * s, 2) for w, s in work.items()},
+                # On a busy machine the processor time of the main thread is the better measure:
+                # on the CPU it runs the model, and what else it does would keep a device waiting.
+                "main_thread_ms_per_image": {n: round(1000 * s, 2) for n, s in work.items()},
                 "main_thread_overhead_percent": round(100 * (work["engine"] / work["bare"] - 1), 2),
             }
         )

@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {"prompt": "a", "num_inference_steps": 2, "api_name": "/c
 """The least that a request by the API needs."""
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": " "}, "prompt: must say something"),
+    ({"prompt": " "}, "prompt: must not be blank"),
     ({"prompt": "x" * 10_001}, "at most 10000 characters"),
     ({"prompt": "\x1b[31m"}, "control characters"),
     ({"prompt": 7}, "prompt: input should be a valid string"),

@@ -177,9 +177,9 @@ def test_one_spelling_is_on_record(
     """Else a resumed run would count as another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").touch()
-    record = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
-    assert len({getattr(options, setting) for options in record}) == 1
-    assert PipelineOptions.from_record(record[0].recorded()) == record[0]
+    parsed = [PipelineOptions(**{setting: spelling}) for spelling in spellings]
+    assert len({getattr(options, setting) for options in parsed}) == 1
+    assert PipelineOptions.from_record(parsed[0].recorded()) == parsed[0]
     assert len({*PipelineOptions(loras=("a", "a:2", "a:2:1")).loras}) == 3
 
 
@@ -227,8 +227,8 @@ def test_a_pickled_ip_adapter_is_refused(pipe: Any, picture: str) -> None:
         configure_pipeline(pipe, PipelineOptions(ip_adapter="some/where/a.bin", ip_image=picture))
 
 
-def test_unknown_names_are_told_with_the_known(pipe: Any) -> None:
-    with pytest.raises(SettingsError, match=r"there are .*DDIM.*Euler a"):
+def test_unknown_names_are_errors_that_list_the_known(pipe: Any) -> None:
+    with pytest.raises(SettingsError, match=r"choose one of .*DDIM.*Euler a"):
         configure_pipeline(pipe, PipelineOptions(scheduler="Eular"))
     with pytest.raises(SettingsError, match="native"):
         configure_pipeline(pipe, PipelineOptions(attention_backend="fast"))

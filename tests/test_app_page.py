@@ -189,7 +189,7 @@ def test_yaml_is_downloaded_and_uploaded(page: Page, tmp_path: Path) -> None:
 def test_an_error_shows_in_its_place(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("  ")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#status")).to_contain_text("prompt: must say something")
+    expect(page.locator("#status")).to_contain_text("prompt: must not be blank")
 
 
 def test_settings_come_back_from_the_gallery_and_from_a_file(

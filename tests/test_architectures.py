@@ -45,9 +45,9 @@ def test_a_folder_without_weights_is_enough(pipe: Any, tmp_path: Path) -> None:
     assert found["layers"] == inspect_patch(pipe, 32, 32)["layers"]
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
     for wrong in ("/nowhere", __file__, "a b"):
-        with pytest.raises(LoadError, match="there are also pocket, sd15"):
+        with pytest.raises(LoadError, match="or one of pocket, sd15"):
             load_architecture(wrong)
     with pytest.raises(LoadError, match="configuration cannot be read"):
         load_architecture(str(tmp_path))
@@ -75,7 +75,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--model", "nowhere/at/all"], 2, "no folder in diffusers' format"),
+        (["--model", "nowhere/at/all"], 2, "not a folder in diffusers' format"),
         (["--schedule", "papre"], 2, "presets are"),
         (["--height", "101"], 2, "height must be a positive multiple of 4 (got 101)"),
         (["--device", "toaster"], 2, "no device 'toaster'"),

@@ -386,7 +386,7 @@ def test_an_image_that_overflows_fails_alone(start: Any, pipe: Any, tmp_path: Pa
     assert [line["id"] for line in manifest(tmp_path / "run")] == ["000000", "000002"]
 
 
-def test_a_hidden_image_is_told_of_and_not_made_again(
+def test_a_hidden_image_is_reported_and_not_made_again(
     start: Any, pipe: Any, tmp_path: Path
 ) -> None:
     with_safety_checker(pipe, lambda number: number == 1)
@@ -403,13 +403,13 @@ def test_a_hidden_image_is_told_of_and_not_made_again(
     assert pipe.safety_checker.seen == 3
 
 
-def test_a_model_without_a_checker_has_nothing_to_tell(start: Any, tmp_path: Path) -> None:
+def test_a_model_without_a_checker_hides_nothing(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a"])
     assert (summary["failed"], summary["nsfw_content_detected"]) == (0, 0)
     assert manifest(tmp_path / "run")[0]["nsfw_content_detected"] is None
 
 
-def test_negative_prompts_are_told_of_in_the_manifest(start: Any, tmp_path: Path) -> None:
+def test_the_manifest_has_notes_on_negative_prompts(start: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "negative_prompt": "b " * 20, "guidance_scale": g} for g in (1, 5)]
     file = tmp_path / "p.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -586,8 +586,8 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
     run = tmp_path / "run"
-    config = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(config | {"batch_size": size}))
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(described | {"batch_size": size}))
     (run / "images" / "000001.png").unlink()
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 

@@ -236,7 +236,7 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--strength", "0.5"], 2, "strength requires init_image"),
         (["--controlnet", "x"], 2, "each needs the other"),
         (["--controlnet", "docs", "--control-image", "docs/images/demo.png"], 2, "ControlNet"),
-        (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; there are"),
+        (["--scheduler", "Ddmi"], 2, "no 'Ddmi' for this model; choose one of"),
         (["--lora", "docs:0.5"], 2, "the LoRA 'docs' cannot be loaded"),
         (["--ip-adapter", "x.bin", "--ip-image", "docs/images/demo.png"], 2, "--allow-pickle"),
         (["--attention-backend", "none"], 2, "attention_backend"),
@@ -244,12 +244,8 @@ def test_negative_prompt_and_guidance_change_the_image(run: Any, tmp_path: Path)
         (["--from-image", "docs/images/demo.png"], 2, "drop --model, --num-inference-steps, --pro"),
         (["--dtype", "int8"], 2, "int8"),
         (["--device", "abacus"], 2, "no device 'abacus'"),
-        (["--model", "nowhere/at/all"], 2, "neither a folder nor a file"),
-        (
-            ["--model", "nowhere"],
-            2,
-            "'nowhere' is neither a folder nor a file here, nor a",
-        ),
+        (["--model", "nowhere/at/all"], 2, "neither a local folder or file"),
+        (["--model", "nowhere"], 2, "'nowhere' is neither a local folder or file nor a"),
         (["--out", "pyproject.toml"], 2, "is a file"),
         (["--no-such-option"], 2, "no-such-option"),
     ],
@@ -402,11 +398,11 @@ def test_invalid_rows_stop_the_run_or_are_skipped(run: Any, tmp_path: Path) -> N
     code, out, err = run("--prompts", str(file))
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {file}:2: unknown key 'sed'")
-    assert f"; {file}:3: a prompt must not hold control characters" in err
+    assert f"; {file}:3: a prompt must not contain control characters" in err
     assert not (tmp_path / "out").exists()
     code, out, err = run("--prompts", str(file), "--on-error", "skip", "--json")
     assert (code, json.loads(out)["made"], json.loads(out)["bad_rows"]) == (0, 2, 2)
-    assert f"{file}:3: a prompt must not hold control characters" in err
+    assert f"{file}:3: a prompt must not contain control characters" in err
     assert "\x1b" not in err
 
 
@@ -467,7 +463,7 @@ def test_errors_of_the_app_are_one_line(
         (["--max-pixels", "1"], "max_pixels"),
         (["--auth-file", str(tmp_path / "auth")], "line 1 is not user:password"),
         (["--auth-file", str(tmp_path / "none")], "cannot be read"),
-        (["--model", "nowhere/at/all"], "neither a folder nor a file"),
+        (["--model", "nowhere/at/all"], "neither a local folder or file"),
     ):
         with pytest.raises(SystemExit):
             main(["app", *more])

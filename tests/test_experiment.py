@@ -146,7 +146,7 @@ def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
     assert report.plot(found, "psnr") != report.plot(found | {"front": []}, "psnr")
 
 
-def test_each_image_is_told_in_the_manifest(run: Any, tmp_path: Path) -> None:
+def test_the_manifest_describes_each_image(run: Any, tmp_path: Path) -> None:
     run(images_per_prompt=2, num_inference_steps=2)
     lines = (tmp_path / "out" / "images" / "keys" / "manifest.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
@@ -159,7 +159,7 @@ def test_each_image_is_told_in_the_manifest(run: Any, tmp_path: Path) -> None:
     assert json.loads(plain.splitlines()[0])["schedule_hash"] is None
 
 
-def test_interrupted_runs_go_on_to_the_same_images(run: Any, tmp_path: Path) -> None:
+def test_interrupted_runs_end_with_the_same_images(run: Any, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def test_an_experiment_of_an_earlier_version_is_resumed(run: Any, tmp_path: Path
 
 
 @pytest.mark.usefixtures("small_grids")
-def test_more_images_go_on_from_fewer(run: Any, tmp_path: Path) -> None:
+def test_more_images_extend_fewer(run: Any, tmp_path: Path) -> None:
     one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 2}
     run("grown", **one)
     found = run("grown", images_per_prompt=2, replicates=2, **one)
@@ -215,9 +215,9 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
         ({"variants": {"keys": {"schedule": "paper"}}}, "schedule"),
         ({"scheduler": "EulerDiscreteScheduler"}, "scheduler"),
     ):
-        with pytest.raises(EvaluationError, match=f"made with another {key} ") as caught:
+        with pytest.raises(EvaluationError, match=f"made with another {key} ") as error:
             run(**changes)
-        assert "take another --out" in str(caught.value)
+        assert "take another --out" in str(error.value)
     run(
         variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
     )  # but more may be
@@ -265,7 +265,7 @@ def test_what_it_takes_to_measure_is_asked_for_first(
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         EvaluationError, match=r"require matplotlib; run `pip install torchmetrics matplotlib"
@@ -273,7 +273,7 @@ def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         report.require_packages()
 
 
-def test_a_variant_that_fails_is_told(run: Any) -> None:
+def test_a_variant_that_fails_stops_the_experiment(run: Any) -> None:
     with pytest.raises(Exception, match="ratio must be in"):
         run(variants={"x": {"peer": "tomesd", "ratio": 2.0}})
 
@@ -310,7 +310,7 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [a]\nvariant: {}", "unknown key 'variant': did you mean 'variants'"),
         ("prompts: []\nvariants: {}", "prompts: must be a list of at least one"),
         ("prompts: none.txt\nvariants: {}", r"none\.txt: cannot be read"),
-        ("prompts: [' ']\nvariants: {}", "prompt: must say something"),
+        ("prompts: [' ']\nvariants: {}", "prompt: must not be blank"),
         ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
         ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must contain {}"),
         ("prompts: [a]\nvariants: {}\nscheduler: PLMS", "scheduler: must be one of DDIM"),
@@ -338,12 +338,14 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
 )
 def test_wrong_protocols_name_file_and_key(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
-    with pytest.raises(ProtocolError, match=says) as caught:
+    with pytest.raises(ProtocolError, match=says) as error:
         load_protocol(tmp_path / "wrong.yaml")
-    assert "wrong.yaml" in str(caught.value)
+    assert "wrong.yaml" in str(error.value)
 
 
-def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "plain.yaml").write_text("prompts: [a]\nvariants: {}")
     for command, code, says in (
         (["run", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),

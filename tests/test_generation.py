@@ -32,8 +32,8 @@ def settings(**changes: Any) -> ImageSettings:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("prompt", "", "must say something"),
-        ("prompt", " \n", "must say something"),
+        ("prompt", "", "must not be blank"),
+        ("prompt", " \n", "must not be blank"),
         ("prompt", "a\0b", "control characters"),
         ("prompt", "a\ud800", "broken Unicode"),
         ("prompt", 3, "valid string"),
@@ -175,12 +175,12 @@ def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
     run = {"schedule": SCHEDULE, "model": "tiny", "num_images": 3}
     summary = compare(pipe, settings(), tmp_path, **run)
     flags = ("nsfw_content_detected", "unpatched_nsfw_content_detected")
-    flagged = [[image[flag] for flag in flags] for image in summary["images"]]
-    assert (sorted(map(sum, flagged)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
-    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in flagged]
+    hidden = [[image[flag] for flag in flags] for image in summary["images"]]
+    assert (sorted(map(sum, hidden)), summary["nsfw_content_detected"]) == ([0, 1, 2], 3)
+    assert [image["psnr"] is None for image in summary["images"]] == [any(two) for two in hidden]
     assert summary["psnr"] == summary["images"][2]["psnr"]
     names = ("file", "unpatched_file")
-    for image, two in zip(summary["images"], flagged, strict=True):
+    for image, two in zip(summary["images"], hidden, strict=True):
         black = [not Image.open(tmp_path / image[name]).getbbox() for name in names]
         assert black == two
 
@@ -269,7 +269,7 @@ def failing(pipe: Any, how: str) -> Any:
     ("how", "says"),
     [("overflow", "try float32"), ("memory", "out of memory on cpu"), ("shape", "failed: ")],
 )
-def test_what_fails_within_is_told(pipe: Any, how: str, says: str) -> None:
+def test_what_fails_within_is_an_error(pipe: Any, how: str, says: str) -> None:
     with pytest.raises(GenerationError, match=says):
         make_image(failing(pipe, how), settings())
 
@@ -279,31 +279,29 @@ def test_what_the_pipeline_refuses_is_a_settings_error(pipe: Any) -> None:
         make_image(pipe, settings().model_copy(update={"num_inference_steps": 2000}))
 
 
-def test_what_the_tokenizer_loses_is_told(pipe: Any) -> None:
+def test_what_the_tokenizer_loses_is_a_warning(pipe: Any) -> None:
     """The tiny tokenizer's words are the letters; 14 tokens fit between start and end."""
     long = "a b c d e f g h i j k l m n x y z"
 
-    def notes_for(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
+    def warnings(prompt: str, negative: str = "", guidance: float = 5) -> list[str]:
         return warnings_for(
             pipe, settings(prompt=prompt, negative_prompt=negative, guidance_scale=guidance)
         )
 
-    assert notes_for("a B c", "d") == []
+    assert warnings("a B c", "d") == []
     says = "the {} is longer than the model's 14 tokens; lost: 'x y z'"
-    assert notes_for(long) == [says.format("prompt")]
-    assert notes_for("a", long) == [says.format("negative prompt")]
-    assert notes_for(long, long) == [says.format("prompt"), says.format("negative prompt")]
-    assert notes_for("a red ñ") == ["the model does not know the words: red, ñ"]
-    assert notes_for("a", "red") == [
-        "the model does not know the words of the negative prompt: red"
-    ]
+    assert warnings(long) == [says.format("prompt")]
+    assert warnings("a", long) == [says.format("negative prompt")]
+    assert warnings(long, long) == [says.format("prompt"), says.format("negative prompt")]
+    assert warnings("a red ñ") == ["the model does not know the words: red, ñ"]
+    assert warnings("a", "red") == ["the model does not know the words of the negative prompt: red"]
     # What is not used loses nothing by its length.
-    (unused,) = notes_for("a", long, 1)
+    (unused,) = warnings("a", long, 1)
     assert unused == "the negative prompt is not used: guidance_scale 1 is not above 1"
-    assert notes_for("a", "", 1) == []
+    assert warnings("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
-    assert notes_for("a", "b") == [
+    assert warnings("a", "b") == [
         "the negative prompt is not used: the model has its guidance built in"
     ]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
-    assert notes_for(long) == [says.format("prompt")]
+    assert warnings(long) == [says.format("prompt")]

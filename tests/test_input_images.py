@@ -141,7 +141,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:]), "2 frames"),
         (save(tmp_path, deep, "deep.tif"), "more than 16 bits"),
         (save(tmp_path, Image.new("F", (2, 2)), "f.tif"), "floating-point"),
-        (tmp_path / "text.png", "not an image that Pillow knows; PNG, JPEG"),
+        (tmp_path / "text.png", "not an image that Pillow can read, such as PNG, JPEG"),
         (png(tmp_path, 16, 2, bytes(12), b"\x9c\x40\0\0\0\0"), "save it with an alpha channel"),
         (tmp_path / "none.png", "No such file"),
         (tmp_path, "Is a directory"),

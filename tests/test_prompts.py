@@ -110,7 +110,7 @@ BAD = {
     b"{broken": "broken JSON",
     b'{"prompt": "a", "sed": 3}': "unknown key 'sed': did you mean 'seed'?",
     b'{"prompt": "a", "seed": "3"}': "seed: input should be a valid integer",
-    b'{"prompt": ""}': "prompt: must say something",
+    b'{"prompt": ""}': "prompt: must not be blank",
     b'{"seed": 3}': "prompt: is missing",
     b'{"prompt": "a\\u0000b"}': "control characters",
     b'{"prompt": "a\\ud800"}': "broken Unicode",
@@ -132,13 +132,13 @@ BAD = {
 }
 
 
-def test_bad_rows_are_told_by_file_and_line(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_by_file_and_line(tmp_path: Path) -> None:
     good = b'{"prompt": "good", "id": "cat"}\n'
     last = b'{"prompt": "last", "id": "dog"}\n'
     file = written(tmp_path, "p.jsonl", good + b"\n".join(BAD) + b"\n" + last)
     found, problems = planned(tmp_path, (), file, on_error="skip")
     assert [job.id for job in found] == ["cat", "dog"]
-    # The seed of a row stays as it is when the bad ones before it are mended.
+    # The seed of a row stays as it is when the bad ones before it are fixed.
     assert found[1].settings.seed == image_seed(7, len(BAD) + 1, 0)
     assert len(problems) == len(BAD)
     for number, (line, says) in enumerate(zip(problems, BAD.values(), strict=True), start=2):
@@ -220,7 +220,9 @@ def test_encodings_and_line_ends(
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-32"])
-def test_other_encodings_are_told_by_file(tmp_path: Path, name: str, encoding: str) -> None:
+def test_other_encodings_are_errors_that_name_the_file(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
     row = {"p.txt": "café", "p.csv": "prompt\ncafé", "p.jsonl": '{"prompt": "café"}'}[name]
     file = written(tmp_path, name, f"{row}\n".encode(encoding))
     with pytest.raises(SettingsError, match=rf"{name}\S*: .*(UTF-8|no column)"):
@@ -247,7 +249,7 @@ def test_a_pipe_may_bring_its_first_bytes_one_by_one(
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32"])
-def test_a_table_in_another_encoding_is_told_so(tmp_path: Path, encoding: str) -> None:
+def test_a_table_in_another_encoding_is_an_error(tmp_path: Path, encoding: str) -> None:
     file = written(tmp_path, "a.csv", "prompt,seed\na,3\n".encode(encoding))
     with pytest.raises(SettingsError, match=r"a\.csv: must be UTF-8"):
         planned(tmp_path, source=file)

@@ -103,8 +103,8 @@ def ours(pipe: Any) -> Make:
 def diffusers_own(pipe: Any) -> Make:
     def make(seeds: Sequence[int]) -> list[Any]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        inputs = {"generator": generators, "num_inference_steps": 3, "output_type": "np"}
-        return list(pipe(["a"] * len(seeds), height=64, width=64, **inputs).images)
+        arguments = {"generator": generators, "num_inference_steps": 3, "output_type": "np"}
+        return list(pipe(["a"] * len(seeds), height=64, width=64, **arguments).images)
 
     return make
 

@@ -37,14 +37,14 @@ def test_text_is_the_same_from_any_encoding(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD)
-def test_other_bytes_are_told_by_file(data: bytes, tmp_path: Path) -> None:
+def test_other_bytes_are_errors_that_name_the_file(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes(data)
     with pytest.raises(SettingsError, match=r"x\.txt: must be UTF-8, or UTF-16"):
         read_text(file, SettingsError)
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     for path, says in {"nowhere": "No such file", "": "directory", "a\0b": "not a path"}.items():
         with pytest.raises(SettingsError, match=rf"cannot be read \(.*{says}"):
             read_text(tmp_path / path, SettingsError)

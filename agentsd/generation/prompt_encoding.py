@@ -1,4 +1,4 @@
-"""Prompts to embeddings, each once and by itself, and what a model will miss of them."""
+"""Embed prompts, and warn of what a model will not read of them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..image_settings import ImageSettings
 from ..settings import short_repr
 
 WHOLE_WORDS = 4096
-"""A vocabulary below this size, as the pocket model's, knows a few whole words and no others."""
+"""A smaller vocabulary, such as the pocket model's, consists of a few whole words."""
 
 
 class PromptEncoder:
-    """Embeds prompts, each once and by itself, so that batch mates cannot matter.
+    """Embeds each prompt once and on its own, so that it does not depend on its batch.
 
     Args:
-        pipe: A text-to-image pipeline. For one without a diffusers UNet, whose embeddings go by
-            other names, the pipeline is handed the texts.
-        keep: How many prompts' embeddings to keep.
+        pipe: A text-to-image pipeline. One without a diffusers UNet, whose embeddings have other
+            names, is given the texts instead.
+        keep: How many embeddings to cache.
     """
 
     def __init__(self, pipe: DiffusionPipeline, keep: int = 64) -> None:
         self._pipe = pipe
         self._embeds = isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
-        self._device = pipe._execution_device  # milliseconds each time: it asks every module
+        self._device = pipe._execution_device  # takes milliseconds each time: it asks every module
         self._encoded = lru_cache(maxsize=keep)(self._encode)
 
     def __call__(self, batch: Sequence[ImageSettings]) -> dict[str, Any]:
-        """What to call the pipeline with for the prompts of a batch."""
+        """The arguments of the pipeline's call for the prompts of a batch."""
         if not self._embeds:
             return {name: [getattr(s, name) for s in batch] for name in TEXTS}
         parts = [
@@ -65,7 +65,7 @@ _EMBEDS = (
 
 
 def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
-    """What a model will miss of its prompts: their ends, words that it never saw, or all."""
+    """Warnings of what the model will not read of the prompts: ends, unknown words, or all."""
     found = _missed(pipe, "prompt", settings.prompt)
     if not settings.negative_prompt:
         return found
@@ -78,7 +78,7 @@ def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
 
 
 def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
-    # SDXL's refiner has the second tokenizer alone.
+    # SDXL's refiner only has the second tokenizer.
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return []
@@ -102,6 +102,6 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
 
 
 def is_guided(pipe: DiffusionPipeline) -> bool:
-    """Whether guidance runs the UNet on the negative prompt, rather than tell it the scale."""
+    """Whether guidance runs the UNet on the negative prompt; else the UNet is given the scale."""
     unet = getattr(pipe, "unet", None)
     return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is None

@@ -17,18 +17,18 @@ class Regeneration(NamedTuple):
     prompt: str
     request: BatchRequest
     notes: list[str]
-    """Each version of a library that is not the recorded one."""
+    """Each library whose version differs from the recorded one."""
 
 
 def regeneration(image: Path, out: Path) -> Regeneration:
-    """Read from an image file what makes the image again.
+    """Read from an image file how to make the image again.
 
     Args:
         image: A file that agentsd made.
         out: Folder of the new run.
 
     Raises:
-        SettingsError: If the file carries no record of agentsd, or one that cannot be used.
+        SettingsError: If the file has no record of agentsd, or one that cannot be used.
     """
     record = read_record(image)
     request = BatchRequest(

@@ -1,4 +1,4 @@
-"""UNets without weights: of well-known models by name, of a folder, of the hub."""
+"""UNets without weights: of well-known models, a folder, or the hub."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-"""Configurations of the UNets of Stable Diffusion 1.5, 2.1 and XL, where not diffusers' default."""
+"""UNet configurations of Stable Diffusion 1.5, 2.1 and XL, where they differ from the defaults."""
 
 
 @dataclass(eq=False)
 class Architecture:
-    """Stands for a pipeline of which only the architecture is wanted.
+    """Stands in for a pipeline where only its architecture is needed.
 
     Args:
         unet: On PyTorch's meta device: modules and sizes, no values.
-        vae_scale_factor: Pixels that a row of latents stands for.
+        vae_scale_factor: Pixels per latent, along each side.
     """
 
     unet: UNet2DConditionModel
@@ -52,14 +52,14 @@ class Architecture:
 
 
 def load_architecture(model: str) -> Architecture:
-    """Build a model's UNet without its weights, which takes a moment whatever its size.
+    """Build a model's UNet without its weights, which is quick at any size.
 
     Args:
         model: ``"pocket"``, a name of :data:`ARCHITECTURES`, a folder in diffusers' format, or the
-            id of a model on the Hugging Face hub, of which two small files are fetched.
+            id of a model on the Hugging Face hub, from which two small files are downloaded.
 
     Raises:
-        LoadError: If it is none of these, or its UNet is of a kind that agentsd does not know.
+        LoadError: If it is none of these, or agentsd does not support its kind of UNet.
 
     Example:
         >>> load_architecture("sdxl").unet.config.cross_attention_dim
@@ -71,8 +71,8 @@ def load_architecture(model: str) -> Architecture:
     place = str(POCKET) if model == "pocket" else model
     if os.path.isfile(place) or not (os.path.isdir(place) or HUB_ID.fullmatch(place)):
         raise LoadError(
-            f"{short_repr(model)} is no folder in diffusers' format and no id of the hub; "
-            f"there are also pocket, {', '.join(ARCHITECTURES)}"
+            f"{short_repr(model)} is not a folder in diffusers' format, an id of the hub, or one "
+            f"of pocket, {', '.join(ARCHITECTURES)}"
         )
     try:
         config = UNet2DConditionModel.load_config(place, subfolder="unet")
@@ -87,10 +87,10 @@ def load_architecture(model: str) -> Architecture:
     except Exception as error:  # diffusers and the hub raise kinds of their own
         if not os.path.exists(place) and (missing := missing_from_hub(error)):
             raise LoadError(
-                f"{short_repr(model)} is neither a folder here {missing}; there are also pocket, "
+                f"{short_repr(model)} is neither a local folder {missing}; there are also pocket, "
                 f"{', '.join(ARCHITECTURES)}"
             ) from error
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LoadError(
-            f"{short_repr(model)}: its configuration cannot be read ({said})"
+            f"{short_repr(model)}: its configuration cannot be read ({reason})"
         ) from error

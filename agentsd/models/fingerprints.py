@@ -1,4 +1,4 @@
-"""What the files were that an image depends on: SHA-256 of their bytes, or commit on the hub."""
+"""Fingerprints of the files that an image depends on: SHA-256, or the commit on the hub."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; hashed again only when it has changed."""
+    """SHA-256 of a file, in hexadecimal; cached until the file changes."""
     return _hashed(str(Path(path).resolve()), file_state(path))
 
 
 def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
-    """What weights were loaded from, such that other weights have another fingerprint.
+    """A fingerprint of weights, which differs if they differ.
 
     Args:
         source: A file, a folder, or the id of a repository on the Hugging Face hub.
@@ -32,10 +32,10 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
 
     Returns:
         SHA-256 of a file, or of the names and hashes of a folder's weights and configurations;
-        the commit of the hub's snapshot, or None where the hub's cache does not tell.
+        the commit of the hub's snapshot, or None if it is not in the hub's cache.
     """
     path = Path(source)
-    if os.path.isfile(path):  # which takes any text, however long
+    if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
         return file_sha256(path)
     if os.path.isdir(path):
         files = sorted(file for file in files_below(path) if file.suffix in WEIGHTS)
@@ -48,7 +48,7 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
 
 
 def snapshot_commit(repository: str, revision: str | None = None) -> str | None:
-    """The commit of a repository's snapshot in the hub's cache, as last downloaded."""
+    """The commit of a repository's latest snapshot in the hub's cache; None if there is none."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     owner_and_name = "/".join(repository.split("/")[:2])  # a file of it may follow
@@ -60,14 +60,14 @@ def snapshot_commit(repository: str, revision: str | None = None) -> str | None:
 
 
 def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the fingerprints on record with those of the files as they are.
+    """Compare the fingerprints on record with those of the files now.
 
     Args:
-        known: By path or id, from the record; None where the hub's cache did not tell.
-        now: Likewise, as the files are.
+        known: By path or id, from the record; None where a fingerprint is unknown.
+        now: Likewise, of the files now.
 
     Raises:
-        SettingsError: Names the first file that is another.
+        SettingsError: Names the first file that has changed.
     """
     for source, then in known.items():
         if None not in (then, now.get(source)) and now[source] != then:

@@ -1,4 +1,4 @@
-"""Images that users bring (to start from, for a ControlNet or an IP-Adapter), as 8-bit RGB."""
+"""Read users' images (to start from, for a ControlNet or an IP-Adapter) as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ..errors import SettingsError
 from ..files import file_state
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-"""Modes of grey images with 16 bits; "I" is what some releases of Pillow make of them."""
+"""Modes of 16-bit grey images; "I" is what some releases of Pillow read them as."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1
 GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
-"""Largest value of a grey PNG's pixels by Pillow's raw mode, where it is below 255."""
+"""Largest pixel value of grey PNGs by Pillow's raw mode, where it is below 255."""
 
 
 def read_input_image(path: str | Path) -> Image.Image:
-    """Read an image as a person sees it.
+    """Read an image as an image viewer shows it.
 
-    It is turned as its camera was held (EXIF), 16-bit greys are scaled to 8 bits, and transparent
-    pixels show white.
+    It is rotated as its EXIF orientation says, 16-bit greys are scaled to 8 bits, and transparent
+    pixels become white.
 
     Args:
-        path: Of the file. It is read again only when it has changed.
+        path: Of the file, which is read again only when it has changed.
 
     Returns:
         The image, ``RGB`` with 8 bits a channel.
 
     Raises:
-        SettingsError: If it cannot be read, has several frames, or pixels of which Pillow does
-            not tell how bright or how transparent they are.
+        SettingsError: If it cannot be read, has several frames, or has pixels whose brightness or
+            transparency Pillow does not report.
     """
     try:
         return _read(str(path), file_state(path)).copy()  # a caller may draw on it
@@ -87,7 +87,7 @@ def _multiple_of_8(side: float) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # a PNG may tell its orientation after the pixels
+    image.load()  # in a PNG the orientation may follow the pixels
     turned: Image.Image = ImageOps.exif_transpose(image)
     return turned
 
@@ -96,7 +96,7 @@ def _check_levels(image: Image.Image, path: str) -> None:
     """Refuse grey TIFFs whose values do not go from black at 0 to white at 65535.
 
     Raises:
-        SettingsError: Says so.
+        SettingsError: If it is one.
     """
     if image.format != "TIFF" or image.mode not in DEEP:
         return
@@ -104,23 +104,23 @@ def _check_levels(image: Image.Image, path: str) -> None:
     sixteen = image.mode != "I" and tags.get(TIFF_BITS) == (16,)
     if not sixteen or tags.get(TIFF_PHOTOMETRIC) != BLACK_IS_ZERO:
         raise SettingsError(
-            f"{path}: is a grey TIFF of signed, inverted or 12-bit values, or of more than 16 bits "
-            "a channel; save it as PNG"
+            f"{path}: is a grey TIFF with signed, inverted or 12-bit values, or with more than 16 "
+            "bits per channel; save it as PNG"
         )
 
 
 def _transparent_value(image: Image.Image, path: str) -> int | None:
-    """The grey value that is transparent in a PNG, on the scale of the pixels that Pillow gives.
+    """The grey value that is transparent in a PNG, on the scale of Pillow's pixels.
 
     Raises:
-        SettingsError: If a colour of 16 bits a channel is, since Pillow gives only 8 of each.
+        SettingsError: If a colour with 16 bits per channel is, since Pillow reads only 8 of them.
     """
     value, raw = image.info.get("transparency"), _raw_mode(image)
     if value is None or image.format != "PNG":
         return None
     if raw == "RGB;16B":
         raise SettingsError(
-            f"{path}: has a transparent colour of 16 bits a channel; save it with an alpha channel"
+            f"{path}: has a transparent 16-bit colour; save it with an alpha channel"
         )
     if raw in GREY_LEVELS and value <= GREY_LEVELS[raw]:
         return int(value) * 255 // GREY_LEVELS[raw]
@@ -136,7 +136,7 @@ def _eight_bits(image: Image.Image, path: str) -> Image.Image:
     if image.mode in DEEP:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise SettingsError(f"{path}: has more than 16 bits a channel; save it with 8 or 16")
+            raise SettingsError(f"{path}: has more than 16 bits per channel; save it with 8 or 16")
         grey = (values / 257).round().astype(np.uint8)
         grey[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(grey).convert("RGB")
@@ -150,5 +150,5 @@ def _eight_bits(image: Image.Image, path: str) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows; PNG, JPEG, WebP and TIFF are"
+        return "not an image that Pillow can read, such as PNG, JPEG, WebP or TIFF"
     return getattr(error, "strerror", None) or "not an image"

@@ -1,4 +1,4 @@
-"""Load a pipeline: the embedded pocket model, a folder, a hub id or a single file."""
+"""Load a pipeline: the built-in pocket model, a folder, a hub id or a single file."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from ..settings import short_repr
 from .fingerprints import fingerprint
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
-"""Folder of the embedded model."""
+"""Folder of the built-in model."""
 
 POCKET_GUIDANCE = 2.0
-"""Guidance scale that suits the embedded model best, as its card shows."""
+"""Guidance scale that suits the built-in model best; see its model card."""
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str | None:
-    """The fingerprint of what :func:`load_pipeline` loads under a name; hashes it at first."""
+    """The fingerprint of what :func:`load_pipeline` loads; files are hashed the first time."""
     return fingerprint(POCKET if model == "pocket" else model, revision)
 
 
 def default_guidance(model: str) -> float:
-    """The guidance scale to take for a model where none is asked for."""
+    """The default guidance scale of a model."""
     return POCKET_GUIDANCE if model == "pocket" else 7.5
 
 
 def hide_loading_bars() -> None:
-    """For commands: loading takes a moment, and the libraries draw a bar for each of its parts."""
+    """Turn off the progress bars that diffusers and transformers show while they load."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
@@ -68,11 +68,11 @@ def load_pipeline(
         device: Where to run; by default CUDA if available, else MPS, else the CPU.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"`` or a ``torch.dtype``; by default
             float32 on the CPU and float16 elsewhere.
-        allow_pickle: Allow weights in pickle format (``.ckpt``, ``.bin``), which can execute
-            arbitrary code when loaded.
+        allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
+            otherwise, since they can execute arbitrary code.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
-            (``revision``; ``variant``, by default the only one in a folder; ``config``, a folder
-            to configure a single file from, instead of the hub).
+            (``revision``; ``variant``, detected in a folder that has only one; ``config``, a
+            folder with the configuration of a single file, which else comes from the hub).
 
     Returns:
         The pipeline on its device.
@@ -92,15 +92,15 @@ def load_pipeline(
     name = f"the model {short_repr(str(model))}"
     hint = ""
     if os.path.exists(path) and kwargs.get("revision") is not None:
-        raise LoadError(f"{name} is on the disk, and only the hub has revisions; drop revision")
+        raise LoadError(f"{name} is local, and only the hub has revisions; drop revision")
     if os.path.isfile(path) and kwargs.get("variant") is not None:
         raise LoadError(f"{name} is a single file, which has no variants; drop variant")
     if os.path.isdir(path) and kwargs.get("variant") is None:
         kwargs["variant"] = only_variant(path, allow_pickle=allow_pickle)
         if kwargs["variant"] is None and (parts := _variants(path, allow_pickle)):
             there = ", ".join(sorted(set().union(*parts)))
-            raise LoadError(f"{name} has weights of variants alone ({there}); choose one (variant)")
-    # None takes safetensors where there are, and pickles where there are none.
+            raise LoadError(f"{name} only has weights of variants ({there}); choose one (variant)")
+    # None prefers safetensors, and takes pickles where there are none.
     safe = {"use_safetensors": None if allow_pickle else True}
     try:
         if os.path.isfile(path):
@@ -108,31 +108,31 @@ def load_pipeline(
             pipe = _single_file_class(path, allow_pickle).from_single_file(str(path), **kwargs)
         elif os.path.isdir(path):
             if not (path / "model_index.json").is_file():
-                raise LoadError(f"{name} is a folder without model_index.json, not of diffusers")
+                raise LoadError(f"{name} has no model_index.json; it is not in diffusers' format")
             if not allow_pickle and _only_pickles(path):
                 hint = (
-                    "; weights must be whole .safetensors files: pickles can run any code when "
-                    "loaded and are refused (--allow-pickle to insist)"
+                    "; weights must be .safetensors files: pickles can execute arbitrary code and "
+                    "are refused (--allow-pickle allows them)"
                 )
             pipe = DiffusionPipeline.from_pretrained(path, **safe, **kwargs)
         elif path.suffix in FILES or not HUB_ID.fullmatch(str(model)):
-            raise LoadError(f"{name} is neither a folder nor a file here, nor 'pocket'")
+            raise LoadError(f"{name} is neither a local folder or file nor 'pocket'")
         else:
             if kwargs.get("variant") is None:
-                hint = "; if it has weights of variants alone, choose one (variant)"
+                hint = "; if it only has weights of a variant, name it (variant)"
             pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
     except LoadError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
         if not os.path.exists(path) and (missing := missing_from_hub(error)):
-            raise LoadError(f"{name} is neither a folder nor a file here, {missing}") from error
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LoadError(f"{name}: cannot be loaded ({short_repr(said)}){hint}") from error
+            raise LoadError(f"{name} is neither a local folder or file {missing}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LoadError(f"{name}: cannot be loaded ({short_repr(reason)}){hint}") from error
     return pipe.to(target)
 
 
 def missing_from_hub(error: BaseException | None) -> str | None:
-    """Why the hub gave no model, where it knows none of the name or could not be asked.
+    """Why the hub gave no model: it has none of that name, or it cannot be reached.
 
     Args:
         error: What loading a model from the hub raised.
@@ -147,17 +147,18 @@ def missing_from_hub(error: BaseException | None) -> str | None:
 
 
 def only_variant(folder: Path, *, allow_pickle: bool = False) -> str | None:
-    """The variant (``fp16``, say) to load of a folder, where a part has no weights without one.
+    """The only variant (such as ``fp16``) of a folder in which a part has no other weights.
 
     Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
     ``model.fp16-00001-of-00002.safetensors``.
 
     Args:
-        folder: Of a pipeline, whose parts have folders of their own, or of one model.
+        folder: Of a pipeline, with a subfolder for each part, or of a single model.
         allow_pickle: Whether ``.bin`` files count, too.
 
     Returns:
-        The variant, or None where each part has weights of none, or several variants to choose.
+        The variant, or None if every part has weights without one, or there are several to choose
+        from.
     """
     parts = _variants(folder, allow_pickle)
     common = set.intersection(*parts) if parts else set()
@@ -165,7 +166,7 @@ def only_variant(folder: Path, *, allow_pickle: bool = False) -> str | None:
 
 
 def _variants(folder: Path, allow_pickle: bool) -> list[set[str]]:
-    """The variants of each part that has no weights without one."""
+    """The variants of each part whose weights all belong to one."""
     parts = []
     for part in _parts(folder):
         kinds = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
@@ -177,11 +178,11 @@ def _variants(folder: Path, allow_pickle: bool) -> list[set[str]]:
 
 
 SHARD = re.compile(r"-\d+-of-\d+$")
-"""End of the names of weights in several files."""
+"""Ending of the names of weights that are split into several files."""
 
 
 def _only_pickles(folder: Path) -> bool:
-    """Whether a part has weights, and none that are safetensors."""
+    """Whether a part has weights, but none as safetensors."""
     kinds = [{file.suffix for file in part.iterdir()} for part in _parts(folder)]
     return any(".bin" in found and ".safetensors" not in found for found in kinds)
 
@@ -196,18 +197,18 @@ def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline
         if allow_pickle:
             return StableDiffusionPipeline  # type: ignore[no-any-return]
         raise LoadError(
-            f"{path} is no .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can run any "
-            "code when loaded and are refused: convert it to safetensors, or --allow-pickle"
+            f"{path} is not a .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can "
+            "execute arbitrary code and are refused: convert it, or give --allow-pickle"
         )
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise LoadError(f"{path} is not a whole safetensors file ({error})") from None
+        raise LoadError(f"{path} is not a complete safetensors file ({error})") from None
     if not any(name.startswith("model.diffusion_model.") for name in names):
         raise LoadError(
-            f"{path} holds no whole Stable Diffusion checkpoint (no model.diffusion_model.*); "
-            "parts such as LoRAs or VAEs are loaded onto a pipeline, not as one"
+            f"{path} is not a full Stable Diffusion checkpoint (no model.diffusion_model.*); LoRAs "
+            "and other parts are added to a pipeline, such as with --lora"
         )
     if any(name.startswith("conditioner.") for name in names):
         return StableDiffusionXLPipeline  # type: ignore[no-any-return]
@@ -215,10 +216,10 @@ def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline
 
 
 def target_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, which must be there; by default CUDA, else MPS, else the CPU.
+    """The device of a name; by default CUDA, else MPS, else the CPU.
 
     Raises:
-        LoadError: If it is not there.
+        LoadError: If it is not available.
     """
     if device is None:
         if torch.cuda.is_available():
@@ -227,7 +228,7 @@ def target_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise LoadError(f"no device {short_repr(device)}: cpu, cuda and mps are known") from None
+        raise LoadError(f"no device {short_repr(device)}: use cpu, cuda or mps") from None
     try:
         torch.ones(1, device=found).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
@@ -237,7 +238,7 @@ def target_device(device: str | torch.device | None) -> torch.device:
 
 
 def target_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The type asked for, or what suits the device; LoadError for any but :data:`DTYPES`."""
+    """The dtype asked for, or the device's default; LoadError for any but :data:`DTYPES`."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype

@@ -1,4 +1,4 @@
-"""Schedulers by the names that users know, for a pipeline that has another."""
+"""Find schedulers by the names that users know, and put them on a pipeline."""
 
 from __future__ import annotations
 
@@ -24,53 +24,53 @@ COMMON_NAMES = {
     "LCMScheduler": "LCM",
     "UniPCMultistepScheduler": "UniPC",
 }
-"""Names that Stable Diffusion users' tools know diffusers' schedulers by."""
+"""What other Stable Diffusion tools call diffusers' schedulers."""
 
 
-def _spelled(name: str) -> str:
-    """A scheduler's name without what people spell in different ways."""
+def _normalized(name: str) -> str:
+    """A scheduler's name in lower case, without blanks, hyphens and underscores."""
     return re.sub(r"[\s_-]", "", name).lower()
 
 
 SCHEDULERS = {
-    _spelled(spelling): name
+    _normalized(spelling): name
     for name in dir(diffusers)
     if name.endswith("Scheduler")
     for spelling in (name, name.removesuffix("Scheduler"), COMMON_NAMES.get(name, name))
 }
-"""Class names of diffusers' schedulers, by every spelling that is taken: see ``_spelled``."""
+"""Class names of diffusers' schedulers, by each accepted name in the form of ``_normalized``."""
 
 
 def class_name(name: str) -> str:
     """The class name of a scheduler, in any spelling; an unknown name is returned unchanged."""
-    return SCHEDULERS.get(_spelled(name), name)
+    return SCHEDULERS.get(_normalized(name), name)
 
 
 def common_name(name: str) -> str:
-    """What users' tools call a scheduler; its class name without the ending where they agree."""
+    """What other tools call a scheduler; else its class name without ``Scheduler``."""
     return COMMON_NAMES.get(name, name.removesuffix("Scheduler"))
 
 
 def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
-    """Another scheduler for a pipeline, of its own scheduler's settings.
+    """Another scheduler for a pipeline, with the settings of its own scheduler.
 
     Args:
-        pipe: The pipeline, which stays as it is.
+        pipe: The pipeline, which is not changed.
         name: A class of diffusers, or the name that other tools give it (``Euler a``). PNDM is
-            PLMS: without the Runge-Kutta steps in which Stable Diffusion never begins.
+            PLMS: without the initial Runge-Kutta steps, which Stable Diffusion never uses.
 
     Raises:
-        SettingsError: If there is none of that name for this pipeline (lists those there are), or
+        SettingsError: If the pipeline cannot use a scheduler of that name (lists those it can), or
             it needs a package that is not installed.
     """
     own, kind = type(pipe.scheduler), class_name(name)
-    if kind == own.__name__:  # as it is; not every scheduler counts itself among its compatibles
+    if kind == own.__name__:  # not every scheduler is among its own compatibles
         return own.from_config(pipe.scheduler.config)
     known = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
     if kind not in known:
         fit = sorted(COMMON_NAMES.get(k, k) for k in known)
         raise SettingsError(
-            f"scheduler: no {short_repr(name)} for this model; there are {', '.join(fit)}"
+            f"scheduler: no {short_repr(name)} for this model; choose one of {', '.join(fit)}"
         )
     settings = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
     try:
@@ -81,11 +81,11 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
 
 @contextmanager
 def scheduled(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
-    """Give a pipeline another scheduler until the end of the block; ``None`` leaves it its own.
+    """Give a pipeline another scheduler until the end of the ``with`` block.
 
     Args:
         pipe: The pipeline.
-        name: As for :func:`scheduler_for`.
+        name: As for :func:`scheduler_for`; ``None`` keeps the pipeline's own.
 
     Raises:
         SettingsError: As :func:`scheduler_for`.
