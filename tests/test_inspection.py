@@ -130,7 +130,7 @@ class TestContent:
             "down_blocks.0.attentions.0.transformer_blocks.0.attn1": None,
             "down_blocks.0.attentions.0.transformer_blocks.0.attn2": "not the self-attention",
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1": "changes nothing at this size",
-            "up_blocks.1.attentions.0.transformer_blocks.0.attn1": "another's (Theirs)",
+            "up_blocks.1.attentions.0.transformer_blocks.0.attn1": "own (Theirs)",
             "mid_block.attentions.0.transformer_blocks.0.attn1": "below max_downsample",
         }
         for name, reason in reasons.items():
@@ -216,7 +216,7 @@ def test_a_processor_replaced_since_is_named(unet: Any) -> None:
         unet.get_submodule(name).processor = AttnProcessor2_0()
     inspection = by_name(inspect_patch(unet))
     reasons = {inspection[name]["reason"] for name in patched}
-    assert reasons == {"its processor was replaced since (AttnProcessor2_0)"}
+    assert reasons == {"its processor has been replaced (AttnProcessor2_0)"}
 
 
 def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:

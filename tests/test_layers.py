@@ -66,7 +66,7 @@ def _set(name: str, value: Any) -> Any:
         (_set("residual_connection", True), "adds its input"),
         (_set("rescale_output_factor", 2.0), "rescales"),
         (_set("is_cross_attention", True), "cross-attention"),
-        (_set("processor", type("Theirs", (AttnProcessor,), {})()), "another's (Theirs)"),
+        (_set("processor", type("Theirs", (AttnProcessor,), {})()), "own (Theirs)"),
     ],
 )
 def test_obstacles(unet: Any, change: Any, unpatchable_reason: str) -> None:

@@ -38,11 +38,11 @@ from agentsd import (
     PatchError,
     ScheduleError,
     apply_patch,
-    cli,
     inspect_patch,
     patched,
     remove_patch,
 )
+from agentsd.cli.options import DEFAULT_SCHEDULE
 from agentsd.patching.processor import LAYER, AgentAttnProcessor
 from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
@@ -329,7 +329,7 @@ class TestApply:
         check_unchanged(unet, before)
 
     def test_default_is_the_command_s(self, pipe: Any) -> None:
-        expected = latents(apply_patch(pipe, cli.SCHEDULE))
+        expected = latents(apply_patch(pipe, DEFAULT_SCHEDULE))
         assert torch.equal(latents(apply_patch(pipe)), expected)
         assert not torch.equal(latents(apply_patch(pipe, "paper")), expected)
 
@@ -551,7 +551,9 @@ class TestOthersSetProcessors:
         plain.set_attn_processor(Doubled())
         doubled = Doubled()
         keys = call(apply_patch(unet, "faithful"))
-        with pytest.warns(UserWarning, match=r"gives way to Doubled.*set_default_attn_processor"):
+        with pytest.warns(
+            UserWarning, match=r"steps aside for Doubled.*set_default_attn_processor"
+        ):
             unet.set_attn_processor(doubled)
         with pytest.warns(UserWarning, match="agentsd does nothing: Doubled"):
             assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
@@ -559,7 +561,7 @@ class TestOthersSetProcessors:
         assert not any(layer["patched"] for layer in layers)
         unet.set_attn_processor(AttnProcessor2_0())
         assert torch.equal(call(unet), keys)
-        with pytest.warns(UserWarning, match="gives way to Doubled"):
+        with pytest.warns(UserWarning, match="steps aside for Doubled"):
             unet.set_attn_processor(doubled)
         remove_patch(unet)
         assert {id(p) for p in unet.attn_processors.values()} == {id(doubled)}
@@ -580,7 +582,7 @@ class TestOthersSetProcessors:
     def test_a_copy_has_its_processors_set_in_the_copy_alone(self, unet: Any) -> None:
         keys = call(apply_patch(unet, "faithful"))
         for other in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
-            with pytest.warns(UserWarning, match="gives way"):
+            with pytest.warns(UserWarning, match="steps aside"):
                 other.set_attn_processor(Doubled())
             assert not torch.equal(call(other), keys)
             assert torch.equal(call(unet), keys)
@@ -623,7 +625,7 @@ class TestErrors:
         with pytest.raises(PatchError) as caught:
             verb(x)
         assert says in str(caught.value)
-        assert "give the pipeline or its unet" in str(caught.value)
+        assert "pass the pipeline or its unet" in str(caught.value)
 
     def test_a_pipeline_of_another_kind(self) -> None:
         from diffusers import DDIMScheduler, DiTPipeline
@@ -641,7 +643,7 @@ class TestErrors:
         with pytest.raises(PatchError) as caught:
             apply_patch(unet)
         assert "no self-attention layer to patch" in str(caught.value)
-        assert "7 × its processor is another's (Theirs)" in str(caught.value)
+        assert "7 × its processor is not one of diffusers' own (Theirs)" in str(caught.value)
         check_unchanged(unet, before)
 
     def test_one_processor_of_another_is_left_alone(self, unet: Any) -> None:

@@ -263,7 +263,7 @@ def test_attention_over_frames_is_left_alone(name: str, tmp_path: Path) -> None:
     assert not any(layer["patched"] for layer in over_frames)
     if name == "AnimateDiff":  # SVD's are blocks of another class
         reasons = {x["reason"] for x in over_frames if x["name"].endswith("attn1")}
-        assert reasons == {"it attends over frames, not over places"}
+        assert reasons == {"it attends across frames, not across the image"}
     others = [x for x in layers if x not in over_frames and x["name"].endswith("attn1")]
     assert all(layer["patched"] for layer in others)
 
@@ -286,7 +286,7 @@ def test_a_controlnet_is_patched_on_request(tmp_path: Path) -> None:
 
 def test_several_controlnets_are_patched_one_by_one(tmp_path: Path) -> None:
     pipe, inputs = controlled(tmp_path, 2)
-    with pytest.raises(PatchError, match="give one of its nets"):
+    with pytest.raises(PatchError, match="pass one of its nets"):
         apply_patch(pipe.controlnet)
     check_reversal(pipe.controlnet.nets[1], lambda: run(pipe, inputs), max_downsample=4)
 
@@ -309,6 +309,6 @@ def test_attention_to_text_and_places_at_once_is_refused_with_the_reason() -> No
         resnet_time_scale_shift="scale_shift",
     )
     before = [layer.module.processor for layer in find_attention_layers(unet)]
-    with pytest.raises(PatchError, match="places and text at once"):
+    with pytest.raises(PatchError, match="image and text at once"):
         apply_patch(unet)
     assert [layer.module.processor for layer in find_attention_layers(unet)] == before

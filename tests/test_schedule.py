@@ -168,6 +168,9 @@ class TestPhaseTakes:
             "agents": None,
             "merge_crossattn": False,
             "merge_mlp": False,
+            "cache_interval": 1,
+            "cache_branch": 0,
+            "cache_order": 1,
         }
 
     @pytest.mark.parametrize("make", [Phase, lambda: Schedule(phases=[Phase()])])

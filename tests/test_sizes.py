@@ -98,7 +98,7 @@ def test_masks_are_told_of_once(unet: UNet2DConditionModel) -> None:
     )  # fmt: skip
     plain = call(flat, **mask)
     apply_patch(flat, **AGENTS | {"max_downsample": 1})
-    with pytest.warns(UserWarning, match="calls with an attention_mask as they are"):
+    with pytest.warns(UserWarning, match="calls with an attention_mask unpatched"):
         assert torch.equal(call(flat, **mask), plain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

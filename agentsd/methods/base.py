@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -16,6 +16,15 @@ from .observation import Observation
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
+
+Downsample = Literal[1, 2, 4, 8]
+Branch = Literal[0, 1]
+Order = Literal[0, 1, 2]
+CHOICES: dict[str, tuple[int, ...]] = {
+    "max_downsample": get_args(Downsample),
+    "cache_branch": get_args(Branch),
+    "cache_order": get_args(Order),
+}
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 """``json_schema_extra`` of a field that few people need to change."""
@@ -135,11 +144,11 @@ class Phase(StrictModel):
     method: str
     until: Annotated[float, Field(gt=0, le=1)] | None = None
     until_step: Annotated[int, Field(ge=1)] | None = None
-    max_downsample: Literal[1, 2, 4, 8] | None = None
+    max_downsample: Downsample | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     cache_interval: Annotated[int, Field(ge=1, le=10, description=INTERVAL)] = 1
-    cache_branch: Literal[0, 1] = 0
-    cache_order: Literal[0, 1, 2] = 1
+    cache_branch: Branch = 0
+    cache_order: Order = 1
 
     def __new__(cls, /, **data: Any) -> Phase:
         if cls is not Phase:
@@ -166,13 +175,15 @@ class Phase(StrictModel):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         METHODS[cls.model_fields["method"].default] = cls
 
-    @field_validator("max_downsample", "cache_branch", "cache_order", mode="before")
+    @field_validator(*CHOICES, mode="before")
     @classmethod
     def _is_whole(cls, value: Any, info: ValidationInfo) -> Any:
         # A Literal compares with ==, which lets True and 1.0 pass for 1.
         if value is not None and type(value) is not int:
+            *allowed, last = CHOICES[str(info.field_name)]
             raise ScheduleError(
-                f"{info.field_name}: input should be a whole number (got {short_repr(value)})"
+                f"{info.field_name}: input should be {', '.join(map(str, allowed))} or {last} "
+                f"(got {short_repr(value)})"
             )
         return value
 

@@ -21,16 +21,10 @@ from torch import nn
 from ..errors import PatchError
 from .diffusers_internals import (
     Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
     BasicTransformerBlock,
-    FusedAttnProcessor2_0,
     TransformerSpatioTemporalModel,
 )
-from .processor import AgentAttnProcessor
-
-REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
-"""Processors of plain softmax attention, which the patch can stand in for."""
+from .processor import REPLACEABLE
 
 MODELS = (
     UNet2DConditionModel,
@@ -41,7 +35,7 @@ MODELS = (
 )
 """Models that can be patched: UNets (and ControlNets) whose tokens form a grid of latents."""
 
-OVER_PLACES = (Transformer2DModel, TransformerSpatioTemporalModel)
+ACROSS_IMAGE = (Transformer2DModel, TransformerSpatioTemporalModel)
 """Parents of blocks that attend across an image; other blocks attend across a video's frames."""
 
 _SUPPORTED = (
@@ -134,7 +128,8 @@ def _misplaced(name: str, modules: dict[str, nn.Module]) -> str | None:
     if role != "attn1" or not isinstance(modules[block], BasicTransformerBlock):
         return "not the self-attention of a transformer block"
     owner = modules[block.rpartition(".")[0].rpartition(".")[0]]  # …transformer_blocks.0
-    return None if isinstance(owner, OVER_PLACES) else "it attends across frames, not across the image"
+    across_image = isinstance(owner, ACROSS_IMAGE)
+    return None if across_image else "it attends across frames, not across the image"
 
 
 def _unsupported_feature(attn: Attention) -> str | None:

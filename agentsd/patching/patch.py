@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import PatchError
 from ..schedule import Phase, Schedule
 from . import deep_features
-from .diffusers_internals import Attention, AttnProcessor2_0
+from .diffusers_internals import AttnProcessor2_0
 from .inspection import Inspection, describe
-from .layers import REPLACEABLE, find_attention_layers, find_unet
+from .layers import find_attention_layers, find_unet
 from .merged_parts import MergedPart
-from .processor import LAYER, AgentAttnProcessor, PatchedLayer
+from .processor import LAYER, AgentAttnProcessor, PatchedLayer, get_processor, set_processor
 from .runtime import Runtime
 
 T = TypeVar("T")
@@ -112,7 +111,7 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     hooks: list[RemovableHandle] = []
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
-    hooks.append(unet.register_forward_pre_hook(_tell_if_replaced))
+    hooks.append(unet.register_forward_pre_hook(_warn_if_replaced))
     if any(phase.cache_interval > 1 for phase in runtime.schedule.phases):
         hooks.append(unet.register_forward_hook(runtime.finish))
         deep_features.install(unet, runtime)
@@ -124,8 +123,8 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
         layer = PatchedLayer(runtime, number, found.downsample, attn.processor)
         setattr(attn, LAYER, layer)
         attn.set_processor(AgentAttnProcessor())
-        attn.get_processor = partial(_get_processor, attn)
-        attn.set_processor = partial(_set_processor, attn)
+        attn.get_processor = partial(get_processor, attn)
+        attn.set_processor = partial(set_processor, attn)
         block = modules[found.name.rpartition(".")[0]]
         for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
             if part is not None and runtime.schedule.asks(option):
@@ -134,31 +133,8 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
                 hooks.append(part.register_forward_hook(merged.leave))
 
 
-def _get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
-    """A patched module's ``get_processor``: the one that stands under the patch.
-
-    diffusers decides by the kinds of processors that it finds; the patch's own is none of them.
-    """
-    found = type(attn).get_processor(attn, *args, **kwargs)
-    return vars(attn)[LAYER].original if isinstance(found, AgentAttnProcessor) else found
-
-
-def _set_processor(attn: Attention, processor: Any) -> None:
-    """A patched module's ``set_processor``: under the patch where it can stand in for it."""
-    if type(processor) not in REPLACEABLE:
-        warnings.warn(
-            f"agentsd gives way to {type(processor).__name__}, for which it cannot stand in; "
-            "unet.set_default_attn_processor() brings the patch back",
-            stacklevel=3,
-        )
-    elif not isinstance(processor, AgentAttnProcessor):
-        setattr(attn, LAYER, replace(vars(attn)[LAYER], original=processor))
-        processor = AgentAttnProcessor()
-    type(attn).set_processor(attn, processor)
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
-def _tell_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
+def _warn_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
     """Warn, as a run begins, where others have since put their processors into every layer."""
     patch = _patch_of(unet)
     step = patch.runtime.step if patch else None

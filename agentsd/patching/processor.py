@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from .diffusers_internals import Attention, AttnProcessor2_0, dispatch_attention_fn
+from .diffusers_internals import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    dispatch_attention_fn,
+)
 from .runtime import Runtime, Step
 
 REST_OF_BLOCK = ("merge_crossattn", "merge_mlp")
@@ -59,7 +66,7 @@ class AgentAttnProcessor:
         layer: PatchedLayer | None = getattr(attn, LAYER, None)
 
         def unpatched() -> Tensor:
-            # Without a layer, somebody kept the processor and set it again after the patch was gone.
+            # Without a layer, the processor was kept and set again after the patch was removed.
             original = layer.original if layer else AttnProcessor2_0()
             out: Tensor = original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
@@ -77,6 +84,33 @@ class AgentAttnProcessor:
         if owner is not None and any(map(step.phase.asks, REST_OF_BLOCK)):
             step.owners[layer.number] = owner
         return out
+
+
+REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
+"""Processors of plain softmax attention, which the patch can stand in for."""
+
+
+def get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
+    """A patched module's ``get_processor``: the processor underneath the patch.
+
+    diffusers makes decisions by the kinds of processors, and does not know the patch's own.
+    """
+    found = type(attn).get_processor(attn, *args, **kwargs)
+    return vars(attn)[LAYER].original if isinstance(found, AgentAttnProcessor) else found
+
+
+def set_processor(attn: Attention, processor: Any) -> None:
+    """A patched module's ``set_processor``: underneath the patch if it can stand in for it."""
+    if type(processor) not in REPLACEABLE:
+        warnings.warn(
+            f"agentsd steps aside for {type(processor).__name__}, which it cannot stand in for; "
+            "unet.set_default_attn_processor() brings the patch back",
+            stacklevel=3,
+        )
+    elif not isinstance(processor, AgentAttnProcessor):
+        setattr(attn, LAYER, replace(vars(attn)[LAYER], original=processor))
+        processor = AgentAttnProcessor()
+    type(attn).set_processor(attn, processor)
 
 
 class Projections(NamedTuple):
