@@ -69,8 +69,8 @@ def striped() -> Iterator[type[Phase]]:
 
 def test_parameters_are_those_with_a_description(striped: type[Phase]) -> None:
     found = parameters(striped)
-    assert list(found) == ["every", "most", "gain", "order", "flip"]
-    every, most, gain, order, flip = found.values()
+    assert list(found) == ["every", "most", "gain", "order", "flip", "cache_interval"]
+    every, most, gain, order, flip, _ = found.values()
     assert (every.minimum, every.maximum, every.step, every.default) == (1, 16, 1, 4)
     assert (most.type, most.optional, most.default) == (int, True, None)
     assert (gain.minimum, gain.maximum, gain.advanced) == (gain.step, 4, True)
@@ -158,9 +158,16 @@ def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) ->
 
 
 def test_a_phase_keeps_an_end_that_has_no_control() -> None:
-    values = {"method": "full", "until": 0.5}
+    values = {"method": "full", "until": 0.5, "cache_interval": 1}
     phase = {"method": "merge", "until_step": 5}
     assert edit_phase(phase, values, last=False) == {"until_step": 5, "method": "full"}
     assert edit_phase(phase, values, last=True) == {"method": "full"}
     odd = {"method": "nothing", "until": 0.5}
     assert edit_phase(phase | {"method": ["x"]}, odd, last=True) == {"method": "nothing"}
+
+
+def test_a_phase_drops_what_has_no_effect_without_a_cache() -> None:
+    phase = {"method": "full", "cache_interval": 3, "cache_order": 2}
+    values = {"method": "full", "until": 0.5, "cache_interval": 2}
+    assert edit_phase(phase, values, last=True) == phase | {"cache_interval": 2}
+    assert edit_phase(phase, values | {"cache_interval": 1}, last=True) == {"method": "full"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from agentsd.generation.image_files import (
     side_by_side,
     write_whole,
 )
+from agentsd.generation.records import ImageRecord
 
 RECORD = {
     "prompt": "a red circle, naïve",
@@ -25,22 +27,26 @@ RECORD = {
     "guidance_scale": 5.0,
     "model": "models/tiny.safetensors",
     "scheduler": "PNDMScheduler",
-    "schedule": {"phases": [{"method": "agent"}, {"method": "merge"}]},
+    "schedule": {"phases": [{"until": 0.5, "method": "agent"}, {"method": "merge"}]},
     "agentsd": "0.1.0",
 }
 IMAGE = Image.new("RGB", (96, 64), "teal")
 
 
+def record(**changes: Any) -> ImageRecord:
+    return ImageRecord.from_dict(RECORD | changes)
+
+
 def test_parameters_follow_the_convention() -> None:
-    assert parameters(IMAGE, RECORD) == (
+    assert parameters(IMAGE, record()) == (
         "a red circle, naïve\n"
         "Negative prompt: blur\n"
         "Steps: 25, Sampler: PLMS, CFG scale: 5.0, Seed: 7, Size: 96x64, Model: tiny, "
         'Version: agentsd 0.1.0, Agent attention: "agent, merge"'
     )
-    hub = parameters(IMAGE, RECORD | {"model": "stabilityai/stable-diffusion-xl-base-1.0"})
+    hub = parameters(IMAGE, record(model="stabilityai/stable-diffusion-xl-base-1.0"))
     assert "Model: stable-diffusion-xl-base-1.0, " in hub
-    bare = RECORD | {"negative_prompt": "", "schedule": None, "scheduler": "DEISMultistepScheduler"}
+    bare = record(negative_prompt="", schedule=None, scheduler="DEISMultistepScheduler")
     text = parameters(IMAGE, bare)
     assert "Negative" not in text
     assert "Agent" not in text
@@ -49,7 +55,7 @@ def test_parameters_follow_the_convention() -> None:
 
 @pytest.mark.parametrize("prompt", ["red", "naïve", "赤い円 🔴", "two\nlines"])
 def test_png_carries_its_record(tmp_path: Path, prompt: str) -> None:
-    save_image(IMAGE, tmp_path / "a.png", RECORD | {"prompt": prompt})
+    save_image(IMAGE, tmp_path / "a.png", record(prompt=prompt))
     with Image.open(tmp_path / "a.png") as image:
         assert image.text["parameters"].startswith(prompt)
         assert json.loads(image.text["agentsd"])["prompt"] == prompt

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..methods import METHODS, Phase
 from .parameters import Parameter, parameters
-from .phase_edits import method_of, replaced
+from .phase_edits import method_of
 
 MIDDLE = 0.5
 """Where ``until`` stands unless a phase says otherwise."""
@@ -88,7 +88,7 @@ class PhaseControls:
             return {self.box: gr.update(visible=False)}
         method = method_of(phase)
         own = {p.control: p for p in parameters(method).values()} if method else {}
-        idle = replaced(method, phase) if method else set()
+        idle = method.idle(phase) if method else set()
         updates: dict[Any, Any] = {
             self.box: gr.update(visible=True),
             self._advanced: gr.update(visible=any(p.advanced for p in own.values())),

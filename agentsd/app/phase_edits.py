@@ -59,11 +59,6 @@ def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
     return METHODS.get(name) if isinstance(name, str) else None
 
 
-def replaced(method: type[Phase], values: Mapping[str, Any]) -> set[str]:
-    """Parameters that others among the values take the place of."""
-    return {old for new, old in method.replaces.items() if values.get(new)}
-
-
 def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dict[str, Any]:
     """A phase with the values of its controls.
 
@@ -83,8 +78,9 @@ def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) 
     if method is None:
         return {**end, "method": values["method"]}
     controls = parameters(method)
-    idle = replaced(method, values)
-    kept = {k: v for k, v in phase.items() if k in method.parameters() and k not in controls}
+    idle = method.idle(values)
+    stays = set(method.parameters()) - controls.keys() - idle
+    kept = {name: value for name, value in phase.items() if name in stays}
     changes = {
         name: values[name]
         for name, parameter in controls.items()

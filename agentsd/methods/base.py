@@ -201,6 +201,13 @@ class Phase(StrictModel):
         own = [name for name in cls.model_fields if name not in Phase.model_fields]
         return (*own, *shared)
 
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> set[str]:
+        """Parameters that have no effect beside the given values of others."""
+        replaced = {old for new, old in cls.replaces.items() if values.get(new)}
+        uses_cache = values.get("cache_interval", 1) != 1
+        return replaced if uses_cache else replaced | set(CACHE[1:])
+
     def holds(self, step: int, num_steps: int) -> bool:
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
         if self.until_step is not None:
