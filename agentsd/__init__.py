@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from .models.loading import load_pipeline
-    from .patching.inspection import Inspection
-    from .patching.patch import apply_patch, inspect_patch, patched, remove_patch
+    from .patching.inspection import Inspection, inspect_patch
+    from .patching.patch import apply_patch, patched, remove_patch
     from .schedule import Phase, Schedule
 
 __version__ = "0.2.0.dev0"

@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 
 from ..methods import METHODS
 from ..models.architectures import Architecture
-from ..patching.patch import inspect_patch, patched
+from ..patching.inspection import inspect_patch
+from ..patching.patch import patched
 from ..schedule import Phase, Plan, Schedule
 
 COLOURS = ("#b45309", "#52525b", "#047857", "#1d4ed8", "#7e22ce", "#be123c", "#0e7490", "#4d7c0f")

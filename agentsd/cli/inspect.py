@@ -29,16 +29,24 @@ def inspect(
             help="cpu, cuda or mps; need not be available here.", show_default="the best available"
         ),
     ] = None,
+    num_inference_steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Denoising steps of the run to describe.")
+    ] = 25,
     as_json: AsJson = False,
 ) -> None:
     """Show what a schedule does to each attention layer of a model, and why; needs no weights."""
     from ..models.architectures import load_architecture
     from ..models.loading import target_device
-    from ..patching.patch import apply_patch, inspect_patch
+    from ..patching.inspection import inspect_patch
+    from ..patching.patch import apply_patch
 
     device_type = device if device in ("cpu", "cuda", "mps") else target_device(device).type
     inspection = inspect_patch(
-        apply_patch(load_architecture(model), schedule), height, width, device_type
+        apply_patch(load_architecture(model), schedule),
+        height,
+        width,
+        device_type,
+        num_inference_steps=num_inference_steps,
     )
     if as_json:
         show(inspection, "", as_json)

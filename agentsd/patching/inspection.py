@@ -5,12 +5,19 @@ from __future__ import annotations
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from diffusers import UNet2DConditionModel
+from torch import nn
 
+from ..errors import PatchError
 from ..methods import METHODS, Plan
-from .layers import AttentionLayer, find_attention_layers
+from ..schedule import Schedule
+from .deep_features import whole_steps
+from .layers import AttentionLayer, find_attention_layers, find_unet
+from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
+from .work import work_left
+
+MOST_STEPS = 1000
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,10 +49,15 @@ class Inspection(dict[str, Any]):
     @property
     def _title(self) -> str:
         patched = sum(layer["patched"] for layer in self["layers"])
-        return (
+        title = (
             f"{patched} of {len(self['layers'])} attention layers patched, "
             f"at {self['height']}×{self['width']}"
         )
+        if whole := self.get("whole_steps"):
+            title += f"; {sum(whole)} of {len(whole)} steps whole"
+        if (work := self.get("work")) is not None:
+            title += f", {work:.0%} of the work left"
+        return title
 
     def table(self) -> Table:
         """The table, for a terminal."""
@@ -91,32 +103,69 @@ def _phase_text(phase: dict[str, Any]) -> str:
     )
 
 
-def describe(
-    unet: UNet2DConditionModel,
-    runtime: Runtime | None,
-    height: int,
-    width: int,
-    factor: int,
-    device: str,
+def inspect_patch(
+    x: Any,
+    height: int | None = None,
+    width: int | None = None,
+    device: str | None = None,
+    *,
+    num_inference_steps: int | None = None,
 ) -> Inspection:
-    """Describe every attention layer for images of ``height × width``.
+    """Describe which attention layers are patched, which are not, and why.
 
     Args:
-        unet: The UNet.
-        runtime: Its patch, or None where it has none.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        factor: Pixels per row of latents.
-        device: Kind of device, which decides how many tokens a layer needs to be patched.
+        x: A pipeline or UNet, patched or not.
+        height: Height of the image in pixels (of the latents for a UNet on its own); by default
+            the model's own size.
+        width: Width, likewise.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``, on which the default of ``min_tokens`` depends;
+            by default the model's device.
+        num_inference_steps: Also describe a run of so many denoising steps.
 
     Returns:
-        The :class:`Inspection`; see :func:`agentsd.inspect_patch` for its keys.
+        A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
+        ``layers``, each with ``name``, ``downsample``, ``tokens``, ``patched``, ``reason``, and
+        ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
+        ``keys`` after every cap. For a run, also ``whole_steps``, whether each step computes the
+        whole UNet, and ``work``, the share of the unpatched run's floating-point operations that
+        is left (None for kinds of UNets that cannot be counted).
+
+    Raises:
+        PatchError: If ``x`` has no UNet, a size is not a multiple of the model's factor, or the
+            number of steps is not 1 to 1,000.
+
+    Example:
+        >>> from agentsd import apply_patch, inspect_patch, load_pipeline
+        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper"))["layers"]
+        >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
+        [256, 0]
     """
+    unet = find_unet(x)
+    factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
+    size = getattr(unet.config, "sample_size", None) or 64  # a ControlNet has none
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height = rows * factor if height is None else height
+    width = columns * factor if width is None else width
+    for name, value in (("height", height), ("width", width)):
+        if type(value) is not int or value < factor or value % factor:
+            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
+    if num_inference_steps is not None and not 1 <= num_inference_steps <= MOST_STEPS:
+        raise PatchError(
+            f"num_inference_steps must be 1 to {MOST_STEPS:,} (got {num_inference_steps!r})"
+        )
+    patch, kind = patch_of(unet), device or unet.device.type
+    runtime = patch.runtime if patch else None
+    rows, columns = height // factor, width // factor
     layers = [
-        _describe_layer(layer, runtime, height // factor, width // factor, device)
+        _describe_layer(layer, runtime, rows, columns, kind)
         for layer in find_attention_layers(unet)
     ]
-    return Inspection(height=height, width=width, layers=layers)
+    found = Inspection(height=height, width=width, layers=layers)
+    if num_inference_steps is not None:
+        schedule = runtime.schedule if runtime else Schedule(phases=(UNTOUCHED,))
+        found["whole_steps"] = whole_steps(schedule, num_inference_steps)
+        found["work"] = work_left(unet, runtime, (rows, columns), kind, num_inference_steps)
+    return found
 
 
 def _describe_layer(

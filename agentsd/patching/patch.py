@@ -1,4 +1,4 @@
-"""Patch a UNet, remove the patch, and describe what it does."""
+"""Patch a UNet, and remove the patch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ..errors import PatchError
 from ..schedule import Phase, Schedule
 from . import deep_features
 from .diffusers_internals import AttnProcessor2_0
-from .inspection import Inspection, describe
 from .layers import find_attention_layers, find_unet
 from .merged_parts import MergedPart
 from .processor import LAYER, AgentAttnProcessor, PatchedLayer, get_processor, set_processor
@@ -96,17 +95,17 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach),
         pipeline=None if isinstance(x, nn.Module) else x,
     )
-    before = _patch_of(unet)
+    before = patch_of(unet)
     try:
         remove_patch(unet)
-        _install(unet, runtime)
+        install(unet, runtime)
     except BaseException:
         _restore(unet, before)
         raise
     return x
 
 
-def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
+def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     """Register the hooks and install the processors."""
     hooks: list[RemovableHandle] = []
     setattr(unet, _PATCH, Patch(runtime, hooks))
@@ -136,7 +135,7 @@ def _install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
 def _warn_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
     """Warn, as a run begins, where others have since put their processors into every layer."""
-    patch = _patch_of(unet)
+    patch = patch_of(unet)
     step = patch.runtime.step if patch else None
     if step is None or step.position.step:
         return
@@ -155,7 +154,7 @@ def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
     """Put back the patch that was there before, or none."""
     remove_patch(unet)
     if before is not None:
-        _install(unet, before.runtime)
+        install(unet, before.runtime)
 
 
 def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
@@ -198,7 +197,7 @@ def remove_patch(x: T) -> T:
         if layer is not None:
             delattr(module, LAYER)
     deep_features.remove(unet)
-    patch = _patch_of(unet)
+    patch = patch_of(unet)
     if patch is not None:
         for hook in patch.hooks:
             hook.remove()
@@ -206,7 +205,7 @@ def remove_patch(x: T) -> T:
     return x
 
 
-def _patch_of(unet: UNet2DConditionModel) -> Patch | None:
+def patch_of(unet: UNet2DConditionModel) -> Patch | None:
     found: Patch | None = vars(unet).get(_PATCH)
     return found
 
@@ -234,51 +233,9 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
         ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
     """
     unet = find_unet(x)
-    before = _patch_of(unet)
+    before = patch_of(unet)
     apply_patch(x, schedule, **overrides)
     try:
         yield x
     finally:
         _restore(unet, before)
-
-
-def inspect_patch(
-    x: Any, height: int | None = None, width: int | None = None, device: str | None = None
-) -> Inspection:
-    """Describe which attention layers are patched, which are not, and why.
-
-    Args:
-        x: A pipeline or UNet, patched or not.
-        height: Height of the image in pixels (of the latents for a UNet on its own); by default
-            the model's own size.
-        width: Width, likewise.
-        device: ``"cpu"``, ``"cuda"`` or ``"mps"``, on which the default of ``min_tokens`` depends;
-            by default the model's device.
-
-    Returns:
-        A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
-        ``layers``, each with ``name``, ``downsample``, ``tokens``, ``patched``, ``reason``, and
-        ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
-        ``keys`` after every cap.
-
-    Raises:
-        PatchError: If ``x`` has no UNet, or a size is not a multiple of the model's factor.
-
-    Example:
-        >>> from agentsd import apply_patch, inspect_patch, load_pipeline
-        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper"))["layers"]
-        >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
-        [256, 0]
-    """
-    unet = find_unet(x)
-    factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
-    size = getattr(unet.config, "sample_size", None) or 64  # a ControlNet has none
-    rows, columns = (size, size) if isinstance(size, int) else size
-    height = rows * factor if height is None else height
-    width = columns * factor if width is None else width
-    for name, value in (("height", height), ("width", width)):
-        if type(value) is not int or value < factor or value % factor:
-            raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
-    patch = _patch_of(unet)
-    runtime = patch.runtime if patch else None
-    return describe(unet, runtime, height, width, factor, device or unet.device.type)

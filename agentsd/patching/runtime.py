@@ -171,10 +171,12 @@ class Runtime:
         height: int,
         width: int,
         device: torch.device | str = "cpu",
+        kind: str | None = None,
     ) -> Step:
-        """Prepare a step on latents of ``height × width``."""
+        """Prepare a step on latents of ``height × width``, planned for a ``kind`` of device."""
         device = torch.device(device)
-        plans = {d: self.plan(phase, d, height, width, device.type) for d, _ in self.layers}
+        kind = kind or device.type
+        plans = {d: self.plan(phase, d, height, width, kind) for d, _ in self.layers}
         works = frozenset(d for d, plan in plans.items() if not plan.untouched)
         draw = Draw(position.step, position.listed, self.schedule.seed, device)
         chosen = {
