@@ -37,7 +37,7 @@ NO_BROWSER = (
     "then run the tests again"
 )
 
-# One thread for each process: tests run in as many processes as there are cores, and those that they
+# One thread a process: tests run in as many processes as there are cores, and those that they
 # start would otherwise wait for each other's threads. Read when such a process imports PyTorch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
