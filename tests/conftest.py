@@ -37,6 +37,10 @@ NO_BROWSER = (
     "then run the tests again"
 )
 
+# One thread a process: tests run in as many processes as there are cores, and those that they
+# start would otherwise wait for each other's threads. Read when such a process imports PyTorch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CELL = "cell"
 """Property of a test report that carries a row of docs/compatibility.md."""
 
