@@ -19,24 +19,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deepcache": {"interval": 2},
     "todo": {"stride": 2},
     "tiles": {"side": 4},
+    "fewer-steps": {"num_inference_steps": 3},
+    "taylorseer": {"interval": 2, "order": 1},
+    "spectrum": {"interval": 2, "degree": 2},
 }
+STEPS = 6
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_baseline_changes_the_image_and_leaves_no_trace(pipe: Any, name: str) -> None:
-    before, plain = snapshot(pipe.unet), latents(pipe)
+    before, plain = snapshot(pipe.unet), latents(pipe, steps=STEPS)
     rng = torch.get_rng_state()
     found = []
     for _ in range(2):
         with PEERS[name](pipe, **SETTINGS[name]) as same:
             assert same is pipe
-            found.append(latents(pipe))
+            found.append(latents(pipe, steps=STEPS))
     assert not torch.equal(found[0], plain)
     assert torch.equal(*found)  # the same at each entry
     with pytest.raises(KeyboardInterrupt), PEERS[name](pipe, **SETTINGS[name]):
         raise KeyboardInterrupt
     check_unchanged(pipe.unet, before)
-    assert torch.equal(latents(pipe), plain)
+    assert torch.equal(latents(pipe, steps=STEPS), plain)
     assert torch.equal(torch.get_rng_state(), rng)
 
 
@@ -105,6 +109,12 @@ def test_tomesd_merges(unet: UNet2DConditionModel) -> None:
         ("deepcache", {"interval": 1}, "interval must be"),
         ("todo", {"stride": 1}, "stride must be"),
         ("tiles", {"side": 2.5}, "side must be"),
+        ("fewer-steps", {"num_inference_steps": 0}, "num_inference_steps must be"),
+        ("taylorseer", {"interval": 1}, "interval must be"),
+        ("taylorseer", {"order": 5}, "order must be"),
+        ("spectrum", {"interval": 1}, "interval must be"),
+        ("spectrum", {"degree": 0}, "degree must be"),
+        ("spectrum", {"ridge": 0.0}, "ridge must be"),
     ],
 )
 def test_invalid_settings(pipe: Any, name: str, settings: Any, says: str) -> None:
@@ -114,6 +124,49 @@ def test_invalid_settings(pipe: Any, name: str, settings: Any, says: str) -> Non
         pass
 
 
-def test_deepcache_needs_a_pipeline(unet: UNet2DConditionModel) -> None:
-    with pytest.raises(PatchError, match="needs a pipeline"), deepcache(unet):
+@pytest.mark.parametrize("name", ["deepcache", "fewer-steps", "taylorseer", "spectrum"])
+def test_what_needs_a_pipeline(unet: UNet2DConditionModel, name: str) -> None:
+    with pytest.raises(PatchError, match="needs a pipeline"), PEERS[name](unet):
         pass
+
+
+def test_fewer_steps_are_a_run_of_fewer_steps(pipe: Any) -> None:
+    with PEERS["fewer-steps"](pipe, num_inference_steps=3):
+        found = latents(pipe, steps=6)
+    assert torch.equal(found, latents(pipe, steps=3))
+    assert not torch.equal(found, latents(pipe, steps=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "degree", "limit"),
+    [
+        ("taylorseer", {"order": 0}, 0, 1e-6),
+        ("taylorseer", {"order": 1}, 1, 1e-6),
+        ("taylorseer", {"order": 2}, 2, 1e-6),
+        ("spectrum", {"degree": 2, "ridge": 1e-9}, 2, 1e-4),
+    ],
+)
+def test_outputs_are_continued(
+    pipe: Any, name: str, settings: dict[str, Any], degree: int, limit: float
+) -> None:
+    """Outputs that are polynomials of the step are forecast exactly; of a higher degree, not."""
+    steps = torch.arange(12.0)
+
+    def error(power: int) -> float:
+        made: list[int] = []
+
+        def forward(*_: Any, **__: Any) -> tuple[torch.Tensor]:
+            return (steps[made[-1]] ** power + torch.zeros(1),)
+
+        pipe.unet.forward = forward
+        found = []
+        with PEERS[name](pipe, interval=3, **settings):
+            pipe.scheduler.set_timesteps(12)
+            for step in range(12):
+                made.append(step)
+                found.append(float(pipe.unet(None, 0, None, return_dict=False)[0]))
+        del pipe.unet.forward
+        return float((torch.tensor(found) - steps**power).abs().max() / steps.max() ** power)
+
+    assert error(degree) < limit
+    assert error(degree + 1) > 100 * limit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -14,8 +14,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ..baselines import tiles, todo, tomesd
+from ..patching.deep_features import whole_steps
+from ..patching.denoising_step import Call
 from ..patching.layers import replaced_processors, top_attention_layers
-from ..patching.patch import patched
+from ..patching.patch import patch_of, patched
+from ..patching.step_cache import Feature, StepCache
 from ..schedule import Phase, Schedule
 
 UNetPatch = Callable[[UNet2DConditionModel], AbstractContextManager[Any]]
@@ -39,6 +42,8 @@ class _Zeros:
 def variants_of(schedules: list[str], baselines: bool = True) -> dict[str, UNetPatch]:
     """Unpatched, the floor, each phase of the schedules on its own, and the installed baselines.
 
+    Whole and light steps of a phase with a ``cache_interval`` are variants of their own.
+
     Args:
         schedules: Names of presets or paths of YAML files.
         baselines: Also tomesd (PyPI), downsampled keys (the ToDo idea), tiles (the HyperTile idea).
@@ -48,20 +53,90 @@ def variants_of(schedules: list[str], baselines: bool = True) -> dict[str, UNetP
     """
     found = dict(REFERENCES)
     for name in schedules:
-        phases = Schedule.load(name).phases
-        for number, phase in enumerate(phases, 1):
-            label = Path(name).stem + (f", phase {number}" if len(phases) > 1 else "")
-            found[label] = _constant(phase)
+        for phase, label in labels(name).items():
+            if phase.cache_interval == 1:
+                found[label] = _constant(phase)
+            else:
+                found[f"{label}, whole"] = _constant(phase.override(cache_interval=1))
+                found[f"{label}, light"] = _light(phase)
     installed = {
         k: v for k, v in BASELINES.items() if not k.startswith("tomesd") or find_spec("tomesd")
     }
     return found | installed if baselines else found
 
 
-def _constant(phase: Phase) -> UNetPatch:
+def labels(name: str) -> dict[Phase, str]:
+    """The phases of a schedule, each with the name of its variant."""
+    phases = Schedule.load(name).phases
+    stem = Path(name).stem
+    return {
+        phase: stem + (f", phase {number}" if len(phases) > 1 else "")
+        for number, phase in enumerate(phases, 1)
+    }
+
+
+def run_seconds(name: str, seconds: Mapping[str, float], num_steps: int) -> float:
+    """The time of a whole run under a schedule, from the times of its variants.
+
+    Args:
+        name: The schedule.
+        seconds: Of a call, by variant.
+        num_steps: Denoising steps of the run.
+    """
+    schedule, variants = Schedule.load(name), labels(name)
+    total = 0.0
+    for step, whole in enumerate(whole_steps(schedule, num_steps)):
+        phase = schedule.phase_at(step, num_steps)
+        kind = "" if phase.cache_interval == 1 else ", whole" if whole else ", light"
+        total += seconds[variants[phase] + kind]
+    return total
+
+
+def _alone(phase: Phase) -> Schedule:
     settings = {k: v for k, v in phase.to_dict().items() if k not in ("until", "until_step")}
-    schedule = Schedule(phases=(Phase(**settings),))
-    return lambda unet: patched(unet, schedule)
+    return Schedule(phases=(Phase(**settings),))
+
+
+def _constant(phase: Phase) -> UNetPatch:
+    return partial(patched, schedule=_alone(phase))
+
+
+def _light(phase: Phase) -> UNetPatch:
+    """A UNet whose calls are light steps, except the very first, which computes the feature."""
+    schedule = _alone(phase)
+    cache = _Primed(schedule.phases[0])
+
+    @contextmanager
+    def patch(unet: UNet2DConditionModel) -> Iterator[None]:
+        with patched(unet, schedule):
+            found = patch_of(unet)
+            assert found is not None
+            found.runtime.cache = cache
+            yield
+
+    return patch
+
+
+class _Primed(StepCache):
+    """Gives the feature of the first call as that of all steps before any other."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__()
+        self._phase, self._known = phase, dict[torch.Size, Tensor]()
+
+    def begin(self, call: Call, step: int, latents: Tensor) -> None:
+        self._now, self._shape = step, latents.shape
+
+    def get(self) -> list[Feature]:
+        value = self._known.get(self._shape)
+        before = range(self._now - 3, self._now)
+        return [] if value is None else [Feature(n, self._phase, value) for n in before]
+
+    def put(self, phase: Phase, value: Tensor) -> None:
+        self._known[self._shape] = value.clone()
+
+    def end(self) -> None:
+        pass
 
 
 REFERENCES: dict[str, UNetPatch] = {"unpatched": lambda _: nullcontext(), "floor": floor}

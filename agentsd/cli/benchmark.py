@@ -74,6 +74,9 @@ def benchmark(
         typer.Option(min=1, max=1024, help="CPU threads.", show_default="PyTorch's choice"),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Denoising steps of a whole run, to add up.")
+    ] = 25,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
     quick: Annotated[
         bool, typer.Option("--quick", help="The pocket model, two rounds: about two minutes.")
@@ -97,7 +100,8 @@ def benchmark(
     if out is not None and not find_spec("matplotlib"):
         note("no plot: matplotlib is not installed; run `pip install matplotlib`")
     cases = _cases(model, size, batch, dtype, device, compile)
-    timed = variants.variants_of(schedule or Schedule.presets(), peers)
+    schedules = schedule or Schedule.presets()
+    timed = variants.variants_of(schedules, peers)
     if peers and not variants.BASELINES.keys() <= timed.keys():
         note("tomesd is not timed, as it is not installed; run `pip install tomesd`")
     if out is not None:
@@ -112,9 +116,9 @@ def benchmark(
                 output.write_csv(measured, out, shlex.join(["agentsd", *context.obj]))
     except KeyboardInterrupt:
         note("stopped; these are the finished rounds")
-        _show(measured, out)
+        _show(measured, out, schedules, steps)
         raise typer.Exit(130) from None
-    _show(measured, out)
+    _show(measured, out, schedules, steps)
 
 
 def _cases(
@@ -172,13 +176,15 @@ def _measure(
         finished += measured
 
 
-def _show(measured: list[Measurement], out: Path | None) -> None:
-    """Print the table, draw the plot, and name the files."""
+def _show(measured: list[Measurement], out: Path | None, schedules: list[str], steps: int) -> None:
+    """Print the table and the speed of whole runs, draw the plot, and name the files."""
     from ..benchmark import output
 
     if not measured:
         return
     show_table(output.table(measured))
+    for line in output.runs(measured, schedules, steps):
+        stdout.print(line, markup=False)
     if text := output.removed_note(measured):
         note(text)
     if out is not None:

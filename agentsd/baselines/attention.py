@@ -1,4 +1,4 @@
-"""Other methods to speed up a Stable Diffusion UNet, as context managers, to compare with."""
+"""Baselines that speed up self-attention: tomesd, ToDo and tiles."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import PatchError
-from .patching.layers import find_unet, replaced_processors, top_attention_layers
+from ..errors import PatchError
+from ..patching.layers import find_unet, replaced_processors, top_attention_layers
 
 
 @contextmanager
@@ -46,44 +46,6 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
         tomesd.remove_patch(unet)
         for module in unet.modules():
             vars(module).pop("_tome_info", None)
-
-
-@contextmanager
-def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
-    """Reuse of deep features by the DeepCache package (Ma et al., 2023, arXiv 2312.00858).
-
-    Args:
-        pipe: A pipeline; DeepCache needs its scheduler.
-        interval: Every this many steps, 2 or more, the whole UNet runs.
-
-    Yields:
-        The pipeline, changed until the end of the block.
-
-    Raises:
-        PatchError: If DeepCache is not installed, ``pipe`` has no scheduler or ``interval`` is
-            out of range.
-    """
-    unet = find_unet(pipe)
-    if type(interval) is not int or interval < 2:
-        raise PatchError(f"deepcache: interval must be a whole number above 1 (got {interval})")
-    if getattr(pipe, "scheduler", None) is None:
-        raise PatchError("deepcache needs a pipeline, for its scheduler")
-    try:
-        from DeepCache import DeepCacheSDHelper
-    except ImportError:
-        raise PatchError("DeepCache is not installed; run `pip install DeepCache`") from None
-    before = {module: vars(module).get("forward") for module in unet.modules()}
-    helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=0)
-    try:
-        helper.enable()
-        yield pipe
-    finally:
-        # Its own disable() leaves bound methods behind.
-        for module, forward in before.items():
-            vars(module).pop("forward", None)
-            if forward is not None:
-                vars(module)["forward"] = forward
 
 
 def todo(x: Any, stride: int = 2) -> AbstractContextManager[Any]:
@@ -140,15 +102,6 @@ def tiles(x: Any, side: int = 16) -> AbstractContextManager[Any]:
     if type(side) is not int or side < 2:
         raise PatchError(f"tiles: side must be a whole number above 1 (got {side})")
     return _on_the_grid(x, attend)
-
-
-PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
-    "tomesd": tomesd,
-    "deepcache": deepcache,
-    "todo": todo,
-    "tiles": tiles,
-}
-"""The baselines by the names that protocols use."""
 
 
 class _Processor:

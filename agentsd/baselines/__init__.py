@@ -1,0 +1,32 @@
+"""Other methods to speed up a Stable Diffusion UNet, as context managers, to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from .attention import tiles, todo, tomesd
+from .runs import deepcache, fewer_steps, spectrum, taylorseer
+
+PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
+    "tomesd": tomesd,
+    "deepcache": deepcache,
+    "todo": todo,
+    "tiles": tiles,
+    "fewer-steps": fewer_steps,
+    "taylorseer": taylorseer,
+    "spectrum": spectrum,
+}
+"""The baselines by the names that protocols use."""
+
+__all__ = [
+    "PEERS",
+    "deepcache",
+    "fewer_steps",
+    "spectrum",
+    "taylorseer",
+    "tiles",
+    "todo",
+    "tomesd",
+]
