@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,31 @@ def test_a_case_out_of_range() -> None:
         next(run(Case("sd9"), REFERENCES, 1))
     with pytest.raises(SettingsError, match="rounds"):
         next(run(Case("pocket"), REFERENCES, 0))
+
+
+def test_light_steps_are_timed_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After its first call, which computes the feature, each call of the variant is light."""
+    unet = tiny_unet()
+    monkeypatch.setattr(timing, "build", lambda case: unet)
+    ran: list[int] = []
+    unet.mid_block.resnets[0].register_forward_hook(lambda *_: ran.append(0))
+    before = call(unet)
+    schedule = tmp_path / "mine.yaml"
+    schedule.write_text("phases:\n- {method: full, cache_interval: 3}\n")
+    timed = variants_of([str(schedule)], baselines=False)
+    assert list(timed) == ["unpatched", "floor", "mine, whole", "mine, light"]
+    *_, rows = run(Case("pocket", 32, 32), timed, rounds=3)
+    apart = {row.variant: row.distance for row in rows}
+    assert apart["mine, whole"] == apart["mine, light"] == 0  # of the first call
+    for name, expected in (("mine, whole", 2), ("mine, light", 0)):
+        ran.clear()
+        with timed[name](unet):
+            call(unet, torch.tensor([9, 7, 5])[0], size=(32, 32))
+            call(unet, torch.tensor([9, 7, 5])[1], size=(32, 32))
+        assert len(ran) == expected
+    assert torch.equal(call(unet), before)
+    seconds = {"unpatched": 9.0, "mine, whole": 8.0, "mine, light": 1.0}
+    assert variants.run_seconds(str(schedule), seconds, 10) == 4 * 8 + 6 * 1  # wwllwllwll
+    row = replace(rows[0], seconds=4.5)
+    others = [replace(rows[0], variant=name, seconds=s / 2) for name, s in seconds.items()]
+    assert output.runs([row, *others], [str(schedule)], 10)[0].endswith(": 2.37x")

@@ -313,7 +313,7 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [' ']\nvariants: {}", "prompt: must not be blank"),
         ("prompts: [a]\nvariants: {}\nheight: 65", "height"),
         ("prompts: [a]\nvariants: {}\ntemplate: a", "template: must contain {}"),
-        ("prompts: [a]\nvariants: {}\nscheduler: PLMS", "scheduler: must be one of DDIM"),
+        ("prompts: [a]\nvariants: {}\nscheduler: Nope", "scheduler: must be one of DDIM"),
         ("prompts: [a]\nvariants: {}\nquick: 3", "quick: must be a mapping"),
         ("prompts: [a]\nvariants: {}\nreplicates: 0", "replicates"),
         ("prompts: [a, b]\nvariants: {}\nreplicates: 50001", r"at most 100,000 \(got 100,002\)"),

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_models import call, latents, patched_layers, sdxl_unet
+from tiny_models import call, latents, patched_layers, sdxl_unet, tiny_unet
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch
 from agentsd.patching import processor
@@ -228,3 +230,48 @@ def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:
     assert "apply it again" in by_name(inspect_patch(unet))[name]["reason"]
     apply_patch(unet, "faithful")
     assert by_name(inspect_patch(unet))[name]["patched"]
+
+
+def test_a_run_is_described(unet: Any) -> None:
+    plain = inspect_patch(unet, num_inference_steps=4)
+    assert (plain["whole_steps"], plain["work"]) == ([True] * 4, 1.0)
+    apply_patch(unet, "paper", max_downsample=2)
+    assert "work" not in inspect_patch(unet)
+    less = inspect_patch(unet, num_inference_steps=10)
+    assert less["whole_steps"] == [True] * 10
+    assert 0.5 < less["work"] < 1
+    apply_patch(unet, method="full", cache_interval=2)
+    found = inspect_patch(unet, num_inference_steps=5)
+    assert found["whole_steps"] == [True, True, False, True, False]
+    assert "3 of 5 steps whole" in str(found)
+    whole, light = (counted(unet, place) for place in (0, 2))
+    assert found["work"] == pytest.approx((3 * whole + 2 * light) / (5 * whole), rel=1e-6)
+    assert light < whole / 2
+
+
+def counted(unet: Any, place: int) -> int:
+    """Operations of a real call, after those before it in its run."""
+    timesteps = torch.tensor([900, 700, 500])
+    for index in range(place):
+        call(unet, timesteps[index], text=77)
+    # The CPU's own kernel is not counted.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call(unet, timesteps[place], text=77)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("make", [sdxl_unet, lambda: tiny_unet(num_class_embeds=9)])
+def test_work_is_counted_for_other_unets(make: Any) -> None:
+    found = inspect_patch(apply_patch(make(), "paper"), num_inference_steps=3)
+    assert 0.5 < found["work"] < 1
+
+
+def test_work_is_not_counted_where_inputs_are_unknown() -> None:
+    unet = tiny_unet(encoder_hid_dim=8, encoder_hid_dim_type="text_proj")
+    assert inspect_patch(apply_patch(unet, "paper"), num_inference_steps=3)["work"] is None
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_wrong_numbers_of_steps(unet: Any, steps: int) -> None:
+    with pytest.raises(PatchError, match="num_inference_steps must be 1 to 1,000"):
+        inspect_patch(unet, num_inference_steps=steps)

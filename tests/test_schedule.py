@@ -309,6 +309,9 @@ class TestOverride:
     def test_nothing_to_change(self) -> None:
         schedule = Schedule.from_yaml(TWO_PHASES)
         assert schedule.override() == schedule
+        cached = Schedule(phases=[{"method": "keys", "cache_interval": 3, "cache_order": 2}])
+        assert cached.override(cache_interval=1) == Schedule(phases=[{"method": "keys"}])
+        assert cached.override(cache_interval=2).phases[0].cache_order == 2
 
     @pytest.mark.parametrize("name", ["rato", "until", "method", "seed"])
     def test_refuses_what_no_phase_reads(self, name: str) -> None:

@@ -77,7 +77,7 @@ def call(unet: UNet2DConditionModel, timestep: Any = 500, **inputs: Any) -> Tens
     batch = inputs.pop("batch", 2)
     random = torch.Generator().manual_seed(1)
     sample = torch.randn(batch, 4, height, width, generator=random)
-    text = torch.randn(batch, 7, WIDTH, generator=random)
+    text = torch.randn(batch, inputs.pop("text", 7), WIDTH, generator=random)
     if unet.config.addition_embed_type == "text_time":
         added = {"text_embeds": torch.ones(batch, WIDTH), "time_ids": torch.ones(batch, 6)}
         inputs.setdefault("added_cond_kwargs", added)

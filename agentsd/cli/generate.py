@@ -160,7 +160,7 @@ def generate(
     *,
     prompts: PromptOptions,
     schedule: Annotated[
-        str, typer.Option(help="faithful, fast, paper, a YAML file, or 'none' for no patch.")
+        str, typer.Option(help="faithful, fast, balanced, turbo, paper, a YAML file, or 'none'.")
     ] = DEFAULT_SCHEDULE,
     image: ImageOptions,
     compare: Annotated[

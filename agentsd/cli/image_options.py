@@ -22,7 +22,9 @@ SIDE = (
     "image's own size; if you give one side alone, the other keeps its proportions."
 )
 
-Schedule = Annotated[str, typer.Option(help="faithful, fast, paper, or a YAML file.")]
+Schedule = Annotated[
+    str, typer.Option(help="faithful, fast, balanced, turbo, paper, or a YAML file.")
+]
 
 
 class Offload(str, Enum):

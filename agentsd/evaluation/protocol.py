@@ -15,7 +15,7 @@ from ..baselines import PEERS
 from ..errors import AgentSDError, ProtocolError
 from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
-from ..models.schedulers import COMMON_NAMES
+from ..models.schedulers import COMMON_NAMES, class_name
 from ..patching.patch import patched
 from ..schedule import PRESETS, Schedule
 from ..settings import StrictModel, parse_yaml, short_repr
@@ -58,8 +58,8 @@ class Protocol(StrictModel):
         prompts: A list, or the path of a text file with one a line, relative to the protocol.
         template: Text in which ``{}`` is replaced with each prompt.
         variants: By name: ``schedule`` (a preset, the path of a YAML file, or a mapping with the
-            content of one), or ``peer`` (``tomesd``, ``deepcache``, ``todo``, ``tiles``) with its
-            settings. ``unpatched`` is always included.
+            content of one), or ``peer`` (a name of
+            :data:`agentsd.baselines.PEERS`) with its settings. ``unpatched`` is always included.
         num_inference_steps, guidance_scale, height, width, negative_prompt: As for
             :class:`agentsd.image_settings.ImageSettings`; ``guidance_scale`` is by default 2 for
             the pocket model, otherwise 7.5.
@@ -105,10 +105,9 @@ class Protocol(StrictModel):
             raise ProtocolError(
                 "prompts: must be a list of at least one prompt, or a text file of them"
             )
-        if self.scheduler is not None and self.scheduler not in COMMON_NAMES:
-            raise ProtocolError(
-                f"scheduler: must be one of {', '.join(COMMON_NAMES)} (got {self.scheduler!r})"
-            )
+        if self.scheduler is not None and class_name(self.scheduler) not in COMMON_NAMES:
+            names = ", ".join(COMMON_NAMES.values())
+            raise ProtocolError(f"scheduler: must be one of {names} (got {self.scheduler!r})")
         self.images()[-1].model_dump()  # raises errors in the size or the prompts now
 
     def images(self) -> list[ImageSettings]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ScheduleError
 from .agent_attention import agent_attention
-from .base import ADVANCED, Count, Phase, Plan, SelfAttention, Share
+from .base import ADVANCED, Count, Plan, SelfAttention, Share
 from .merge import Merge, capped
 from .observation import Observation, attended_most
 from .token_grid import strides_for
@@ -108,14 +108,6 @@ class Agent(Merge):
             merged = plan.tokens - plan.agents
             found += capped("agent_ratio", self.agent_ratio, merged, plan.tokens)
         return found
-
-    def override(self, **changes: Any) -> Phase:
-        """A copy with those of the parameters changed that its method reads."""
-        # A new number of agents replaces the old one, whichever of the two parameters sets it.
-        either = {"agents", "agent_ratio"}
-        dropped = either if either & changes.keys() else set()
-        kept = {k: v for k, v in self.to_dict().items() if k not in dropped}
-        return Phase(**kept | {k: v for k, v in changes.items() if k in self.parameters()})
 
     def to_dict(self) -> dict[str, Any]:
         """The end, the method and all parameters in effect, except those that are None."""

@@ -258,7 +258,12 @@ class Phase(StrictModel):
     def override(self, **changes: Any) -> Phase:
         """A copy with those of the parameters changed that its method reads."""
         changes = {k: v for k, v in changes.items() if k in self.parameters()}
-        return Phase(**self.to_dict() | changes)
+        # Of two parameters that replace each other, a new one drops the old one.
+        pairs = [set(pair) for pair in self.replaces.items()]
+        dropped = {name for pair in pairs if pair & changes.keys() for name in pair}
+        values = {k: v for k, v in self.to_dict().items() if k not in dropped} | changes
+        idle = self.idle(values) - changes.keys()
+        return Phase(**{name: value for name, value in values.items() if name not in idle})
 
     def to_dict(self) -> dict[str, Any]:
         """The end, the method and all parameters in effect, except those that are None."""

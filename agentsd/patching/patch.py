@@ -53,9 +53,9 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
     Args:
         x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
             if there is one: its scheduler knows how many steps a run has.
-        schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``, or
-            ``"paper"``, the published one), or the path of a YAML file. ``None`` is
-            ``"faithful"``, the closest to the unpatched image.
+        schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``,
+            ``"balanced"``, ``"turbo"``, or ``"paper"``, the published one), or the path of a YAML
+            file. ``None`` is ``"faithful"``, the closest to the unpatched image.
         **overrides: Parameters of :class:`Phase`, under their published names. Without a
             schedule they make one constant phase (``method`` is ``"agent"`` unless given); with
             one they change its phases that read them.
