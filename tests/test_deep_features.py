@@ -16,6 +16,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from test_patch import check_reversal
 from test_pipelines_of_diffusers import PIPELINES, run
+from test_schedulers import NAMES, given
 from tiny_models import call, latents, sdxl_unet, tiny_pipeline, tiny_unet, watch
 from torch import Tensor, nn
 
@@ -201,6 +202,25 @@ def test_pipelines(name: str, tmp_path: Path) -> None:
         seen.append(step.forecast is None)
     outputs()
     assert [step.forecast is None for step in steps] == [True, True, False, True]
+
+
+TWICE = {
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+}
+"""Schedulers that call the UNet twice in all steps but the last."""
+
+
+@pytest.mark.cell("Schedulers, with light steps")
+@pytest.mark.parametrize("name", NAMES)
+def test_schedulers(pipe: Any, name: str) -> None:
+    apply_patch(given(pipe, name), cached())
+    expected = "wwwwllwwllwwllw" if name in TWICE else "wwlwlwlw"
+    if name == "PNDMScheduler":  # its first step is two calls
+        expected = "w" + expected
+    assert pattern(pipe, 8) == expected
 
 
 INTERRUPTED = 3
@@ -423,3 +443,32 @@ def test_saved_without_a_trace(pipe: Any, tmp_path: Path) -> None:
     saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()
     assert saved.keys() == before.keys()
     assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+def test_a_call_past_the_hooks_is_whole(pipe: Any) -> None:
+    """Where a run ended with a light step, as DDIM's here, that step is over."""
+    unet = pipe.unet
+    expected = call(unet, 500)
+    apply_patch(pipe, cached())
+    assert pattern(pipe, 7).endswith("l")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(unet), "__call__", lambda self, *args, **kw: self.forward(*args, **kw))
+        assert torch.equal(call(unet, 500), expected)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_freeu_in_the_last_block(order: int) -> None:
+    """It scales hidden states in place: those that are kept must not be scaled twice."""
+    unet = tiny_unet(
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    timesteps = torch.tensor([900, 900, 900])
+    apply_patch(unet, cached(3, cache_order=order))
+    whole, *_, light = (call(unet, timesteps[place]) for place in range(order + 2))
+    torch.testing.assert_close(light, whole, rtol=1e-5, atol=1e-5)
+    remove_patch(unet)
+    unet.disable_freeu()
+    assert not torch.allclose(call(unet, 900), whole, rtol=1e-3)

@@ -199,7 +199,7 @@ def watch(unet: nn.Module) -> list[Step]:
         _, layer = patched_layers(module)[0]
         seen.append(getattr(layer, LAYER).runtime.step)
 
-    unet.register_forward_hook(note)
+    unet.register_forward_pre_hook(note)
     return seen
 
 

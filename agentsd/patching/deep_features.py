@@ -111,7 +111,8 @@ def _forward(part: Part, runtime: Runtime, previous: Any, *args: Any, **kwargs: 
         else:
             out = previous(*args, **kwargs)
         if step is not None and part.gives_feature and part.branch == step.records:
-            step.features["deep"] = out if isinstance(out, Tensor) else out[0]
+            # A copy: FreeU changes hidden states in place.
+            step.features["deep"] = (out if isinstance(out, Tensor) else out[0]).clone()
         return out
     hidden = (*args, *kwargs.values())[0]  # the first, whatever blocks call it
     if part.gives_feature and part.branch == step.phase.cache_branch + 1:
@@ -179,7 +180,7 @@ def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
         known: Values by where they are known.
         x: Where to continue it to.
     """
-    places, values = list(known), list(known.values())
+    places, values = list(known), [value.clone() for value in known.values()]
     for width in range(1, len(places)):
         values = [
             torch.lerp(a, b, (x - start) / (end - start))

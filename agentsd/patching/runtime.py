@@ -131,11 +131,11 @@ class Runtime:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def finish(self, *_: Any) -> None:
-        """Keep what a call leaves to later ones; a forward hook."""
-        step = self.step
-        if step is not None and step.features:
-            self.cache.put(step.phase, step.features.pop("deep"))
+        """Keep what a call leaves to later ones, and nothing else; a forward hook."""
+        if self.step is not None and self.step.features:
+            self.cache.put(self.step.phase, self.step.features["deep"])
         self.cache.end()
+        self.step = None
 
     def _with_cache(self, step: Step, call: Call, sample: Tensor) -> Step:
         """The step, made a light one if enough features of earlier steps are known."""
