@@ -104,6 +104,30 @@ def test_a_light_step_is_the_whole_unet_on_a_forecast(name: str, branch: int) ->
     assert not torch.allclose(forecasts[0], forecasts[1])
 
 
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_the_output_itself_is_forecast(order: int, return_dict: bool) -> None:
+    unet = tiny_unet()
+    timesteps = torch.tensor([900, 700, 500, 300])
+    wholes = [call(unet, timesteps[place]) for place in range(4)]
+    ran: list[int] = []
+    unet.conv_in.register_forward_hook(lambda *_: ran.append(0))
+    apply_patch(unet, cached(cache_order=order, cache_branch=-1))
+    if return_dict:
+        found = [call(unet, timesteps[place]) for place in range(order + 2)]
+    else:
+        random = torch.Generator().manual_seed(1)
+        x, text = (torch.randn(s, generator=random) for s in ((2, 4, 16, 16), (2, 7, 32)))
+        with torch.no_grad():
+            found = [
+                unet(x, timesteps[place], text, return_dict=False)[0] for place in range(order + 2)
+            ]
+    expected = wholes[0] if order == 0 else 2 * wholes[1] - wholes[0]
+    assert len(ran) == order + 1
+    torch.testing.assert_close(found[-1], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[-1], wholes[order + 1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("branch", [0, 1])
 def test_a_light_step_computes_nothing_of_what_it_leaves_out(branch: int) -> None:
     unet = tiny_unet(layers_per_block=2)
@@ -196,7 +220,10 @@ def test_pipelines(name: str, tmp_path: Path) -> None:
     def outputs() -> Tensor:
         return run(pipe, inputs, steps=4)
 
-    check_reversal(pipe.unet, outputs, pipe, schedule=cached(cache_order=0))
+    for branch in (-1, 0, 1):
+        check_reversal(
+            pipe.unet, outputs, pipe, schedule=cached(cache_order=0, cache_branch=branch)
+        )
     apply_patch(pipe, cached())
     for step in (steps := watch(pipe.unet)):
         seen.append(step.forecast is None)
@@ -232,11 +259,10 @@ def interrupt(pipe: Any, step: int, *_: Any) -> Any:
     return _[-1]
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_nothing_reaches_another_run(pipe: Any, order: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("order", "branch"), [(0, 0), (1, 0), (1, -1)])
+def test_nothing_reaches_another_run(pipe: Any, order: int, branch: int) -> None:
     """An interrupted run, another pipeline of the same UNet, another size or batch before it."""
-    schedule = cached(cache_order=order)
-    apply_patch(pipe, schedule)
+    apply_patch(pipe, cached(cache_order=order, cache_branch=branch))
     expected = latents(pipe, steps=6, seeds=[7])
 
     def same() -> bool:
@@ -262,7 +288,7 @@ def test_the_check_of_leaks_can_fail(pipe: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(StepCache, "clear", lambda self: None if vars(self) else _emptied(self))
     monkeypatch.setattr(StepCache, "end", lambda self: None)
     with pytest.raises(AssertionError, match="after an interrupted run"):
-        test_nothing_reaches_another_run(pipe, 0, Path())
+        test_nothing_reaches_another_run(pipe, 0, 0)
 
 
 def _emptied(cache: StepCache) -> None:
@@ -387,16 +413,16 @@ def test_what_one_branch_computes_is_part_of_what_the_next_does() -> None:
     for unet in (tiny_unet(), tiny_unet(layers_per_block=2), sdxl_unet()):
         parts = find_parts(unet)
         assert len({id(part.module) for part in parts}) == len(parts)
-        for branch in (0, 1):
+        for branch in (-1, 0, 1):
             assert any(p.gives_feature and p.branch == branch + 1 for p in parts)
 
 
 @pytest.mark.parametrize("how", ["method", "function"])
-@pytest.mark.parametrize("method", ["full", "keys"])
-def test_compiled_whole_and_light(pipe: Any, how: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "branch"), [("full", 0), ("keys", 0), ("keys", -1)])
+def test_compiled_whole_and_light(pipe: Any, how: str, method: str, branch: int) -> None:
     """No graph breaks, and two compilations: one whole, one light."""
     torch._dynamo.reset()
-    apply_patch(pipe, cached(3, method))
+    apply_patch(pipe, cached(3, method, cache_branch=branch))
     eager = latents(pipe, steps=9)
     compiled = []
 
@@ -409,7 +435,7 @@ def test_compiled_whole_and_light(pipe: Any, how: str, method: str) -> None:
     else:
         pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
     torch.testing.assert_close(latents(pipe, steps=9), eager, rtol=1e-3, atol=1e-3)
-    assert len(compiled) == 2
+    assert len(compiled) == (1 if branch < 0 else 2)  # a light step with nothing in it is no graph
 
 
 def test_a_call_is_known_by_its_list() -> None:

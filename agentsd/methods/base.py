@@ -18,7 +18,7 @@ Stride = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 
 Downsample = Literal[1, 2, 4, 8]
-Branch = Literal[0, 1]
+Branch = Literal[-1, 0, 1]
 Order = Literal[0, 1, 2]
 CHOICES: dict[str, tuple[int, ...]] = {
     "max_downsample": get_args(Downsample),
@@ -120,8 +120,9 @@ class Phase(StrictModel):
             these build on (the idea is DeepCache's: Ma et al., 2023, arXiv 2312.00858). Larger is
             faster, with larger differences to the unpatched image. 1, the default, computes every
             step.
-        cache_branch: Where the deep feature is taken. 0, the default, computes only the last
-            layer of the last block in between (DeepCache's branch 0), 1 the last two.
+        cache_branch: What is computed in between. 0, the default: the last layer of the last
+            block (DeepCache's branch 0); 1: the last two; -1: nothing, as the output itself is
+            forecast.
         cache_order: Degree of the polynomial through the last ``cache_order + 1`` features that
             the forecast continues: 0 keeps the last feature, as DeepCache does; 1, the default,
             is linear; 2 quadratic.

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..errors import PatchError
@@ -37,7 +38,7 @@ class Part:
     branch: int
     """The least ``cache_branch`` at which it is computed, all the same."""
     gives_feature: bool = False
-    """Whether it is one of the last block's layers, whose output is a deep feature."""
+    """Whether its output is the feature that the next lower branch forecasts."""
     residuals: int | None = None
     """Of a block on the way down: how many it hands to the way up."""
 
@@ -56,7 +57,8 @@ def find_parts(unet: Any) -> list[Part]:
             f"cache_interval: {type(unet).__name__} has no last block of two or more layers, of "
             "which a light step could compute the outermost; drop cache_interval"
         )
-    parts = [Part(module, NEVER, residuals=_residuals(module)) for module in down]
+    parts = [Part(unet, 0, gives_feature=True)]
+    parts += [Part(module, NEVER, residuals=_residuals(module)) for module in down]
     deep = [module for module in (unet.mid_block, *up) if module is not None]
     parts += [Part(module, NEVER) for module in deep[:-1]]
     parts += [Part(module, count, gives_feature=True) for module in deep[-1:]]
@@ -110,7 +112,7 @@ def _forward(part: Part, runtime: Runtime, previous: Any, *args: Any, **kwargs: 
             out = type(part.module).forward(part.module, *args, **kwargs)
         else:
             out = previous(*args, **kwargs)
-        if step is not None and part.gives_feature and part.branch == step.records:
+        if step is not None and part.gives_feature and part.branch - 1 == step.records:
             # A copy: FreeU changes hidden states in place.
             step.features["deep"] = (out if isinstance(out, Tensor) else out[0]).clone()
         return out
@@ -121,7 +123,9 @@ def _forward(part: Part, runtime: Runtime, previous: Any, *args: Any, **kwargs: 
         hidden = hidden[:, :1]  # nobody computes with it; what it is joined to need not be large
     if part.residuals is not None:
         return hidden, (hidden,) * part.residuals
-    return (hidden,) if kwargs.get("return_dict") is False else hidden
+    if kwargs.get("return_dict") is False:
+        return (hidden,)
+    return hidden if part.branch else UNet2DConditionOutput(hidden)
 
 
 def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any]:

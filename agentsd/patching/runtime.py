@@ -50,8 +50,8 @@ class Step:
     """By number of the layer: the owners of its tokens in this call, for the rest of its block."""
     forecast: Tensor | None = None
     """The deep feature that a light step builds on; None if the step is computed whole."""
-    records: int = 0
-    """One more than the branch whose deep feature is to be kept; 0 if none is."""
+    records: int | None = None
+    """The ``cache_branch`` whose feature is to be kept, if any."""
     features: dict[str, Tensor] = field(default_factory=dict)
     """The deep feature that this call computed, under ``"deep"``."""
 
@@ -143,7 +143,7 @@ class Runtime:
         self.cache.begin(call, now, sample)
         known = usable(self.cache.get(), phase, now)
         if not known:
-            return replace(step, records=phase.cache_branch + 1)
+            return replace(step, records=phase.cache_branch)
         values = {float(feature.step): feature.value for feature in known}
         return replace(step, forecast=extrapolated(values, float(now)))
 

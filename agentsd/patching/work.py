@@ -61,7 +61,7 @@ def work_left(
     costs = {}
     for phase in runtime.schedule.phases:
         step = still.step_at(Position(0, num_steps), phase, *size, "meta", device)
-        still.step = replace(step, records=phase.cache_branch + 1)
+        still.step = replace(step, records=phase.cache_branch)
         costs[phase, True] = _operations(twin, inputs)
         if phase.cache_interval > 1:
             still.step = replace(step, forecast=still.step.features["deep"])
