@@ -63,9 +63,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
     found = json.loads(capsys.readouterr().out)
-    assert found == inspect_patch(
-        apply_patch(load_architecture("pocket"), "faithful"), 256, 384, "cpu"
-    )
+    pocket = apply_patch(load_architecture("pocket"), "faithful")
+    assert found == inspect_patch(pocket, 256, 384, "cpu", num_inference_steps=25)
+    main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "7", "--json")
+    assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 4
     main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
     text = capsys.readouterr().out
     assert "10 of 140 attention layers patched, at 256×1024" in text

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from ..errors import PatchError
+from ..patching.diffusers_internals import UNet2DConditionOutput
 from ..patching.layers import find_unet
 
 

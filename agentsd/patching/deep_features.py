@@ -16,11 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..errors import PatchError
 from ..schedule import Phase, Schedule
+from .diffusers_internals import UNet2DConditionOutput
 from .step_cache import Feature
 
 if TYPE_CHECKING:

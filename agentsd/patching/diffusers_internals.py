@@ -23,6 +23,7 @@ try:
         FusedAttnProcessor2_0,
     )
     from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
     if RELEASE >= (0, 35):
         from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -49,5 +50,6 @@ __all__ = [
     "BasicTransformerBlock",
     "FusedAttnProcessor2_0",
     "TransformerSpatioTemporalModel",
+    "UNet2DConditionOutput",
     "dispatch_attention_fn",
 ]
