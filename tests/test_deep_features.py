@@ -279,7 +279,8 @@ def test_nothing_reaches_another_run(pipe: Any, order: int, branch: int) -> None
     latents(pipe, steps=6, size=(48, 32))
     assert same(), "after another size"
     pair = latents(pipe, steps=6, prompt=["a cat", "a dog"], seeds=[7, 8])
-    torch.testing.assert_close(pair[:1], expected, rtol=1e-4, atol=1e-4)
+    assert (pair[:1] - expected).norm() < 1e-4 * expected.norm()
+    assert (pair[1:] - expected).norm() > 1e-2 * expected.norm()
     assert same(), "after a batch"
 
 

@@ -87,9 +87,11 @@ def _residuals(block: Any) -> int:
 
 def install(unet: nn.Module, runtime: Runtime) -> None:
     """Stand in for the modules that light steps leave out, until :func:`remove`."""
+    lowest = min(phase.cache_branch for phase in runtime.schedule.phases)
     for part in find_parts(unet):
-        previous = vars(part.module).get("forward")
-        part.module.forward = partial(_forward, part, runtime, previous)
+        if part.branch > lowest:  # others are computed in every step
+            previous = vars(part.module).get("forward")
+            part.module.forward = partial(_forward, part, runtime, previous)
 
 
 def remove(unet: nn.Module) -> None:
