@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.patching.deep_features import extrapolated, find_parts, whole_steps
 from agentsd.patching.denoising_step import Call
+from agentsd.patching.processor import LAYER
 from agentsd.patching.step_cache import StepCache
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -168,6 +169,16 @@ def test_a_light_step_computes_nothing_of_what_it_leaves_out(branch: int) -> Non
             "wwlwlwwlwl",
         ),
         ([{"cache_interval": 10}], 2, "ww"),
+        (
+            [
+                {"until": 0.3, "cache_interval": 2},
+                {"until": 0.5},
+                {"until": 0.9, "cache_interval": 2},
+                {},
+            ],
+            10,
+            "wwlwwwwlww",
+        ),
     ],
 )
 def test_which_steps_are_whole(
@@ -177,6 +188,8 @@ def test_which_steps_are_whole(
     assert "".join("lw"[whole] for whole in whole_steps(schedule, steps)) == expected
     apply_patch(pipe, schedule)
     assert pattern(pipe, steps) == expected
+    (layer,) = {vars(m)[LAYER].runtime for m in pipe.unet.modules() if LAYER in vars(m)}
+    assert not layer.cache.get(), "features outlive the run"
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,9 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
     for step in range(num_steps):
         phase = schedule.phase_at(step, num_steps)
         whole.append(phase.cache_interval == 1 or not usable(known, phase, step))
-        if whole[-1] and phase.cache_interval > 1:
+        if phase.cache_interval == 1:
+            known.clear()
+        elif whole[-1]:
             known.append(Feature(step, phase, torch.empty(0)))
     return whole
 
@@ -186,7 +188,9 @@ def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
         known: Values by where they are known.
         x: Where to continue it to.
     """
-    places, values = list(known), [value.clone() for value in known.values()]
+    places, values = list(known), list(known.values())
+    if len(values) == 1:
+        return values[0].clone()
     for width in range(1, len(places)):
         values = [
             torch.lerp(a, b, (x - start) / (end - start))

@@ -127,6 +127,8 @@ class Runtime:
             self.step = self._with_cache(self.step, call, sample)
             if self.step.forecast is not None:
                 return args, without_deep_residuals(kwargs, phase.cache_branch)
+        else:
+            self.cache.clear()  # the next phase that has a cache begins anew
         return None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
