@@ -66,21 +66,25 @@ def find_call(timestep: Tensor | float, scheduler: Any = None) -> Call | None:
     return Call(found[0], len(known), known) if found else None
 
 
-def locate(timestep: Tensor | float, scheduler: Any = None, call: Call | None = None) -> Position:
+def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
+    """The :func:`position_of` a timestep's place in its list."""
+    return position_of(find_call(timestep, scheduler), timestep, scheduler)
+
+
+def position_of(call: Call | None, timestep: Tensor | float, scheduler: Any = None) -> Position:
     """Tell the denoising step from the timestep a UNet was called with.
 
     Calls that belong to one step (Heun makes two, PNDM two for its first) share its number.
 
     Args:
-        timestep: As for :func:`find_call`.
+        call: What :func:`find_call` found for the timestep.
+        timestep: What the UNet was called with.
         scheduler: As for :func:`find_call`.
-        call: What :func:`find_call` found, where it was asked already.
 
     Returns:
         The step and the number of steps. Without any list to look into, the step's place on
         the noise scale out of 1,000 stands for both.
     """
-    call = call or find_call(timestep, scheduler)
     if call is None:
         step = TRAIN_TIMESTEPS - 1 - round(_value(timestep))
         return Position(min(max(step, 0), TRAIN_TIMESTEPS - 1), TRAIN_TIMESTEPS, listed=False)

@@ -20,7 +20,7 @@ from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
 from .deep_features import extrapolated, usable, without_deep_residuals
-from .denoising_step import Call, Position, find_call, locate
+from .denoising_step import Call, Position, find_call, position_of
 from .step_cache import StepCache
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
@@ -104,7 +104,7 @@ class Runtime:
         )
         scheduler = getattr(self._pipeline(), "scheduler", None)
         call = find_call(timestep, scheduler)
-        position = locate(timestep, scheduler, call)
+        position = position_of(call, timestep, scheduler)
         if self.schedule.counts_steps and not position.listed:
             raise ScheduleError(
                 "until_step counts steps, but this UNet was called with a timestep that belongs "
