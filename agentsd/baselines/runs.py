@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from torch import Tensor
@@ -40,7 +41,7 @@ def fewer_steps(pipe: Any, num_inference_steps: int = 13) -> Iterator[Any]:
         kwargs.pop("num_inference_steps", None)
         real(num_inference_steps, *args, **kwargs)
 
-    with _replaced(pipe.scheduler, "set_timesteps", set_timesteps):
+    with mock.patch.object(pipe.scheduler, "set_timesteps", set_timesteps):
         yield pipe
 
 
@@ -184,7 +185,10 @@ def _forecast_output(
         value = sum(w * v for w, v in zip(found, known.values(), strict=True) if w)
         return (value,) if kwargs.get("return_dict") is False else UNet2DConditionOutput(value)
 
-    with _replaced(scheduler, "set_timesteps", begin), _replaced(unet, "forward", call):
+    with (
+        mock.patch.object(scheduler, "set_timesteps", begin),
+        mock.patch.object(unet, "forward", call),
+    ):
         yield pipe
 
 
@@ -192,16 +196,3 @@ def _scheduler(pipe: Any, name: str) -> Any:
     if getattr(pipe, "scheduler", None) is None:
         raise PatchError(f"{name} needs a pipeline, for its scheduler")
     return pipe.scheduler
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object another method until the end of the block."""
-    own = vars(owner).get(name)
-    vars(owner)[name] = value
-    try:
-        yield
-    finally:
-        vars(owner).pop(name, None)
-        if own is not None:
-            vars(owner)[name] = own

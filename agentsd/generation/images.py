@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -109,22 +110,12 @@ def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[Non
     # DPMSolverSDEScheduler takes no generator, but one seed per image.
     takes_seeds = hasattr(scheduler, "noise_sampler_seed")
     with (
-        _replaced(scheduler, "step", watched),
-        _replaced(scheduler, "noise_sampler_seed", list(seeds)) if takes_seeds else nullcontext(),
+        mock.patch.object(scheduler, "step", watched),
+        mock.patch.object(scheduler, "noise_sampler_seed", list(seeds))
+        if takes_seeds
+        else nullcontext(),
     ):
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of an object until the end of the ``with`` block."""
-    own = {name: vars(owner)[name]} if name in vars(owner) else {}
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        vars(owner).update(own)
 
 
 def _global_states(devices: Sequence[torch.device]) -> list[torch.Tensor]:
