@@ -142,22 +142,26 @@ def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any
     return kwargs
 
 
-def usable(known: Sequence[Feature], phase: Phase, step: int) -> Sequence[Feature]:
+def usable(
+    known: Sequence[Feature], phase: Phase, step: int, num_steps: int
+) -> Sequence[Feature]:
     """The features that a step is forecast from; none where it is to be computed whole.
 
-    The first steps of a run are whole, as many as a forecast takes, and so is the first of each
-    phase; then every ``cache_interval``-th.
+    Whole are the first step of each phase and the last of the run, and from there every
+    ``cache_interval``-th. Forecasts take as many features as are known, up to one more than
+    ``cache_order``: the first light steps of a run hold the only one there is.
 
     Args:
         known: Features of earlier steps of the run, the oldest first.
         phase: The step's phase.
         step: Its number.
+        num_steps: The number of steps of the run.
     """
     known = [feature for feature in known if feature.phase.cache_branch == phase.cache_branch]
-    taken = known[-1 - phase.cache_order :]
-    if len(taken) <= phase.cache_order or taken[-1].phase is not phase:
+    begins = not known or known[-1].phase is not phase
+    if begins or (num_steps - 1 - step) % phase.cache_interval == 0:
         return []
-    return taken if step - taken[-1].step < phase.cache_interval else []
+    return known[-1 - phase.cache_order :]
 
 
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
@@ -167,13 +171,13 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
         >>> from agentsd import Phase, Schedule
         >>> schedule = Schedule(phases=[Phase(method="keys", cache_interval=3)])
         >>> "".join("light whole ".split()[w][0] for w in whole_steps(schedule, 10))
-        'wwllwllwll'
+        'wllwllwllw'
     """
     known: list[Feature] = []
     whole = []
     for step in range(num_steps):
         phase = schedule.phase_at(step, num_steps)
-        whole.append(phase.cache_interval == 1 or not usable(known, phase, step))
+        whole.append(phase.cache_interval == 1 or not usable(known, phase, step, num_steps))
         if phase.cache_interval == 1:
             known.clear()
         elif whole[-1]:

@@ -143,7 +143,7 @@ class Runtime:
         """The step, made a light one if enough features of earlier steps are known."""
         phase, now = step.phase, step.position.step
         self.cache.begin(call, now, sample)
-        known = usable(self.cache.get(), phase, now)
+        known = usable(self.cache.get(), phase, now, step.position.num_steps)
         if not known:
             return replace(step, records=phase.cache_branch)
         values = {float(feature.step): feature.value for feature in known}
