@@ -7,9 +7,14 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 ours=(--schedule faithful --schedule fast --schedule paper)
 agents=(--schedule docs/benchmarks/agents-256.yaml)
+cached=(--schedule faithful --schedule balanced --schedule turbo --no-peers --steps 25)
 
 measure() { # NAME OPTION...
   agentsd benchmark "${ours[@]}" "${@:2}" --out "docs/benchmarks/$1.csv"
+}
+
+measure_runs() { # NAME OPTION...
+  agentsd benchmark "${cached[@]}" "${@:2}" --out "docs/benchmarks/$1.csv"
 }
 
 on_cpu() {
@@ -18,6 +23,8 @@ on_cpu() {
   measure sd15-512-cpu-compile --model sd15 --size 512 "${core[@]}" --no-peers --compile --rounds 3
   measure sd15-1024-cpu --model sd15 --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 3
   measure sdxl-1024-cpu --model sdxl --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 2
+  measure_runs sd15-512-cpu-runs --model sd15 "${core[@]}" --rounds 3
+  measure_runs sdxl-1024-cpu-runs --model sdxl "${core[@]}" --rounds 2
   # How the time of a layer grows, up to 192x192 tokens.
   measure sd15-top-cpu --model sd15-top --size 512 --size 768 --size 1024 --size 1536 --batch 1 \
     "${agents[@]}" "${core[@]}" --rounds 3
@@ -34,6 +41,8 @@ on_cuda() {
       --size 2048 "${agents[@]}" "${card[@]}" $compiled
     measure "sdxl-cuda${compiled#-}" --model sdxl --size 1024 --size 1536 --size 2048 \
       "${agents[@]}" "${card[@]}" $compiled
+    measure_runs "sd15-cuda-runs${compiled#-}" --model sd15 "${card[@]}" $compiled
+    measure_runs "sdxl-cuda-runs${compiled#-}" --model sdxl "${card[@]}" $compiled
   done
 }
 
