@@ -65,8 +65,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     pocket = apply_patch(load_architecture("pocket"), "faithful")
     assert found == inspect_patch(pocket, 256, 384, "cpu", num_inference_steps=25)
-    main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "7", "--json")
-    assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 4
+    main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "9", "--json")
+    assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 5
     main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
     text = capsys.readouterr().out
     assert "10 of 140 attention layers patched, at 256×1024" in text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import latents, smallest_unet, tiny_pipeline
+from tiny_models import RecordingBackend, latents, smallest_unet, tiny_pipeline
 
 from agentsd import Schedule, apply_patch
 
@@ -33,12 +33,7 @@ def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> Non
     pipe = tiny_pipeline(tmp_path, unet=smallest_unet())
     apply_patch(pipe, SCHEDULE)
     eager = latents(pipe, steps=10)
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
+    backend = RecordingBackend()
     if how == "method":
         pipe.unet.compile(fullgraph=True, backend=backend)
     else:
@@ -46,7 +41,7 @@ def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> Non
     first, again = latents(pipe, steps=10), latents(pipe, steps=10)
     assert torch.equal(first, again)
     torch.testing.assert_close(first, eager, rtol=1e-4, atol=1e-4)
-    assert len(compiled) == len(SCHEDULE.phases)
+    assert len(backend.graphs) == len(SCHEDULE.phases)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +59,7 @@ def test_whole_graph_of_each_kind_of_phase(phase: dict[str, Any], tmp_path: Any)
     pipe = tiny_pipeline(tmp_path, unet=smallest_unet())
     apply_patch(pipe, Schedule.from_dict({"phases": [phase]}))
     eager = latents(pipe, steps=6)
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
+    backend = RecordingBackend()
     pipe.unet.compile(fullgraph=True, backend=backend)
     torch.testing.assert_close(latents(pipe, steps=6), eager, rtol=1e-4, atol=1e-4)
-    assert len(compiled) == 1
+    assert len(backend.graphs) == 1

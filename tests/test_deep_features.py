@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,31 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from test_patch import check_reversal
 from test_pipelines_of_diffusers import PIPELINES, run
 from test_schedulers import NAMES, given
-from tiny_models import call, latents, sdxl_unet, tiny_pipeline, tiny_unet, watch
+from tiny_models import (
+    RecordingBackend,
+    call,
+    latents,
+    sdxl_unet,
+    tiny_pipeline,
+    tiny_unet,
+    watch,
+)
 from torch import Tensor, nn
 
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
+from agentsd.patching import deep_features
 from agentsd.patching.deep_features import extrapolated, find_parts, whole_steps
 from agentsd.patching.denoising_step import Call
 from agentsd.patching.processor import LAYER
 from agentsd.patching.step_cache import StepCache
 
-pytestmark = pytest.mark.usefixtures("small_grids")
+pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Light steps in runs of any length, for tests that take no longer than they must."""
+    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 1)
 
 
 def cached(interval: int = 2, method: str = "full", **settings: Any) -> Schedule:
@@ -71,6 +87,20 @@ def feature_of(unet: UNet2DConditionModel, branch: int) -> nn.Module:
     layers = [*zip(last.resnets, getattr(last, "attentions", last.resnets), strict=True)]
     before = len(layers) - 2 - branch
     return layers[before][-1] if before >= 0 else rest[-1]
+
+
+def test_a_short_run_is_whole_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the four steps of a distilled model."""
+    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 4)
+    expected = latents(pipe, steps=4)
+    apply_patch(pipe, cached(2))
+    with pytest.warns(UserWarning, match="4 steps computes each step whole: .* 8 steps or more"):
+        assert torch.equal(latents(pipe, steps=4), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once for each length
+        assert pattern(pipe, 4) == "wwww"
+        assert pattern(pipe, 8) == "wwlwlwlw"
+    assert whole_steps(cached(2), 7) == [True] * 7
 
 
 @pytest.mark.parametrize("branch", [0, 1])
@@ -119,9 +149,7 @@ def test_the_output_itself_is_forecast(order: int, return_dict: bool) -> None:
         random = torch.Generator().manual_seed(1)
         x, text = (torch.randn(s, generator=random) for s in ((2, 4, 16, 16), (2, 7, 32)))
         with torch.no_grad():
-            found = [
-                unet(x, timesteps[place], text, return_dict=False)[0] for place in range(3)
-            ]
+            found = [unet(x, timesteps[place], text, return_dict=False)[0] for place in range(3)]
     expected = wholes[1] if order == 0 else 2 * wholes[1] - wholes[0]
     assert len(ran) == 2
     torch.testing.assert_close(found[-1], expected, rtol=1e-5, atol=1e-5)
@@ -439,18 +467,14 @@ def test_compiled_whole_and_light(pipe: Any, how: str, method: str, branch: int)
     torch._dynamo.reset()
     apply_patch(pipe, cached(3, method, cache_branch=branch))
     eager = latents(pipe, steps=9)
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        compiled.append(graph)
-        return graph.forward
-
+    backend = RecordingBackend()
     if how == "method":
         pipe.unet.compile(fullgraph=True, backend=backend)
     else:
         pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
     torch.testing.assert_close(latents(pipe, steps=9), eager, rtol=1e-3, atol=1e-3)
-    assert len(compiled) == (1 if branch < 0 else 2)  # a light step with nothing in it is no graph
+    # A light step with nothing in it is no graph.
+    assert len(backend.graphs) == (1 if branch < 0 else 2)
 
 
 def test_a_call_is_known_by_its_list() -> None:

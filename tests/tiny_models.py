@@ -191,6 +191,17 @@ def patched_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
     return [(name, module) for name, module in unet.named_modules() if LAYER in vars(module)]
 
 
+class RecordingBackend:
+    """A compiler for ``torch.compile`` that compiles nothing and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
+        self.graphs.append(graph)
+        return graph.forward
+
+
 def watch(unet: nn.Module) -> list[Step]:
     """A list to which each call of a patched UNet adds its step."""
     seen: list[Step] = []

@@ -8,12 +8,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ..baselines import tiles, todo, tomesd
+from ..patching import runtime
 from ..patching.deep_features import whole_steps
 from ..patching.denoising_step import Call
 from ..patching.layers import replaced_processors, top_attention_layers
@@ -104,11 +106,13 @@ def _constant(phase: Phase) -> UNetPatch:
 def _light(phase: Phase) -> UNetPatch:
     """A UNet whose calls are light steps, except the very first, which computes the feature."""
     schedule = _alone(phase)
-    cache = _Primed(schedule.phases[0])
+    cache, order = _Primed(schedule.phases[0]), phase.cache_order
 
     @contextmanager
     def patch(unet: UNet2DConditionModel) -> Iterator[None]:
-        with patched(unet, schedule):
+        # Wherever in its run, a call is a light step once a feature is known.
+        always = mock.patch.object(runtime, "usable", lambda known, phase, *_: known[-1 - order :])
+        with patched(unet, schedule), always:
             found = patch_of(unet)
             assert found is not None
             found.runtime.cache = cache

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    protocol: Annotated[str, typer.Argument(help="A YAML file, or one of ours: pocket, cache, …, imagenet2k.")],
+    protocol: Annotated[
+        str, typer.Argument(help="A YAML file, or one of ours: pocket, cache, …, imagenet2k.")
+    ],
     out: Annotated[
         Path,
         typer.Option(help="Folder for images and report; images already there are kept."),

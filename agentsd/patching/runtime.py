@@ -19,7 +19,13 @@ from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
-from .deep_features import extrapolated, usable, without_deep_residuals
+from .deep_features import (
+    extrapolated,
+    fewest_steps,
+    has_light_steps,
+    usable,
+    without_deep_residuals,
+)
 from .denoising_step import Call, Position, find_call, position_of
 from .step_cache import StepCache
 
@@ -79,6 +85,7 @@ class Runtime:
         self.step: Step | None = None
         self.cache = StepCache()
         self._sizes: set[tuple[int, int]] = set()
+        self._short_runs: set[int] = set()
         self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,12 +130,14 @@ class Runtime:
                 "that merging would remove",
                 stacklevel=2,
             )
-        if call is not None and phase.cache_interval > 1:
+        if call is not None and has_light_steps(phase, position.num_steps):
             self.step = self._with_cache(self.step, call, sample)
             if self.step.forecast is not None:
                 return args, without_deep_residuals(kwargs, phase.cache_branch)
         else:
             self.cache.clear()  # the next phase that has a cache begins anew
+            if call is not None and phase.cache_interval > 1:
+                self._warn_of_short_run(phase, position.num_steps)
         return None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -148,6 +157,17 @@ class Runtime:
             return replace(step, records=phase.cache_branch)
         values = {float(feature.step): feature.value for feature in known}
         return replace(step, forecast=extrapolated(values, float(now)))
+
+    def _warn_of_short_run(self, phase: Phase, num_steps: int) -> None:
+        """Warn, once for each number of steps, that a run has no light steps."""
+        if num_steps in self._short_runs:
+            return
+        self._short_runs.add(num_steps)
+        warnings.warn(
+            f"this run of {num_steps} steps computes each step whole: cache_interval "
+            f"{phase.cache_interval} gains only in runs of {fewest_steps(phase)} steps or more",
+            stacklevel=2,
+        )
 
     def _warn_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn if the schedule would change layers, but changes none at this size."""
