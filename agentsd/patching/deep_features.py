@@ -160,6 +160,19 @@ def usable(known: Sequence[Feature], phase: Phase, step: int) -> Sequence[Featur
     return taken if step - taken[-1].step < phase.cache_interval else []
 
 
+def forecast(known: Sequence[Feature], phase: Phase, step: int) -> Tensor | None:
+    """The deep feature that a step builds on; None where it is to be computed whole.
+
+    Args:
+        known: Features of earlier steps of the run, the oldest first.
+        phase: The step's phase.
+        step: Its number.
+    """
+    taken = usable(known, phase, step)
+    values = {float(feature.step): feature.value for feature in taken}
+    return extrapolated(values, float(step)) if values else None
+
+
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
     """Whether each step of a run from its start is computed whole.
 

@@ -19,7 +19,7 @@ from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
-from .deep_features import extrapolated, usable, without_deep_residuals
+from .deep_features import forecast, without_deep_residuals
 from .denoising_step import Call, Position, find_call, position_of
 from .step_cache import StepCache
 
@@ -143,11 +143,10 @@ class Runtime:
         """The step, made a light one if enough features of earlier steps are known."""
         phase, now = step.phase, step.position.step
         self.cache.begin(call, now, sample)
-        known = usable(self.cache.get(), phase, now)
-        if not known:
+        found = forecast(self.cache.get(), phase, now)
+        if found is None:
             return replace(step, records=phase.cache_branch)
-        values = {float(feature.step): feature.value for feature in known}
-        return replace(step, forecast=extrapolated(values, float(now)))
+        return replace(step, forecast=found)
 
     def _warn_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn if the schedule would change layers, but changes none at this size."""
