@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .schedule import Phase, Schedule
+    from .tuning.tune import Tuning, tune
 
 __version__ = "0.2.0.dev0"
 
@@ -35,15 +36,20 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "SettingsError",
+    "Tuning",
     "apply_patch",
     "inspect_patch",
     "load_pipeline",
     "patched",
     "remove_patch",
+    "tune",
 ]
 
 
-_HOMES = ("errors", "schedule", "patching.inspection", "patching.patch", "models.loading")
+_HOMES = (
+    *("errors", "schedule", "patching.inspection", "patching.patch", "models.loading"),
+    "tuning.tune",
+)
 
 
 def __getattr__(name: str) -> Any:

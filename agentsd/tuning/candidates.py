@@ -60,7 +60,7 @@ def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
     for attention, cache, end in candidate:
         until = {} if end == num_steps else {"until": _share(end, num_steps)}
         phases.append({**until, **ATTENTION[attention], **CACHES[cache]})
-    return Schedule(phases=phases)
+    return Schedule.from_dict({"phases": phases})
 
 
 def _share(step: int, num_steps: int) -> float:

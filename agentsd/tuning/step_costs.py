@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -37,7 +38,7 @@ class Kind(NamedTuple):
         light = None if whole else (phase.cache_branch, phase.cache_order)
         if light is not None and phase.cache_branch == -1:
             return cls("", light)  # nothing is computed
-        return cls(repr(_without_cache(phase)), light)
+        return cls(json.dumps(_without_cache(phase).to_dict()), light)
 
 
 def _without_cache(phase: Phase) -> Phase:

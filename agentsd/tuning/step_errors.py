@@ -4,7 +4,7 @@ Everything happens along an unpatched trajectory: a step is computed as a candid
 latents that the unpatched run had there, and compared with what the unpatched UNet returned. How
 much an error in one step moves the final image is measured too, at a few steps: the run goes on
 from there with the error in it. The error of a whole candidate is then predicted as the sum of its
-steps' errors, each times that weight, as vectors, so that errors of a kind add up and others cancel.
+steps' errors, each times that weight: as vectors, since errors of a kind add up and others cancel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -22,18 +21,12 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..patching.deep_features import Feature, forecast, without_deep_residuals
-from ..patching.patch import apply_patch, install, patch_of, remove_patch
-from ..patching.still_runtime import StillRuntime
-from ..patching.step_cache import MOST
-from ..schedule import Phase, Schedule
-from .candidates import ATTENTION, CACHES, Candidate, schedule_of
-from .trajectories import Trajectory, moved
-
-OUTPUT = -1
-"""The branch that forecasts the output."""
-
-BRANCHES = sorted({cache.get("cache_branch", OUTPUT) for cache in CACHES} - {OUTPUT})
+from ..patching.deep_features import forecast, usable
+from ..patching.step_cache import MOST, Feature
+from ..schedule import Phase
+from .candidates import Candidate, schedule_of
+from .probing import BRANCHES, OUTPUT, Probe
+from .trajectories import Trajectory
 
 VALUES = 4096
 """Values of a prediction, drawn once, that stand for all of them."""
@@ -47,58 +40,22 @@ class StepErrors:
     """Errors of single steps on one trajectory; what was computed once is remembered.
 
     Args:
-        pipe: Unpatched, except within :meth:`probing`.
+        probe: Calls the trajectory's pipeline.
         trajectory: Of the pipeline.
         weights: How far an error of 1 (root mean square) in the prediction of each call moves the
             final image.
-        check: Called before each call of the UNet; may raise to stop.
     """
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        trajectory: Trajectory,
-        weights: NDArray[np.float64],
-        check: Callable[[], None],
-    ) -> None:
-        self._pipe, self._trajectory, self._check = pipe, trajectory, check
-        self._weights = weights
+    def __init__(self, probe: Probe, trajectory: Trajectory, weights: NDArray[np.float64]) -> None:
+        self._probe, self._trajectory, self._weights = probe, trajectory, weights
         reference = trajectory.guided(trajectory.calls[0].output).flatten()
         order = np.random.default_rng(0).permutation(len(reference))
         self._drawn = torch.from_numpy(order[:VALUES])
         self._features: dict[tuple[int, Source], Tensor] = {}
         self._errors: dict[tuple[Any, ...], Vector] = {}
-        self._runtime: StillRuntime | None = None
-
-    @contextmanager
-    def probing(self) -> Iterator[None]:
-        """Let the UNet be called step by step, until the end of the ``with`` block."""
-        kinds = [
-            attention | {"cache_interval": 2, "cache_branch": branch}
-            for attention in ATTENTION
-            for branch in BRANCHES
-        ]
-        ends = [{"until_step": number} for number in range(1, len(kinds))]
-        schedule = Schedule(phases=[a | b for a, b in zip(kinds, [*ends, {}], strict=True)])
-        unet = self._pipe.unet
-        apply_patch(self._pipe, schedule)
-        patch = patch_of(unet)
-        assert patch is not None
-        self._runtime = StillRuntime(schedule, patch.runtime.layers)
-        remove_patch(self._pipe)
-        install(unet, self._runtime)
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self._runtime = None
-            remove_patch(self._pipe)
 
     def predict(self, candidate: Candidate) -> float:
-        """The predicted difference to the unpatched image: root mean square, of pixels in [0, 1].
-
-        Within :meth:`probing` only.
-        """
+        """The predicted root mean square difference to the unpatched image, of pixels in [0, 1]."""
         total = np.zeros(len(self._drawn), np.float32)
         for weight, error in zip(self._weights, self._step_errors(candidate), strict=True):
             total += weight * error
@@ -124,12 +81,12 @@ class StepErrors:
                 known.clear()
                 yield self._whole(source)
             else:
-                light = self._light(source, phase, earlier[-MOST:])
-                if light is None:
+                error = self._light(source, phase, earlier[-MOST:])
+                if error is None:
                     value = self._feature(source, phase.cache_branch)
                     earlier.append((Feature(step, phase, value), source))
-                    light = self._whole(source)
-                yield light
+                    error = self._whole(source)
+                yield error
             calls_of[step] += 1
 
     def _whole(self, source: Source) -> Vector:
@@ -142,19 +99,21 @@ class StepErrors:
     ) -> Vector | None:
         """The error of a light step; None where the step is computed whole."""
         number, attention = source
-        step = self._trajectory.calls[number].position.step
-        branch = phase.cache_branch
-        sources = tuple(each for _, each in known)
-        kept = sources, tuple(f.phase is phase for f, _ in known), phase.cache_interval
+        call, branch = self._trajectory.calls[number], phase.cache_branch
+        step = call.position.step
+        sources = {id(feature): each for feature, each in known}
+        taken = usable([feature for feature, _ in known], phase, step)
+        if not taken:
+            return None
         attended = attention if branch != OUTPUT else None
-        key = number, attended, branch, phase.cache_order, kept
+        key = number, attended, branch, phase.cache_order, *(sources[id(f)] for f in taken)
         if key not in self._errors:
-            value = forecast([feature for feature, _ in known], phase, step)
-            if value is None:
-                return None
-            if branch != OUTPUT:
-                value = self._call(source, branch, value)
-            self._errors[key] = self._error(number, value)
+            value = forecast(taken, phase, step)
+            assert value is not None
+            output = (
+                value if branch == OUTPUT else self._probe.light(call, attention, branch, value)
+            )
+            self._errors[key] = self._error(number, output)
         return self._errors[key]
 
     def _error(self, number: int, output: Tensor) -> Vector:
@@ -166,30 +125,12 @@ class StepErrors:
     def _feature(self, source: Source, branch: int) -> Tensor:
         """What a whole step leaves for later ones: its deep feature, or its output."""
         if (branch, source) not in self._features:
+            number, attention = source
+            call = self._trajectory.calls[number]
             for each in BRANCHES:
-                output = self._call(source, each)
-                self._features[OUTPUT, source] = output
+                output, feature = self._probe.whole(call, attention, each)
+                self._features |= {(OUTPUT, source): output, (each, source): feature}
         return self._features[branch, source]
-
-    def _call(self, source: Source, branch: int, feature: Tensor | None = None) -> Tensor:
-        """The UNet's output, on the CPU: of a whole step, or of a light one on a feature."""
-        self._check()
-        number, attention = source
-        call, runtime = self._trajectory.calls[number], self._runtime
-        assert runtime is not None
-        phase = runtime.schedule.phases[attention * len(BRANCHES) + BRANCHES.index(branch)]
-        device = self._pipe._execution_device
-        arguments = moved(call.arguments, device) | {"return_dict": False}
-        step = runtime.step_at(call.position, phase, *call.latents.shape[-2:], device)
-        if feature is None:
-            runtime.step = replace(step, records=branch)
-        else:
-            runtime.step = replace(step, forecast=feature.to(device))
-            arguments = without_deep_residuals(arguments, branch)
-        output: Tensor = self._pipe.unet(**arguments)[0]
-        if feature is None:
-            self._features[branch, source] = runtime.step.features["deep"].cpu()
-        return output.cpu()
 
 
 def weights_of_steps(

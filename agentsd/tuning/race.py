@@ -1,0 +1,167 @@
+"""Find the candidate that serves a budget best, with as few real images as it takes.
+
+Each image is compared with the unpatched one of its prompt and seed. The hardest images come first:
+a candidate that fails there needs no others. At each turn, the most promising candidate gets its
+next image; what is promising is told by a model of two effects, one of the candidate and one of the
+image, fitted to all that was measured and leaning on the predicted errors where nothing was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..schedule import Schedule
+from .budget import SPEED, Budget, decibels
+
+ROUNDS = 20
+"""Of fitting one effect after the other."""
+
+PRIOR = 0.5
+"""How many images the prediction of a candidate counts for."""
+
+
+@dataclass
+class Entry:
+    """A schedule in the race.
+
+    Args:
+        name: Unique.
+        schedule: The schedule.
+        time: Of a run as a share of an unpatched one, from the measured times of its steps.
+        predicted: Likeness in dB, for candidates; ``None`` for presets.
+        values: The budget's likeness of each image that was made, by number.
+    """
+
+    name: str
+    schedule: Schedule
+    time: float
+    predicted: float | None = None
+    values: dict[int, float] = field(default_factory=dict)
+
+
+class Race:
+    """Entries, and what is known and expected of each.
+
+    Args:
+        entries: The entries, with what was measured before.
+        budget: What they must keep to.
+        images: How many images there are.
+        measure: Makes an image with an entry's schedule; returns its likeness.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        budget: Budget,
+        images: int,
+        measure: Callable[[Entry, int], float],
+    ) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self.budget, self.images, self._measure = budget, images, measure
+
+    def run_whole(self, entry: Entry) -> None:
+        """Make all of an entry's images that are missing."""
+        for image in range(self.images):
+            self.make(entry, image)
+
+    def make(self, entry: Entry, image: int) -> None:
+        """Make one image, if it is missing."""
+        if image not in entry.values:
+            entry.values[image] = self._measure(entry, image)
+
+    def winner(self, entries: Iterable[Entry], *, decided: bool = False) -> Entry | None:
+        """Make images until the best entry is known, and return it.
+
+        Args:
+            entries: Those to choose from.
+            decided: Choose without new images, among the entries that have them all.
+
+        Returns:
+            The best; where none meets the budget the one that comes closest. ``None`` if there
+            are no entries to choose from.
+        """
+        among = list(entries)
+        while True:
+            whole = [each for each in among if len(each.values) == self.images]
+            expected = self.expectations()
+            if decided:
+                return min(whole, key=lambda e: self._rank(e, expected), default=None)
+            best = min(among, key=lambda e: self._rank(e, expected), default=None)
+            if best is None or best in whole:
+                return best
+            missing = [i for i in self.hardest_first(expected) if i not in best.values]
+            self.make(best, missing[0])
+
+    def meets(self, entry: Entry) -> bool:
+        """Whether all of its images meet the budget (or its predicted time does)."""
+        if self.budget.metric == SPEED:
+            return self.budget.is_met(1 / entry.time)
+        return all(map(self.budget.is_met, entry.values.values()))
+
+    def _rank(self, entry: Entry, expected: Expectations) -> tuple[int, float]:
+        """Less is better."""
+        likeness = expected.candidates[entry.name]
+        if self.budget.metric == SPEED:
+            meets = self.budget.is_met(1 / entry.time)
+            return (0, -likeness) if meets else (1, entry.time)
+        values = [decibels(self.budget.metric, v) for v in entry.values.values()]
+        others = [i for i in range(self.images) if i not in entry.values]
+        worst = min([*values, *(likeness + expected.images[i] for i in others)])
+        bound = decibels(self.budget.metric, self.budget.bound)
+        return (0, entry.time) if worst >= bound else (1, -worst)
+
+    def hardest_first(self, expected: Expectations) -> list[int]:
+        """The images, those first on which entries do worst."""
+        return sorted(range(self.images), key=lambda image: expected.images[image])
+
+    def expectations(self) -> Expectations:
+        """Fit the effects of candidates and images to all that was measured."""
+        seen = [
+            (entry.name, image, decibels(self.budget.likeness, value))
+            for entry in self.entries.values()
+            for image, value in entry.values.items()
+        ]
+        prior = {e.name: e.predicted for e in self.entries.values() if e.predicted is not None}
+        images = np.zeros(self.images)
+        offset = 0.0  # of the predictions from what is measured
+        effects: dict[str, float] = {}
+        for _ in range(ROUNDS):
+            residuals: dict[str, list[float]] = {}
+            for name, image, value in seen:
+                residuals.setdefault(name, []).append(value - images[image])
+            shifts = [np.mean(r) - prior[n] for n, r in residuals.items() if n in prior]
+            offset = float(np.median(shifts)) if shifts else 0.0
+            effects = {
+                name: _blend(found, prior[name] + offset if name in prior else None)
+                for name, found in residuals.items()
+            }
+            sums, counts = np.zeros(self.images), np.full(self.images, 1e-9)
+            for name, image, value in seen:
+                sums[image] += value - effects[name]
+                counts[image] += 1
+            images = sums / counts
+            images -= images[counts >= 1].mean() if (counts >= 1).any() else 0.0
+        known = effects | {n: p + offset for n, p in prior.items() if n not in effects}
+        lowest = min(known.values(), default=0.0)
+        candidates = {name: known.get(name, lowest) for name in self.entries}
+        return Expectations(candidates, [float(image) for image in images])
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What is expected, in dB: the sum of a candidate's and an image's effect."""
+
+    candidates: dict[str, float]
+    images: list[float]
+
+
+def _blend(found: list[float], prior: float | None) -> float:
+    """The mean of what was found, drawn to what was expected."""
+    total, weight = math.fsum(found), float(len(found))
+    if prior is not None:
+        total, weight = total + PRIOR * prior, weight + PRIOR
+    return total / weight
