@@ -28,9 +28,11 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     budget, race, best = tuner.budget, tuner.race, tuner.best()
     assert race is not None
     assert best is not None
-    whole = [entry for entry in race.entries.values() if len(entry.values) == race.images]
+    entries = list(race.entries.values())
+    whole = [entry for entry in entries if len(entry.values) == race.images]
+    chosen = best.name if best.predicted is None else CHOSEN
     table = {
-        CHOSEN if entry is best else entry.name: _tuning_row(entry, budget, tuner)
+        chosen if entry is best else entry.name: _tuning_row(entry, budget, tuner)
         for entry in whole
     }
     front = pareto_front(_higher_is_better(table, budget), budget.likeness)
@@ -40,7 +42,8 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
         "tuned_for": conditions.model_dump(),
         "made_with": VERSIONS,
         "schedule": best.schedule.to_dict(),
-        "preset_of": best.name if best.predicted is None else None,
+        "chosen": chosen,
+        "is_preset": best.predicted is None,
         "met_on_tuning_images": race.meets(best),
         "best_preset": preset and preset.name,
         "variants": table,
@@ -48,6 +51,8 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
         "images": {"tuning": race.images, "held_out": len(tuner.judged)},
         "made": sum(len(entry.values) for entry in race.entries.values()),
         "raced": sum(bool(entry.values) for entry in race.entries.values()),
+        "candidates_run": sum(bool(e.values) and e.predicted is not None for e in entries),
+        "screened": sum(e.predicted is not None for e in entries),
         "held_out": _held_out(tuner),
         "seconds": tuner.clock.seconds,
         "stopped": stopped,
@@ -80,11 +85,11 @@ def _held_out(tuner: Tuner) -> dict[str, Any]:
     judged, budget = tuner.judged, tuner.budget
     prompts = [settings.prompt for settings in tuner.images.held_out[: len(judged)]]
     names = [name for name in judged[0] if name != UNPATCHED]
-    found = {}
+    chosen, found = names[0], {}
     for name in names:
         row = judge(judged, prompts, name, budget)
-        if name != CHOSEN:
-            row["tuned_is_faster_by"] = faster_by(judged, prompts, CHOSEN, name)
+        if name != chosen:
+            row["tuned_is_faster_by"] = faster_by(judged, prompts, chosen, name)
         found[name] = {
             key: interval_to_json(value) if isinstance(value, Interval) else value
             for key, value in row.items()
@@ -94,10 +99,11 @@ def _held_out(tuner: Tuner) -> dict[str, Any]:
 
 def words(found: dict[str, Any], budget: Budget) -> list[str]:
     """What was found and why, in sentences."""
-    row = found["variants"][CHOSEN]
-    kind = f"the preset {found['preset_of']}" if found["preset_of"] else "a tuned schedule"
-    what = "" if found["preset_of"] else f": {row['what']}"
-    lines = [f"Chosen for {budget}: {kind}{what}."]
+    chosen = found["chosen"]
+    row = found["variants"][chosen]
+    is_preset = found["is_preset"]
+    kind = f"the preset {chosen}" if is_preset else "a tuned schedule"
+    lines = [f"Chosen for {budget}: {kind} ({row['what']})."]
     count = found["images"]["tuning"]
     if not found["met_on_tuning_images"]:
         lines.append("Nothing that was tried meets the budget; this comes closest.")
@@ -113,17 +119,20 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
     held_out = found["held_out"]
     if not held_out:
         return [*lines, "Not judged on held-out images: these figures are of the tuning images."]
-    lines.append(_verdict(CHOSEN, held_out[CHOSEN], budget))
+    lines.append(_verdict(chosen, held_out[chosen], budget))
     preset = found["best_preset"]
-    if preset in held_out:
+    if preset != chosen and preset in held_out:
         lines.append(_verdict(preset, held_out[preset], budget))
         faster = held_out[preset]["tuned_is_faster_by"]
         lines.append(
             f"The tuned schedule takes {_percent(faster)} less time than {preset}, the best preset "
             "for this budget."
         )
-    elif found["preset_of"]:
-        lines.append("No candidate beats it: for this budget, the preset is on the front.")
+    elif is_preset:
+        lines.append(
+            f"None of {found['screened']} candidates that were screened and "
+            f"{found['candidates_run']} that were run beats it: the preset is on the front."
+        )
     if held_out["warning"]:
         lines.append(f"Mind: {held_out['warning']}.")
     return lines

@@ -3,7 +3,7 @@
 Each image is compared with the unpatched one of its prompt and seed. The hardest images come first:
 a candidate that fails there needs no others. At each turn, the most promising candidate gets its
 next image; what is promising is told by a model of two effects, one of the candidate and one of the
-image, fitted to all that was measured and leaning on the predicted errors where nothing was.
+image, fitted to all that was measured and leaning on the predicted errors where little was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,12 @@ ROUNDS = 20
 
 PRIOR = 0.5
 """How many images the prediction of a candidate counts for."""
+
+SPREAD = 3.0
+"""Standard deviation, in dB, of candidates from what is predicted, before any is known."""
+
+FEW, SLOPES = 4, (0.3, 1.2)
+"""Candidates from which on the slope of their predictions is fitted, and its limits."""
 
 
 @dataclass
@@ -68,6 +76,13 @@ class Race:
         for image in range(self.images):
             self.make(entry, image)
 
+    def explore(self, entries: Iterable[Entry], count: int) -> None:
+        """Make the hardest image of a few entries, from the least to the best predicted."""
+        among = sorted((e for e in entries if e.predicted is not None), key=lambda e: e.predicted)
+        image = self.hardest_first(self.expectations())[0]
+        for place in np.linspace(0, len(among) - 1, min(count, len(among))):
+            self.make(among[round(place)], image)
+
     def make(self, entry: Entry, image: int) -> None:
         """Make one image, if it is missing."""
         if image not in entry.values:
@@ -104,7 +119,10 @@ class Race:
 
     def _rank(self, entry: Entry, expected: Expectations) -> tuple[int, float]:
         """Less is better."""
+        # Hopeful: what could well serve better is worth an image, until all of them are known.
+        doubt = expected.spread * PRIOR / (PRIOR + len(entry.values))
         likeness = expected.candidates[entry.name]
+        likeness += 0.0 if len(entry.values) == self.images else doubt
         if self.budget.metric == SPEED:
             meets = self.budget.is_met(1 / entry.time)
             return (0, -likeness) if meets else (1, entry.time)
@@ -125,30 +143,27 @@ class Race:
             for entry in self.entries.values()
             for image, value in entry.values.items()
         ]
-        prior = {e.name: e.predicted for e in self.entries.values() if e.predicted is not None}
-        images = np.zeros(self.images)
-        offset = 0.0  # of the predictions from what is measured
+        predicted = {e.name: e.predicted for e in self.entries.values() if e.predicted is not None}
+        images, line = np.zeros(self.images), Line(1.0, 0.0, SPREAD)
         effects: dict[str, float] = {}
         for _ in range(ROUNDS):
-            residuals: dict[str, list[float]] = {}
+            found: dict[str, list[float]] = {}
             for name, image, value in seen:
-                residuals.setdefault(name, []).append(value - images[image])
-            shifts = [np.mean(r) - prior[n] for n, r in residuals.items() if n in prior]
-            offset = float(np.median(shifts)) if shifts else 0.0
-            effects = {
-                name: _blend(found, prior[name] + offset if name in prior else None)
-                for name, found in residuals.items()
-            }
-            sums, counts = np.zeros(self.images), np.full(self.images, 1e-9)
+                found.setdefault(name, []).append(value - images[image])
+            line = Line.through(
+                [(predicted[n], fmean(v)) for n, v in found.items() if n in predicted]
+            )
+            effects = {name: line.blended(predicted.get(name), v) for name, v in found.items()}
+            sums, counts = np.zeros(self.images), np.zeros(self.images)
             for name, image, value in seen:
                 sums[image] += value - effects[name]
                 counts[image] += 1
-            images = sums / counts
-            images -= images[counts >= 1].mean() if (counts >= 1).any() else 0.0
-        known = effects | {n: p + offset for n, p in prior.items() if n not in effects}
+            images = sums / np.maximum(counts, 1)
+            images -= images[counts > 0].mean() if seen else 0.0
+        known = {name: line.at(value) for name, value in predicted.items()} | effects
         lowest = min(known.values(), default=0.0)
         candidates = {name: known.get(name, lowest) for name in self.entries}
-        return Expectations(candidates, [float(image) for image in images])
+        return Expectations(candidates, [float(image) for image in images], line.spread)
 
 
 @dataclass(frozen=True)
@@ -157,11 +172,37 @@ class Expectations:
 
     candidates: dict[str, float]
     images: list[float]
+    spread: float
+    """Standard deviation of candidates of which no image was made."""
 
 
-def _blend(found: list[float], prior: float | None) -> float:
-    """The mean of what was found, drawn to what was expected."""
-    total, weight = math.fsum(found), float(len(found))
-    if prior is not None:
-        total, weight = total + PRIOR * prior, weight + PRIOR
-    return total / weight
+class Line(NamedTuple):
+    """What predictions were found to mean, in dB."""
+
+    slope: float
+    offset: float
+    spread: float
+
+    @classmethod
+    def through(cls, points: list[tuple[float, float]]) -> Line:
+        """Fitted to predictions and what was found instead; few of them only tell the offset."""
+        if not points:
+            return cls(1.0, 0.0, SPREAD)
+        x, y = np.array(points).T
+        slope = 1.0
+        if len(points) >= FEW and np.ptp(x) > SPREAD:
+            slope = float(np.clip(np.polyfit(x, y, 1)[0], *SLOPES))
+        offset = float(np.mean(y - slope * x))
+        # As if one more had been found, as far off as candidates are at first.
+        squares = float(np.sum((y - offset - slope * x) ** 2)) + SPREAD**2
+        return cls(slope, offset, math.sqrt(squares / len(points)))
+
+    def at(self, predicted: float) -> float:
+        """What is expected of a candidate."""
+        return self.slope * predicted + self.offset
+
+    def blended(self, predicted: float | None, found: list[float]) -> float:
+        """The mean of what was found, drawn to what was expected."""
+        if predicted is None:
+            return fmean(found)
+        return (math.fsum(found) + PRIOR * self.at(predicted)) / (len(found) + PRIOR)

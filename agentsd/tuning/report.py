@@ -14,7 +14,6 @@ from ..errors import SettingsError
 from ..evaluation.report import LABELS, plot
 from ..generation.image_files import side_by_side, write_whole
 from .judgement import UNPATCHED
-from .tuner import CHOSEN
 
 SAMPLES = 4
 """Held-out images on the page: those with the least likeness."""
@@ -51,7 +50,9 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
     """
     from jinja2 import Environment
 
-    metric = next(name for name in ("psnr", "ssim", "lpips") if name in found["variants"][CHOSEN])
+    metric = next(
+        name for name in ("psnr", "ssim", "lpips") if name in found["variants"][found["chosen"]]
+    )
     image = plot(found, metric)
     write_whole(folder / "front.png", image)
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -74,11 +75,12 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
 
 def samples(found: dict[str, Any], folder: Path, metric: str) -> list[Image.Image]:
     """The held-out images that are least like the unpatched ones, side by side with these."""
-    names = [name for name in (CHOSEN, found["best_preset"]) if name in found["held_out"]]
-    if not names:
+    chosen = found["chosen"]
+    if chosen not in found["held_out"]:
         return []
+    names = [name for name in found["held_out"] if name != "warning"]
     values = {name: found["held_out"][name]["values"] for name in names}
-    likeness = values[CHOSEN][metric]
+    likeness = values[chosen][metric]
     numbers = sorted(range(len(likeness)), key=likeness.__getitem__, reverse=metric == "lpips")
     rows = []
     for number in numbers[:SAMPLES]:

@@ -40,6 +40,9 @@ TRAJECTORIES = 2
 SCREENING = 0.4
 """Share of the time left, once the references are made."""
 
+EXPLORED = 8
+"""Candidates that tell how predictions are to be read."""
+
 FRONT = (-9, -6, -3, 3, 6, 9)
 """Likeness, in dB from that of the winner, of the other schedules of the front."""
 
@@ -194,6 +197,7 @@ class Tuner:
                 race.make(entry, hardest)
             race.winner(self.presets)
             self.clock.begin("candidates", 0.75)
+            race.explore(race.entries.values(), EXPLORED)
             race.winner(race.entries.values())
         self._show_best()
         self.clock.begin("front")
@@ -235,13 +239,14 @@ class Tuner:
             self.clock.best = f"{1 / best.time:.2f}×, worst {self.budget.shown(worst)}{misses}"
 
     def judge(self) -> None:
-        """Make the held-out images: unpatched, with the winner and with the best preset, in turns."""
+        """Make the held-out images: unpatched, with the winner and the best preset, in turns."""
         best, preset = self.best(), self.best_preset()
         assert best is not None
         self.clock.reserved = 0.0
         self.clock.begin("judging", None)
-        schedules = {UNPATCHED: None, CHOSEN: best.schedule}
-        if preset is not None and preset.schedule != best.schedule:
+        chosen = best.name if best.predicted is None else CHOSEN
+        schedules = {UNPATCHED: None, chosen: best.schedule}
+        if preset is not None and preset is not best:
             schedules[preset.name] = preset.schedule
         variants = {name: with_schedule(each) for name, each in schedules.items()}
         key = {name: schedule_hash(each) for name, each in schedules.items()}
