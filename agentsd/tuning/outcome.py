@@ -128,7 +128,7 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
             f"The tuned schedule takes {_percent(faster)} less time than {preset}, the best preset "
             "for this budget."
         )
-    elif is_preset:
+    elif is_preset and found["met_on_tuning_images"]:
         lines.append(
             f"None of {found['screened']} candidates that were screened and "
             f"{found['candidates_run']} that were run beats it: the preset is on the front."

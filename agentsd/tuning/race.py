@@ -78,7 +78,8 @@ class Race:
 
     def explore(self, entries: Iterable[Entry], count: int) -> None:
         """Make the hardest image of a few entries, from the least to the best predicted."""
-        among = sorted((e for e in entries if e.predicted is not None), key=lambda e: e.predicted)
+        among = [entry for entry in entries if entry.predicted is not None]
+        among.sort(key=lambda entry: entry.predicted or 0.0)
         image = self.hardest_first(self.expectations())[0]
         for place in np.linspace(0, len(among) - 1, min(count, len(among))):
             self.make(among[round(place)], image)
@@ -88,12 +89,13 @@ class Race:
         if image not in entry.values:
             entry.values[image] = self._measure(entry, image)
 
-    def winner(self, entries: Iterable[Entry], *, decided: bool = False) -> Entry | None:
-        """Make images until the best entry is known, and return it.
+    def winner(self, entries: Iterable[Entry], *, hope: float = 0.0) -> Entry | None:
+        """Make images until no other entry is expected to be better than the best that has all.
 
         Args:
             entries: Those to choose from.
-            decided: Choose without new images, among the entries that have them all.
+            hope: By how many of its standard deviations an entry may surpass what is expected of
+                it. With more, more images are made of entries that may turn out better.
 
         Returns:
             The best; where none meets the budget the one that comes closest. ``None`` if there
@@ -101,15 +103,18 @@ class Race:
         """
         among = list(entries)
         while True:
-            whole = [each for each in among if len(each.values) == self.images]
             expected = self.expectations()
-            if decided:
-                return min(whole, key=lambda e: self._rank(e, expected), default=None)
-            best = min(among, key=lambda e: self._rank(e, expected), default=None)
-            if best is None or best in whole:
+            best = min(among, key=lambda e: self._rank(e, expected, hope), default=None)
+            if best is None or len(best.values) == self.images:
                 return best
             missing = [i for i in self.hardest_first(expected) if i not in best.values]
             self.make(best, missing[0])
+
+    def best(self, entries: Iterable[Entry]) -> Entry | None:
+        """The best of the entries that have all images; ``None`` if there are none."""
+        expected = self.expectations()
+        whole = [each for each in entries if len(each.values) == self.images]
+        return min(whole, key=lambda e: self._rank(e, expected, 0.0), default=None)
 
     def meets(self, entry: Entry) -> bool:
         """Whether all of its images meet the budget (or its predicted time does)."""
@@ -117,12 +122,11 @@ class Race:
             return self.budget.is_met(1 / entry.time)
         return all(map(self.budget.is_met, entry.values.values()))
 
-    def _rank(self, entry: Entry, expected: Expectations) -> tuple[int, float]:
+    def _rank(self, entry: Entry, expected: Expectations, hope: float) -> tuple[int, float]:
         """Less is better."""
-        # Hopeful: what could well serve better is worth an image, until all of them are known.
-        doubt = expected.spread * PRIOR / (PRIOR + len(entry.values))
         likeness = expected.candidates[entry.name]
-        likeness += 0.0 if len(entry.values) == self.images else doubt
+        if len(entry.values) < self.images:
+            likeness += hope * expected.spread * PRIOR / (PRIOR + len(entry.values))
         if self.budget.metric == SPEED:
             meets = self.budget.is_met(1 / entry.time)
             return (0, -likeness) if meets else (1, entry.time)

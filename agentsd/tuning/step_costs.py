@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -39,6 +39,11 @@ class Kind(NamedTuple):
         if light is not None and phase.cache_branch == -1:
             return cls("", light)  # nothing is computed
         return cls(json.dumps(_without_cache(phase).to_dict()), light)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Kind:
+        """Read a kind from plain values that JSON has made of one."""
+        return cls(line["attention"], line["light"] and tuple(line["light"]))
 
 
 def _without_cache(phase: Phase) -> Phase:

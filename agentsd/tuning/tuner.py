@@ -23,7 +23,7 @@ from .judgement import UNPATCHED
 from .prompts import TUNING, Images
 from .race import Entry, Race
 from .screening import screen
-from .step_costs import StepCosts, measure_steps
+from .step_costs import Kind, StepCosts, measure_steps
 from .trajectories import Trajectory, recorded_calls
 from .workspace import Workspace
 
@@ -42,6 +42,9 @@ SCREENING = 0.4
 
 EXPLORED = 8
 """Candidates that tell how predictions are to be read."""
+
+HOPES = (0.0, 0.5, 1.0, 1.5)
+"""How hopefully candidates are looked at, one after the other while there is time."""
 
 FRONT = (-9, -6, -3, 3, 6, 9)
 """Likeness, in dB from that of the winner, of the other schedules of the front."""
@@ -90,33 +93,38 @@ class Tuner:
         make_image(self.pipe, short, inputs=self.inputs)
         number = 0
         while number < len(self.images.tuning):
-            name = f"unpatched-{number}"
+            name = f"{UNPATCHED}-{number}"
             found = made[name] if name in made else self._reference(number)
             self.references.append(found)
             if number == 0:
-                self._cut_to_time(found.seconds)
+                there = sum(name.startswith(f"{UNPATCHED}-") for name in made)
+                self._cut_to_time(found.seconds, there)
             number += 1
         self.clock.begin("time of a step", None)
         trajectory = self.trajectories[0]
         schedules = [Schedule.preset(name) for name in Schedule.presets()]
         num_steps = trajectory.calls[0].position.num_steps
         schedules += [schedule_of(each, num_steps) for each in uniform_candidates(num_steps)]
-        seconds = measure_steps(self.pipe, trajectory, schedules, self.clock.check)
+        seconds = {Kind.from_json(line): line["seconds"] for line in self.workspace.lines("costs")}
+        if not seconds:
+            seconds = measure_steps(self.pipe, trajectory, schedules, self.clock.check)
+            for kind, each in seconds.items():
+                self.workspace.append("costs", {**kind._asdict(), "seconds": each})
         self.costs = StepCosts(seconds, rest=0.0)
         unpatched = self.costs.run(None, trajectory)
         whole = median(each.seconds for each in self.references)
         self.costs.rest = max(whole - unpatched, 0.0)
 
-    def _cut_to_time(self, seconds: float) -> None:
-        """Take fewer images where an unpatched one takes long."""
+    def _cut_to_time(self, seconds: float, there: int) -> None:
+        """Take fewer images where an unpatched one takes long, but those that are there already."""
         affordable = self.clock.limit / seconds
-        if affordable < LEAST:
+        share = min(1.0, max(affordable / ALL, there / TUNING))
+        if affordable < LEAST and not there:
             minutes = LEAST * seconds / 60
             raise SettingsError(
                 f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs the "
                 f"time of {LEAST}; give {minutes:.1f} or more, fewer steps or a smaller size"
             )
-        share = min(1.0, affordable / ALL)
         tuning, held_out = (max(2, round(share * len(each))) for each in self.images)
         self.images = Images(self.images.tuning[:tuning], self.images.held_out[:held_out])
         # Judging makes an unpatched image, a tuned one and a preset's of each.
@@ -137,7 +145,7 @@ class Tuner:
             Trajectory(settings, calls).save(self.workspace.trajectory_file(number))
         else:
             made = self._make(settings)
-        self.workspace.save_image(f"unpatched-{number}", made)
+        self.workspace.save_image(f"{UNPATCHED}-{number}", made)
         return made
 
     def _make(self, settings: ImageSettings) -> TimedImage:
@@ -158,10 +166,13 @@ class Tuner:
             Entry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
             for name in Schedule.presets()
             for preset in [Schedule.preset(name)]
-        ] + [
-            Entry(f"candidate {n}", schedule_of(each.candidate, num_steps), each.time, each.psnr)
-            for n, each in enumerate(found, start=1)
         ]
+        presets = {entry.schedule.phases for entry in entries}
+        for number, each in enumerate(found, start=1):
+            schedule = schedule_of(each.candidate, num_steps)
+            if schedule.phases not in presets and each.time < 1:
+                entry = Entry(f"candidate {number}", schedule, each.time, each.psnr)
+                entries.append(entry)
         known = {(line["schedule"], line["image"]): line for line in self.workspace.lines("values")}
         for entry in entries:
             for image in range(len(self.images.tuning)):
@@ -189,16 +200,18 @@ class Tuner:
         """Find the best preset and the best candidate, then others of the front, on real images."""
         race = self.race
         assert race is not None
+        self.clock.begin("presets", None)
+        race.run_whole(race.entries[ANCHOR])
         self.clock.begin("presets")
         with suppress(OutOfTime):
-            race.run_whole(race.entries[ANCHOR])
             hardest = race.hardest_first(race.expectations())[0]
             for entry in self.presets:
                 race.make(entry, hardest)
             race.winner(self.presets)
             self.clock.begin("candidates", 0.75)
             race.explore(race.entries.values(), EXPLORED)
-            race.winner(race.entries.values())
+            for hope in HOPES:
+                race.winner(race.entries.values(), hope=hope)
         self._show_best()
         self.clock.begin("front")
         with suppress(OutOfTime):
@@ -224,11 +237,11 @@ class Tuner:
     def best(self) -> Entry | None:
         """The best entry so far, of those that have all images."""
         race = self.race
-        return race.winner(race.entries.values(), decided=True) if race else None
+        return race.best(race.entries.values()) if race else None
 
     def best_preset(self) -> Entry | None:
         """The best preset so far, of those that have all images."""
-        return self.race.winner(self.presets, decided=True) if self.race else None
+        return self.race.best(self.presets) if self.race else None
 
     def _show_best(self) -> None:
         best = self.best()
