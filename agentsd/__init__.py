@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .schedule import Phase, Schedule
-    from .tuning.tune import Tuning, tune
+    from .tuning.tune import tune
 
 __version__ = "0.2.0.dev0"
 
@@ -36,7 +36,6 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "SettingsError",
-    "Tuning",
     "apply_patch",
     "inspect_patch",
     "load_pipeline",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..generation.images import make_batch
 from ..generation.prompt_encoding import PromptEncoder
 from .candidates import Candidate, Segment, schedule_of
-from .clock import Clock, OutOfTime
+from .clock import Clock
 from .probing import probing
 from .search import Prediction, search
 from .step_costs import StepCosts
@@ -60,10 +60,7 @@ def screen(
         return sorted(known, key=lambda each: each.time)
     if len(trajectories[0].calls) < 3:
         return []
-    try:
-        weights = [_weights(pipe, each, clock, inputs) for each in trajectories]
-    except OutOfTime:
-        return []
+    weights = [_weights(pipe, each, clock, inputs) for each in trajectories]
     with probing(pipe, clock.check_stage) as probe:
         errors = [
             StepErrors(probe, each, found)
@@ -85,7 +82,7 @@ def _weights(
     encode = PromptEncoder(pipe)
 
     def draw() -> NDArray[np.float64]:
-        clock.check_stage()
+        clock.check()
         (raw,) = make_batch(pipe, [trajectory.settings], encode, inputs)
         return np.asarray(raw.pixels, np.float64)
 

@@ -72,7 +72,9 @@ def search(
         del best[KEPT:]
 
     with suppress(OutOfTime):
-        for candidate in uniform_candidates(num_steps):
+        uniform = uniform_candidates(num_steps)
+        draw.shuffle(uniform)
+        for candidate in uniform:
             look_at(candidate)
         for _ in range(rounds):
             parent = draw.choice(classes[draw.choice(list(classes))]).candidate

@@ -94,7 +94,8 @@ def tune(
             ``num_inference_steps``, ``guidance_scale``, ``height``, ``width``, ``seed``.
 
     Returns:
-        The schedule, the front, and all figures.
+        A :class:`Tuning`: the ``schedule``, the ``front`` of likeness against time, what was found in
+        ``words``, all figures as ``report``, and where they are (``yaml``, ``page``).
 
     Raises:
         SettingsError: If an argument is not valid, or the time is too short.

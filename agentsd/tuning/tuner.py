@@ -31,7 +31,7 @@ CHOSEN = "tuned"
 ANCHOR = "balanced"
 """The preset that tells which images are hard."""
 
-LEAST, ALL = 20, 70
+LEAST, ALL = 30, 70
 """Unpatched images whose time tuning needs at least, and needs for all of its images."""
 
 TRAJECTORIES = 2
