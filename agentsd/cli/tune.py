@@ -45,9 +45,7 @@ def tune(
         bool,
         typer.Option("--resume", help="Use what an earlier run measured; the budget may differ."),
     ] = False,
-    steps: Annotated[
-        int, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")
-    ] = 25,
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 25,
     size: Annotated[
         str | None,
         typer.Option(help="In pixels, 512 or 768x512 (width first).", show_default="the model's"),

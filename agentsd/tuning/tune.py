@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from ..errors import SettingsError
+from ..errors import GenerationError, SettingsError
 from ..generation.conditions import conditions
 from ..generation.image_files import prepare_folder, write_whole
 from ..models.fingerprints import fingerprint
@@ -94,13 +94,14 @@ def tune(
             ``num_inference_steps``, ``guidance_scale``, ``height``, ``width``, ``seed``.
 
     Returns:
-        A :class:`Tuning`: the ``schedule``, the ``front`` of likeness against time, what was found in
-        ``words``, all figures as ``report``, and where they are (``yaml``, ``page``).
+        A :class:`Tuning`: the ``schedule``, the ``front`` of likeness against time, what was found
+        in ``words``, all figures as ``report``, and where they are (``yaml``, ``page``).
 
     Raises:
         SettingsError: If an argument is not valid, or the time is too short.
         OutputError: If a file cannot be written.
-        KeyboardInterrupt: On Ctrl-C before any schedule has all of its images.
+        GenerationError: If it is stopped before any schedule has all of its images
+            (``KeyboardInterrupt`` on Ctrl-C), or the pipeline fails.
 
     Example:
         >>> from agentsd import apply_patch, load_pipeline, tune
@@ -135,10 +136,14 @@ def tune(
             warnings.filterwarnings("ignore", message="this agentsd schedule changes nothing")
             for stage in (tuner.prepare, tuner.screen, tuner.find, tuner.judge):
                 stage()
-    except (KeyboardInterrupt, Stopped):
+    except (KeyboardInterrupt, Stopped) as stop:
         stopped = True
         if tuner.best() is None:
-            raise KeyboardInterrupt from None
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            raise GenerationError(
+                "tuning was stopped before it knew any schedule; resume it (--resume)"
+            ) from None
     found = figures(tuner, now, stopped=stopped)
     write_whole(workspace.folder / "report.json", json.dumps(found, indent=1).encode())
     text = tuned_yaml(found)
