@@ -46,6 +46,7 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
         "is_preset": best.predicted is None,
         "met_on_tuning_images": race.meets(best),
         "best_preset": preset and preset.name,
+        "best_preset_meets": preset is not None and race.meets(preset),
         "variants": table,
         "front": front,
         "images": {"tuning": race.images, "held_out": len(tuner.judged)},
@@ -125,8 +126,12 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
         lines.append(_verdict(preset, held_out[preset], budget))
         faster = held_out[preset]["tuned_is_faster_by"]
         lines.append(
-            f"The tuned schedule takes {_percent(faster)} less time than {preset}, the best preset "
-            "for this budget."
+            f"The tuned schedule takes {_percent(faster)} less time than {preset}, "
+            + (
+                "the best preset for this budget."
+                if found["best_preset_meets"]
+                else "the closest preset; no preset that was run whole meets the budget."
+            )
         )
     elif is_preset and found["met_on_tuning_images"]:
         lines.append(

@@ -101,7 +101,7 @@ class Tuner:
                 self._cut_to_time(found.seconds, there)
             number += 1
         self.clock.begin("time of a step", None)
-        trajectory = self.trajectories[0]
+        trajectory = self._trajectories()[0]
         schedules = [Schedule.preset(name) for name in Schedule.presets()]
         num_steps = trajectory.calls[0].position.num_steps
         schedules += [schedule_of(each, num_steps) for each in uniform_candidates(num_steps)]
@@ -130,8 +130,7 @@ class Tuner:
         # Judging makes an unpatched image, a tuned one and a preset's of each.
         self.clock.reserved = 2.2 * seconds * held_out
 
-    @property
-    def trajectories(self) -> list[Trajectory]:
+    def _trajectories(self) -> list[Trajectory]:
         """Those that are kept, of the first images; only one where there is little time."""
         kept = list(self.workspace.trajectories().values())
         return kept if len(self.images.tuning) == TUNING else kept[:1]
@@ -158,7 +157,7 @@ class Tuner:
         """Predict which candidates are worth real images."""
         self.clock.begin("screening", SCREENING)
         assert self.costs is not None
-        trajectories = self.trajectories
+        trajectories = self._trajectories()
         found = screen(self.pipe, trajectories, self.costs, self.workspace, self.clock, self.inputs)
         num_steps = trajectories[0].calls[0].position.num_steps
         unpatched = self.costs.run(None, trajectories[0])
@@ -202,13 +201,14 @@ class Tuner:
         assert race is not None
         self.clock.begin("presets", None)
         race.run_whole(race.entries[ANCHOR])
-        self.clock.begin("presets")
+        self.clock.begin("presets", 0.35)
         with suppress(OutOfTime):
             hardest = race.hardest_first(race.expectations())[0]
             for entry in self.presets:
                 race.make(entry, hardest)
             race.winner(self.presets)
-            self.clock.begin("candidates", 0.75)
+        self.clock.begin("candidates", 0.75)
+        with suppress(OutOfTime):
             race.explore(race.entries.values(), EXPLORED)
             for hope in HOPES:
                 race.winner(race.entries.values(), hope=hope)
