@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from ..schedule import Schedule
 
 ATTENTION: tuple[dict[str, Any], ...] = (
-    {"method": "full"},
     {"method": "keys", "sx": 2, "sy": 2, "keys": 1024},
     {"method": "keys", "sx": 4, "sy": 2, "keys": 512},
     {"method": "keys", "sx": 4, "sy": 4, "keys": 256},
+    {"method": "full"},
 )
-"""Attention of a phase, the slowest and closest first."""
+"""Attention of a phase; the most useful first, in case time runs out."""
 
 CACHES: tuple[dict[str, int], ...] = (
     {},
@@ -53,7 +53,7 @@ def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
     """The schedule that a candidate stands for, with its borders as shares of the run.
 
     Example:
-        >>> schedule_of((Segment(0, 0, 3), Segment(1, 1, 10)), 10).phase_at(3, 10).cache_interval
+        >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache_interval
         2
     """
     phases = []
@@ -72,7 +72,7 @@ def describe(schedule: Schedule) -> str:
     """A schedule in a few words, phase by phase.
 
     Example:
-        >>> describe(schedule_of((Segment(1, 0, 5), Segment(1, 4, 10)), 10))
+        >>> describe(schedule_of((Segment(0, 0, 5), Segment(0, 4, 10)), 10))
         'until 50 %: keys 2×2; then: keys 2×2, every 2nd step whole, output held'
     """
     parts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import wrap
 from typing import Any
 
 from ..evaluation.intervals import Interval, bootstrap, small_sample_warning
@@ -15,6 +16,9 @@ from .candidates import describe
 from .judgement import UNPATCHED, faster_by, judge
 from .race import Entry
 from .tuner import CHOSEN, Tuner
+
+WIDTH = 98
+"""Characters in a line of comment."""
 
 
 def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, Any]:
@@ -176,4 +180,5 @@ def tuned_yaml(found: dict[str, Any]) -> str:
     tuned = schedule.model_copy(update={"tuned_for": TunedFor(**found["tuned_for"])})
     versions = ", ".join(f"{name} {version}" for name, version in found["made_with"].items())
     head = ["Found by agentsd tune.", *found["words"], f"With {versions}."]
-    return "".join(f"# {line}\n" for line in head) + tuned.to_yaml()
+    lines = [part for line in head for part in wrap(line, WIDTH)]
+    return "".join(f"# {line}\n" for line in lines) + tuned.to_yaml()

@@ -72,9 +72,7 @@ def search(
         del best[KEPT:]
 
     with suppress(OutOfTime):
-        uniform = uniform_candidates(num_steps)
-        draw.shuffle(uniform)
-        for candidate in uniform:
+        for candidate in uniform_candidates(num_steps):
             look_at(candidate)
         for _ in range(rounds):
             parent = draw.choice(classes[draw.choice(list(classes))]).candidate

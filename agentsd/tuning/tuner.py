@@ -40,7 +40,7 @@ TRAJECTORIES = 2
 SCREENING = 0.4
 """Share of the time left, once the references are made."""
 
-EXPLORED = 8
+EXPLORED = 6
 """Candidates that tell how predictions are to be read."""
 
 HOPES = (0.0, 0.5, 1.0, 1.5)
