@@ -293,7 +293,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(screening, "ROUNDS", 0)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
     few = [(Segment(FULL, c, 5),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(3, -1, 0))]
-    for module in (searching, tuner):
+    for module in (searching, screening, tuner):
         monkeypatch.setattr(module, "uniform_candidates", lambda _: few)
 
     def run(budget: str = "psnr>=30", **more: Any) -> Any:

@@ -37,9 +37,6 @@ LEAST, ALL = 30, 70
 TRAJECTORIES = 2
 """Unpatched images whose runs are recorded."""
 
-SCREENING = 0.4
-"""Share of the time left, once the references are made."""
-
 EXPLORED = 6
 """Candidates that tell how predictions are to be read."""
 
@@ -155,11 +152,10 @@ class Tuner:
 
     def screen(self) -> None:
         """Predict which candidates are worth real images."""
-        self.clock.begin("screening", SCREENING)
+        self.clock.begin("screening", None)
         assert self.costs is not None
         trajectories = self._trajectories()
         found = screen(self.pipe, trajectories, self.costs, self.workspace, self.clock, self.inputs)
-        num_steps = trajectories[0].calls[0].position.num_steps
         unpatched = self.costs.run(None, trajectories[0])
         entries = [
             Entry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
@@ -168,10 +164,8 @@ class Tuner:
         ]
         presets = {entry.schedule.phases for entry in entries}
         for number, each in enumerate(found, start=1):
-            schedule = schedule_of(each.candidate, num_steps)
-            if schedule.phases not in presets and each.time < 1:
-                entry = Entry(f"candidate {number}", schedule, each.time, each.psnr)
-                entries.append(entry)
+            if each.schedule.phases not in presets and each.time < 1:
+                entries.append(Entry(f"candidate {number}", *each))
         known = {(line["schedule"], line["image"]): line for line in self.workspace.lines("values")}
         for entry in entries:
             for image in range(len(self.images.tuning)):
