@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .schedule import Phase, Schedule
+    from .tuning.tune import tune
 
 __version__ = "0.2.0.dev0"
 
@@ -40,10 +41,14 @@ __all__ = [
     "load_pipeline",
     "patched",
     "remove_patch",
+    "tune",
 ]
 
 
-_HOMES = ("errors", "schedule", "patching.inspection", "patching.patch", "models.loading")
+_HOMES = (
+    *("errors", "schedule", "patching.inspection", "patching.patch", "models.loading"),
+    "tuning.tune",
+)
 
 
 def __getattr__(name: str) -> Any:

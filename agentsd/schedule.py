@@ -13,6 +13,7 @@ from .errors import ScheduleError
 from .methods import METHODS, Phase, Plan
 from .settings import StrictModel, dump_yaml, parse_yaml, short_repr
 from .text_files import read_text
+from .tuned_for import TunedFor
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -29,6 +30,8 @@ class Schedule(StrictModel):
             ``until`` or ``until_step``.
         seed: Seed of the draws of destinations and keys, in [0, 2**32). They depend only on it,
             the step and the grid; the images' generators are not touched.
+        tuned_for: What ``agentsd tune`` found it for; any other run warns. A schedule that is
+            changed (:meth:`override`) has none.
 
     Raises:
         ScheduleError: If a phase is not valid, or the ends of phases do not increase.
@@ -46,6 +49,17 @@ class Schedule(StrictModel):
 
     phases: tuple[Phase, ...]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    tuned_for: TunedFor | None = None
+
+    @field_validator("tuned_for", mode="before")
+    @classmethod
+    def _read_conditions(cls, value: Any) -> TunedFor | None:
+        if value is None or isinstance(value, TunedFor):
+            return value
+        try:
+            return TunedFor(**_as_mapping(value, "tuned_for"))
+        except ScheduleError as error:
+            raise ScheduleError(f"tuned_for: {error}") from None
 
     @field_validator("phases", mode="before")
     @classmethod
@@ -113,7 +127,13 @@ class Schedule(StrictModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings; :meth:`from_dict` reads them back."""
-        return {"phases": [phase.to_dict() for phase in self.phases], "seed": self.seed}
+        plain: dict[str, Any] = {
+            "phases": [phase.to_dict() for phase in self.phases],
+            "seed": self.seed,
+        }
+        if self.tuned_for is not None:
+            plain["tuned_for"] = self.tuned_for.model_dump()
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:

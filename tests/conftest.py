@@ -21,7 +21,7 @@ from browser import find_chromium
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.patching import runtime
+from agentsd.patching import deep_features, runtime
 
 BROWSER = "browser"
 """Marker of the tests that open pages in Chromium."""
@@ -98,6 +98,12 @@ def _cell(request: pytest.FixtureRequest, record_property: Callable[[str, object
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patch layers of any size, for models far smaller than those that gain by it."""
     monkeypatch.setattr(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0))
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Light steps in runs of any length, for tests that take no longer than they must."""
+    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 1)
 
 
 @pytest.fixture

@@ -477,7 +477,7 @@ def test_errors_of_the_app_are_one_line(
 
 
 COMMANDS = [
-    *("generate", "compare", "inspect", "benchmark", "app"),
+    *("generate", "compare", "inspect", "tune", "benchmark", "app"),
     *(
         f"evaluate {name}"
         for name in (

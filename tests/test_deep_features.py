@@ -39,12 +39,6 @@ from agentsd.patching.step_cache import StepCache
 pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
 
 
-@pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Light steps in runs of any length, for tests that take no longer than they must."""
-    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 1)
-
-
 def cached(interval: int = 2, method: str = "full", **settings: Any) -> Schedule:
     return Schedule(phases=[Phase(method=method, cache_interval=interval, **settings)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
@@ -13,6 +12,7 @@ import torch
 from rich.table import Table
 
 from ..generation.records import VERSIONS
+from ..models.devices import device_name
 from .timing import LEAST_SAVING, Measurement
 from .variants import BASELINES, run_seconds
 
@@ -68,12 +68,8 @@ def write_csv(rows: Sequence[Measurement], path: Path, command: str) -> None:
 
 def machine() -> str:
     """The CPU, the GPU and the versions of the libraries, in one line."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cpu = device_name(torch.device("cpu"))
+    gpu = f", {device_name(torch.device('cuda'))}" if torch.cuda.is_available() else ""
     versions = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
     return f"{cpu}{gpu}, {versions}"
 

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from ..methods import merge as merging
+from ..models.devices import wait_for
 from ..patching.layers import top_attention_layers
 from .cases import Case
 
@@ -125,10 +126,7 @@ class Stopwatch:
             yield
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        wait_for(self.device)
 
     def peak(self) -> tuple[float, Tensor]:
         """Peak memory of a call in MiB above what was held before it, and the call's output."""

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ..baselines import tiles, todo, tomesd
-from ..patching import runtime
+from ..patching import deep_features
 from ..patching.deep_features import whole_steps
 from ..patching.denoising_step import Call
 from ..patching.layers import replaced_processors, top_attention_layers
@@ -111,7 +111,9 @@ def _light(phase: Phase) -> UNetPatch:
     @contextmanager
     def patch(unet: UNet2DConditionModel) -> Iterator[None]:
         # Wherever in its run, a call is a light step once a feature is known.
-        always = mock.patch.object(runtime, "usable", lambda known, phase, *_: known[-1 - order :])
+        always = mock.patch.object(
+            deep_features, "usable", lambda known, phase, *_: known[-1 - order :]
+        )
         with patched(unet, schedule), always:
             found = patch_of(unet)
             assert found is not None

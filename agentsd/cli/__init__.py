@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import AgentSDError
-from . import app, benchmark, compare, evaluate, generate, inspect
+from . import app, benchmark, compare, evaluate, generate, inspect, tune
 from .console import error, note, stdout
 
 agentsd = typer.Typer(
@@ -26,6 +26,7 @@ agentsd = typer.Typer(
 agentsd.command()(generate.generate)
 agentsd.command()(compare.compare)
 agentsd.command()(inspect.inspect)
+agentsd.command()(tune.tune)
 agentsd.command()(benchmark.benchmark)
 agentsd.add_typer(evaluate.evaluate, name="evaluate")
 agentsd.command("app")(app.serve)

@@ -21,6 +21,7 @@ LABELS = {
     "time": "time, %",
     "psnr": "PSNR to unpatched, dB",
     "ssim": "SSIM to unpatched",
+    "lpips": "LPIPS to unpatched",
     "cosine": "CLIP cosine similarity to unpatched",
     "clip_score": "CLIP score",
     "fid": "FID to the reference",

@@ -178,6 +178,13 @@ def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) ->
     return known[-1 - phase.cache_order :]
 
 
+def forecast(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Tensor | None:
+    """The deep feature that a step builds on, from those that are :func:`usable` for it."""
+    taken = usable(known, phase, step, num_steps)
+    values = {float(feature.step): feature.value for feature in taken}
+    return extrapolated(values, float(step)) if values else None
+
+
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
     """Whether each step of a run from its start is computed whole.
 

@@ -19,13 +19,7 @@ from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..schedule import Phase, Plan, Schedule
-from .deep_features import (
-    extrapolated,
-    fewest_steps,
-    has_light_steps,
-    usable,
-    without_deep_residuals,
-)
+from .deep_features import fewest_steps, forecast, has_light_steps, without_deep_residuals
 from .denoising_step import Call, Position, find_call, position_of
 from .step_cache import StepCache
 
@@ -152,11 +146,10 @@ class Runtime:
         """The step, made a light one if enough features of earlier steps are known."""
         phase, now = step.phase, step.position.step
         self.cache.begin(call, now, sample)
-        known = usable(self.cache.get(), phase, now, step.position.num_steps)
-        if not known:
+        found = forecast(self.cache.get(), phase, now, step.position.num_steps)
+        if found is None:
             return replace(step, records=phase.cache_branch)
-        values = {float(feature.step): feature.value for feature in known}
-        return replace(step, forecast=extrapolated(values, float(now)))
+        return replace(step, forecast=found)
 
     def _warn_of_short_run(self, phase: Phase, num_steps: int) -> None:
         """Warn, once for each number of steps, that a run has no light steps."""

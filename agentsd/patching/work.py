@@ -13,18 +13,9 @@ from .deep_features import whole_steps
 from .denoising_step import Position
 from .patch import install
 from .runtime import Runtime
+from .still_runtime import StillRuntime
 
 TEXT_TOKENS = 77
-
-
-class _Still(Runtime):
-    """Stays at the step that it is given."""
-
-    def follow(self, *_: Any) -> None:
-        return None
-
-    def finish(self, *_: Any) -> None:
-        return None
 
 
 def work_left(
@@ -56,7 +47,7 @@ def work_left(
     if inputs is None:
         return None
     unpatched = _operations(twin, inputs)
-    still = _Still(runtime.schedule, runtime.layers)
+    still = StillRuntime(runtime.schedule, runtime.layers)
     install(twin, still)
     costs = {}
     for phase in runtime.schedule.phases:

@@ -16,6 +16,7 @@ from ...models.fingerprints import check_unchanged, snapshot_commit
 from ...models.loading import load_pipeline, model_fingerprint, only_variant
 from ...models.options import PipelineOptions, recorded_fingerprints
 from ...schedule import Schedule
+from ..conditions import conditions, warn_if_tuned_for_others
 from .run_folder import RunFolder
 
 
@@ -83,9 +84,14 @@ class BatchRequest:
             allow_pickle=self.allow_pickle,
             **{name: value for name, value in chosen.items() if value is not None},
         )
-        return configure_pipeline(
+        pipe = configure_pipeline(
             pipe, self.options, offload=self.offload, allow_pickle=self.allow_pickle
         )
+        if self.schedule is not None and self.schedule.tuned_for is not None:
+            weights = model_fingerprint(self.model, self.revision)
+            now = conditions(pipe, self.base, self.model, weights)
+            warn_if_tuned_for_others(self.schedule, now)
+        return pipe
 
     def recorded(self) -> dict[str, Any]:
         """What is loaded, for the record: which of the model's weights, and the options."""

@@ -1,0 +1,52 @@
+"""What a tuned schedule was tuned for."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .errors import ScheduleError
+from .settings import StrictModel
+
+
+class TunedFor(StrictModel):
+    """The conditions under which the figures of a tuned schedule were measured.
+
+    Args:
+        model: What the pipeline was loaded from.
+        weights: Their fingerprint; ``None`` where it is not known.
+        scheduler: Class name of the scheduler.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt.
+        height, width: Of an image, in pixels.
+        device: Model of the GPU or CPU.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+    """
+
+    error: ClassVar = ScheduleError
+
+    model: str
+    weights: str | None = None
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    device: str
+    dtype: str
+
+    def differences(self, now: TunedFor) -> list[str]:
+        """What is different now, as ``name: value now instead of value then``.
+
+        Models of different names may be the same: their fingerprints decide where they are known.
+        """
+        names = [name for name in type(self).model_fields if name not in ("model", "weights")]
+        if None in (self.weights, now.weights):
+            names.insert(0, "model")
+        found = [
+            f"{name} {getattr(now, name)} instead of {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) != getattr(now, name)
+        ]
+        if None not in (self.weights, now.weights) and self.weights != now.weights:
+            found.insert(0, f"model {now.model} instead of {self.model} (other weights)")
+        return found

@@ -1,0 +1,116 @@
+"""What a tuned schedule must keep to: a likeness to unpatched images, or a speed-up."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import SettingsError
+from ..evaluation.features.lpips import load_if_cached, weights_file
+from ..evaluation.metrics import ssim
+from ..settings import short_repr
+from ..similarity import psnr
+
+SPEED = "speed"
+SHARE = 0.9
+"""Share of images that a budget of likeness is meant for."""
+
+SIGNS = {"psnr": ">=", "ssim": ">=", "lpips": "<=", SPEED: ">="}
+UNITS = {"psnr": " dB", SPEED: "×"}
+
+
+class Budget(NamedTuple):
+    """A bound on a metric: ``psnr``, ``ssim``, ``lpips``, or ``speed``.
+
+    A bound on likeness is one on each image: it is to hold for 9 of 10.
+    """
+
+    metric: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget, such as ``psnr>=40``, ``ssim>=0.98``, ``lpips<=0.1`` or ``speed>=3``.
+
+        Raises:
+            SettingsError: If it is not one; says what is allowed.
+        """
+        found = re.fullmatch(r"\s*(\w+)\s*([<>]=?|=)\s*([\d.]+)\s*", text)
+        metric = found[1].lower() if found else ""
+        try:
+            bound = float(found[3]) if found else math.nan
+        except ValueError:
+            bound = math.nan
+        if found is None or SIGNS.get(metric) != found[2] or not _is_possible(metric, bound):
+            raise SettingsError(
+                "budget: must be psnr>=DB (above 0), ssim>=SHARE or lpips<=DISTANCE (both between "
+                f"0 and 1), or speed>=FACTOR (above 1) (got {short_repr(text)})"
+            )
+        return cls(metric, bound)
+
+    def __str__(self) -> str:
+        return f"{self.metric}{SIGNS[self.metric]}{self.bound:g}"
+
+    @property
+    def likeness(self) -> str:
+        """The metric of likeness that is measured: PSNR for a budget of speed."""
+        return "psnr" if self.metric == SPEED else self.metric
+
+    def is_met(self, value: float) -> bool:
+        """Whether an image's likeness (or a speed-up) meets the bound."""
+        return value <= self.bound if SIGNS[self.metric] == "<=" else value >= self.bound
+
+    def shown(self, value: float) -> str:
+        """A value of the budget's likeness, with its unit."""
+        return f"{value:.4g}{UNITS.get(self.likeness, '')}"
+
+
+def _is_possible(metric: str, bound: float) -> bool:
+    if metric in ("ssim", "lpips"):
+        return 0 < bound < 1
+    return bound > (1 if metric == SPEED else 0)
+
+
+def decibels(metric: str, value: float) -> float:
+    """A likeness on a scale where more is closer and errors of images multiply to sums.
+
+    PSNR is on one; 1 − SSIM and LPIPS grow with the squared error as well.
+
+    Example:
+        >>> decibels("psnr", 40.0), round(decibels("ssim", 0.99), 6)
+        (40.0, 20.0)
+    """
+    if metric == "psnr":
+        return value
+    return -10 * math.log10(max(1 - value if metric == "ssim" else value, 1e-9))
+
+
+Measure = Callable[[Image.Image, Image.Image], float]
+
+
+def measures_for(budget: Budget) -> dict[str, Measure]:
+    """The likenesses to measure, by name: PSNR, and that of the budget.
+
+    Raises:
+        EvaluationError: If torchmetrics is missing.
+        SettingsError: If the weights of LPIPS are.
+    """
+    found: dict[str, Measure] = {"psnr": lambda a, b: psnr(np.asarray(a), np.asarray(b))}
+    if budget.metric == "ssim":
+        found["ssim"] = lambda a, b: ssim(np.asarray(a), np.asarray(b))
+        blank = Image.new("RGB", (16, 16))
+        found["ssim"](blank, blank)  # fails before hours of work
+    if budget.metric == "lpips":
+        network = load_if_cached()
+        if network is None:
+            raise SettingsError(
+                f"lpips requires AlexNet's weights at {weights_file()}; put them there, or give a "
+                "budget of psnr or ssim"
+            )
+        found["lpips"] = lambda a, b: network.between(np.asarray(a), np.asarray(b))
+    return found

@@ -1,0 +1,97 @@
+"""The time that tuning may take, how it is shown, and how it is stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class TuningProgress(NamedTuple):
+    """How far tuning has come."""
+
+    stage: str
+    seconds: float
+    """Since it began."""
+    limit: float
+    """Seconds that it may take in all."""
+    best: str
+    """The best schedule so far, in a few words; empty before there is one."""
+
+
+class Stopped(Exception):  # noqa: N818  # no error: tuning ends with the best so far
+    """Someone asked tuning to stop."""
+
+
+class OutOfTime(Exception):  # noqa: N818
+    """A stage has used up its time."""
+
+
+class Clock:
+    """Counts the time of tuning, and shows it.
+
+    Args:
+        minutes: That it may take.
+        progress: Called with the progress.
+        cancelled: Asked often whether to stop.
+    """
+
+    def __init__(
+        self,
+        minutes: float,
+        progress: Callable[[TuningProgress], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._progress, self._cancelled = progress, cancelled
+        self._begun = time.monotonic()
+        self.limit = 60 * minutes
+        self.reserved = 0.0
+        """Seconds that are kept for later stages."""
+        self.stage = ""
+        self.best = ""
+        self._stage_ends = self.limit
+
+    @property
+    def seconds(self) -> float:
+        """Since tuning began."""
+        return time.monotonic() - self._begun
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, without those reserved."""
+        return self.limit - self.reserved - self.seconds
+
+    def begin(self, stage: str, share: float | None = 1.0) -> None:
+        """Begin a stage.
+
+        Args:
+            stage: Its name.
+            share: Of the time that is left; ``None`` lets it take whatever it needs.
+        """
+        self.stage = stage
+        self._stage_ends = float("inf") if share is None else self.seconds + share * self.left
+        self.check()
+
+    def check(self) -> None:
+        """Show the progress.
+
+        Raises:
+            Stopped: If someone asked to stop.
+        """
+        self._progress(TuningProgress(self.stage, self.seconds, self.limit, self.best))
+        if self._cancelled():
+            raise Stopped
+
+    def goes_on(self) -> bool:
+        """Whether the stage has time left; as :meth:`check`."""
+        self.check()
+        return self.seconds < self._stage_ends
+
+    def check_stage(self) -> None:
+        """As :meth:`check`.
+
+        Raises:
+            OutOfTime: If the stage has no time left.
+        """
+        if not self.goes_on():
+            raise OutOfTime

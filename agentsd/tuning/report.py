@@ -1,0 +1,107 @@
+"""The page that shows what tuning found: the front, the judgement, samples and the schedule."""
+
+from __future__ import annotations
+
+import base64
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import SettingsError
+from ..evaluation.report import LABELS, plot
+from ..generation.image_files import side_by_side, write_whole
+from .judgement import UNPATCHED
+
+SAMPLES = 4
+"""Held-out images on the page: those with the least likeness."""
+
+
+def require_packages() -> None:
+    """Check that the packages for the page are installed.
+
+    Raises:
+        SettingsError: Names the missing one.
+    """
+    for package in ("jinja2", "matplotlib"):
+        try:
+            import_module(package)
+        except ImportError:
+            raise SettingsError(
+                f"tuning requires {package}; run `pip install matplotlib jinja2`"
+            ) from None
+
+
+def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
+    """Write ``report.html`` and ``front.png``.
+
+    Args:
+        found: The figures.
+        folder: Of the tuning run, with its images.
+        schedule: The schedule's YAML.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    from jinja2 import Environment
+
+    metric = next(
+        name for name in ("psnr", "ssim", "lpips") if name in found["variants"][found["chosen"]]
+    )
+    image = plot(found, metric)
+    write_whole(folder / "front.png", image)
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    html = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            found=found,
+            metric=metric,
+            label=LABELS[metric],
+            rows=sorted(found["variants"].items(), key=lambda item: item[1]["time"]["mean"]),
+            plot=_data_uri(image, "png"),
+            samples=[_jpeg(each) for each in samples(found, folder, metric)],
+            schedule=schedule,
+        )
+    )
+    write_whole(folder / "report.html", html.encode())
+    return folder / "report.html"
+
+
+def samples(found: dict[str, Any], folder: Path, metric: str) -> list[Image.Image]:
+    """The held-out images that are least like the unpatched ones, side by side with these."""
+    chosen = found["chosen"]
+    if chosen not in found["held_out"]:
+        return []
+    names = [name for name in found["held_out"] if name != "warning"]
+    values = {name: found["held_out"][name]["values"] for name in names}
+    likeness = values[chosen][metric]
+    numbers = sorted(range(len(likeness)), key=likeness.__getitem__, reverse=metric == "lpips")
+    rows = []
+    for number in numbers[:SAMPLES]:
+        panels = {UNPATCHED: _image(folder, number, UNPATCHED)}
+        for name in names:
+            label = f"{name}, {values[name][metric][number]:.4g}"
+            label += f", {1 / values[name]['time'][number]:.2f}x"
+            panels[label] = _image(folder, number, name)
+        rows.append(side_by_side(panels))
+    return rows
+
+
+def _image(folder: Path, number: int, name: str) -> Image.Image:
+    return Image.open(folder / f"held-out-{number}-{name}.png").convert("RGB")
+
+
+def _jpeg(image: Image.Image) -> str:
+    data = BytesIO()
+    image.save(data, "JPEG", quality=90)
+    return _data_uri(data.getvalue(), "jpeg")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,138 @@
+"""What a step costs on this device, whole and light, and the time of a run that follows from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..methods import Phase
+from ..models.devices import wait_for
+from ..patching.deep_features import whole_steps
+from ..patching.patch import patched
+from ..schedule import Schedule
+from .trajectories import Trajectory, moved
+
+ROUNDS = 3
+CALLS = 7
+"""UNet calls of which those that are light steps are timed in a round, for each kind of them."""
+
+
+class Kind(NamedTuple):
+    """All that the time of a step depends on."""
+
+    attention: str
+    """The phase without its cache."""
+    light: tuple[int, object] | None = None
+    """``cache_branch`` and ``cache_order`` of a light step."""
+
+    @classmethod
+    def of(cls, phase: Phase, whole: bool) -> Kind:
+        """The kind of a whole or light step of a phase."""
+        light = None if whole else (phase.cache_branch, phase.cache_order)
+        if light is not None and phase.cache_branch == -1:
+            return cls("", light)  # nothing is computed
+        return cls(json.dumps(_without_cache(phase).to_dict()), light)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Kind:
+        """Read a kind from plain values that JSON has made of one."""
+        return cls(line["attention"], line["light"] and tuple(line["light"]))
+
+
+def _without_cache(phase: Phase) -> Phase:
+    kept = {k: v for k, v in phase.to_dict().items() if not k.startswith(("until", "cache_"))}
+    return Phase(**kept)
+
+
+class StepCosts:
+    """Median seconds of each kind of step.
+
+    Args:
+        seconds: By kind.
+        rest: Seconds of a run beside its UNet: text encoder, scheduler and VAE.
+    """
+
+    def __init__(self, seconds: dict[Kind, float], rest: float) -> None:
+        self.seconds, self.rest = seconds, rest
+
+    def run(self, schedule: Schedule | None, trajectory: Trajectory) -> float:
+        """Seconds of a run like an unpatched one, with a schedule.
+
+        Raises:
+            KeyError: If it has a kind of step that was not measured.
+        """
+        positions = [call.position for call in trajectory.calls]
+        if schedule is None:
+            unpatched = self.seconds[Kind.of(Phase(method="full"), True)]
+            return self.rest + unpatched * len(positions)
+        num_steps = positions[0].num_steps
+        whole = whole_steps(schedule, num_steps)
+        return self.rest + sum(
+            self.seconds[Kind.of(schedule.phase_at(step, num_steps), whole[step])]
+            for step, _, _ in positions
+        )
+
+
+def measure_steps(
+    pipe: DiffusionPipeline,
+    trajectory: Trajectory,
+    schedules: Iterable[Schedule],
+    check: Callable[[], None] = lambda: None,
+) -> dict[Kind, float]:
+    """Time each kind of step that schedules have, in turns.
+
+    Args:
+        pipe: Unpatched, and again so afterwards.
+        trajectory: The UNet is called with what it was called with there.
+        schedules: What has to be timed.
+        check: Called now and then; may raise to stop.
+
+    Returns:
+        Median seconds of a step, by kind; those of an unpatched one are among them.
+    """
+    unpatched = Phase(method="full")
+    phases = {Kind.of(unpatched, True): unpatched}
+    for schedule in schedules:
+        for phase in schedule.phases:
+            alone = _without_cache(phase)
+            phases.setdefault(Kind.of(phase, True), alone)
+            if phase.cache_interval > 1:
+                cache = {"cache_branch": phase.cache_branch, "cache_order": phase.cache_order}
+                cached = Phase(**alone.to_dict(), cache_interval=CALLS, **cache)
+                phases.setdefault(Kind.of(phase, False), cached)
+    measured: dict[Kind, list[float]] = defaultdict(list)
+    for _ in range(ROUNDS):
+        for kind, phase in phases.items():
+            check()
+            measured[kind] += _timed(pipe, trajectory, phase, light=kind.light is not None)
+    return {kind: median(seconds) for kind, seconds in measured.items()}
+
+
+def _timed(
+    pipe: DiffusionPipeline, trajectory: Trajectory, phase: Phase, *, light: bool
+) -> list[float]:
+    """Seconds of a few light steps, or of a whole one after another that warms up."""
+    device = pipe._execution_device
+    arguments = moved(trajectory.calls[0].arguments, device)
+    steps = torch.arange(999, 0, -20, device=device)  # a list, in which a call has its place
+    schedule = Schedule(phases=(phase,))
+    wanted = [False, True]
+    if light:
+        wanted = [not whole for whole in whole_steps(schedule, len(steps))[:CALLS]]
+    seconds = []
+    with patched(pipe, schedule), torch.inference_mode():
+        for number, counts in enumerate(wanted):
+            wait_for(device)
+            begun = time.perf_counter()
+            pipe.unet(**arguments | {"timestep": steps[number]})
+            wait_for(device)
+            if counts:
+                seconds.append(time.perf_counter() - begun)
+    return seconds

@@ -1,0 +1,282 @@
+"""The stages of tuning, each of which begins with what is in the workspace already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from statistics import median
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from ..errors import GenerationError, SettingsError
+from ..generation.images import HIDDEN, TimedImage, make_image
+from ..generation.records import schedule_hash
+from ..generation.turns import in_turns, warm_up, with_schedule
+from ..image_settings import ImageSettings, warm_up_settings
+from ..patching.patch import patched
+from ..schedule import Schedule
+from .budget import Budget, measures_for
+from .candidates import schedule_of, uniform_candidates
+from .clock import Clock, OutOfTime
+from .judgement import UNPATCHED
+from .prompts import TUNING, Images
+from .race import Entry, Race
+from .screening import screen
+from .step_costs import Kind, StepCosts, measure_steps
+from .trajectories import Trajectory, recorded_calls
+from .workspace import Workspace
+
+CHOSEN = "tuned"
+ANCHOR = "balanced"
+"""The preset that tells which images are hard."""
+
+LEAST, ALL = 30, 70
+"""Unpatched images whose time tuning needs at least, and needs for all of its images."""
+
+TRAJECTORIES = 2
+"""Unpatched images whose runs are recorded."""
+
+EXPLORED = 6
+"""Candidates that tell how predictions are to be read."""
+
+HOPES = (0.0, 0.5, 1.0, 1.5)
+"""How hopefully candidates are looked at, one after the other while there is time."""
+
+FRONT = (-9, -6, -3, 3, 6, 9)
+"""Likeness, in dB from that of the winner, of the other schedules of the front."""
+
+Likeness = dict[str, float]
+
+
+class Tuner:
+    """Measures a pipeline and its schedules.
+
+    Args:
+        pipe: Unpatched, and again so after each stage.
+        budget: What the schedule must keep to.
+        images: To tune and to judge on; their numbers may be cut to the time there is.
+        workspace: Where everything measured is kept.
+        clock: Counts the time.
+        inputs: Further arguments of the pipeline's call.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        budget: Budget,
+        images: Images,
+        workspace: Workspace,
+        clock: Clock,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        self.pipe, self.budget, self.workspace, self.clock = pipe, budget, workspace, clock
+        self.inputs, self.images = inputs, images
+        self.measures = measures_for(budget)
+        self.references: list[TimedImage] = []
+        self.costs: StepCosts | None = None
+        self.race: Race | None = None
+        self.judged: list[dict[str, dict[str, float]]] = []
+
+    def prepare(self) -> None:
+        """Make the unpatched images, and measure what steps cost.
+
+        Raises:
+            SettingsError: If the time is too short for this model.
+        """
+        self.clock.begin("unpatched images", None)
+        made = self.workspace.images()
+        short = warm_up_settings(self.images.tuning[0], 2, self.inputs)
+        make_image(self.pipe, short, inputs=self.inputs)
+        number = 0
+        while number < len(self.images.tuning):
+            name = f"{UNPATCHED}-{number}"
+            found = made[name] if name in made else self._reference(number)
+            self.references.append(found)
+            if number == 0:
+                there = sum(name.startswith(f"{UNPATCHED}-") for name in made)
+                self._cut_to_time(found.seconds, there)
+            number += 1
+        self.clock.begin("time of a step", None)
+        trajectory = self._trajectories()[0]
+        schedules = [Schedule.preset(name) for name in Schedule.presets()]
+        num_steps = trajectory.calls[0].position.num_steps
+        schedules += [schedule_of(each, num_steps) for each in uniform_candidates(num_steps)]
+        seconds = {Kind.from_json(line): line["seconds"] for line in self.workspace.lines("costs")}
+        if not seconds:
+            seconds = measure_steps(self.pipe, trajectory, schedules, self.clock.check)
+            for kind, each in seconds.items():
+                self.workspace.append("costs", {**kind._asdict(), "seconds": each})
+        self.costs = StepCosts(seconds, rest=0.0)
+        unpatched = self.costs.run(None, trajectory)
+        whole = median(each.seconds for each in self.references)
+        self.costs.rest = max(whole - unpatched, 0.0)
+
+    def _cut_to_time(self, seconds: float, there: int) -> None:
+        """Take fewer images where an unpatched one takes long, but those that are there already."""
+        affordable = self.clock.limit / seconds
+        share = min(1.0, max(affordable / ALL, there / TUNING))
+        if affordable < LEAST and not there:
+            minutes = LEAST * seconds / 60
+            raise SettingsError(
+                f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs the "
+                f"time of {LEAST}; give {minutes:.1f} or more, fewer steps or a smaller size"
+            )
+        tuning, held_out = (max(2, round(share * len(each))) for each in self.images)
+        self.images = Images(self.images.tuning[:tuning], self.images.held_out[:held_out])
+        # Judging makes an unpatched image, a tuned one and a preset's of each.
+        self.clock.reserved = 2.2 * seconds * held_out
+
+    def _trajectories(self) -> list[Trajectory]:
+        """Those that are kept, of the first images; only one where there is little time."""
+        kept = list(self.workspace.trajectories().values())
+        return kept if len(self.images.tuning) == TUNING else kept[:1]
+
+    def _reference(self, number: int) -> TimedImage:
+        self.clock.check()
+        settings = self.images.tuning[number]
+        if number < TRAJECTORIES:
+            with recorded_calls(self.pipe) as calls:
+                made = self._make(settings)
+            Trajectory(settings, calls).save(self.workspace.trajectory_file(number))
+        else:
+            made = self._make(settings)
+        self.workspace.save_image(f"{UNPATCHED}-{number}", made)
+        return made
+
+    def _make(self, settings: ImageSettings) -> TimedImage:
+        made = make_image(self.pipe, settings, inputs=self.inputs)
+        if made.nsfw_content_detected:
+            raise GenerationError(f"{settings.prompt!r}: {HIDDEN}; tune with other prompts")
+        return made
+
+    def screen(self) -> None:
+        """Predict which candidates are worth real images."""
+        self.clock.begin("screening", None)
+        assert self.costs is not None
+        trajectories = self._trajectories()
+        found = screen(self.pipe, trajectories, self.costs, self.workspace, self.clock, self.inputs)
+        unpatched = self.costs.run(None, trajectories[0])
+        entries = [
+            Entry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
+            for name in Schedule.presets()
+            for preset in [Schedule.preset(name)]
+        ]
+        presets = {entry.schedule.phases for entry in entries}
+        for number, each in enumerate(found, start=1):
+            if each.schedule.phases not in presets and each.time < 1:
+                entries.append(Entry(f"candidate {number}", *each))
+        known = {(line["schedule"], line["image"]): line for line in self.workspace.lines("values")}
+        for entry in entries:
+            for image in range(len(self.images.tuning)):
+                line = known.get((schedule_hash(entry.schedule), image), {})
+                if self.budget.likeness in line:
+                    entry.values[image] = line[self.budget.likeness]
+        self.race = Race(entries, self.budget, len(self.images.tuning), self._measure)
+
+    def _measure(self, entry: Entry, image: int) -> float:
+        self._show_best()
+        self.clock.check_stage()
+        with patched(self.pipe, entry.schedule):
+            made = self._make(self.images.tuning[image])
+        found = self._likeness(made, self.references[image])
+        line = {"schedule": schedule_hash(entry.schedule), "image": image, **found}
+        self.workspace.append("values", line)
+        return found[self.budget.likeness]
+
+    def _likeness(self, made: TimedImage, reference: TimedImage) -> Likeness:
+        return {
+            name: measure(made.image, reference.image) for name, measure in self.measures.items()
+        }
+
+    def find(self) -> None:
+        """Find the best preset and the best candidate, then others of the front, on real images."""
+        race = self.race
+        assert race is not None
+        self.clock.begin("presets", None)
+        race.run_whole(race.entries[ANCHOR])
+        self.clock.begin("presets", 0.35)
+        with suppress(OutOfTime):
+            hardest = race.hardest_first(race.expectations())[0]
+            for entry in self.presets:
+                race.make(entry, hardest)
+            race.winner(self.presets)
+        self.clock.begin("candidates", 0.75)
+        with suppress(OutOfTime):
+            race.explore(race.entries.values(), EXPLORED)
+            for hope in HOPES:
+                race.winner(race.entries.values(), hope=hope)
+        self._show_best()
+        self.clock.begin("front")
+        with suppress(OutOfTime):
+            self._widen_front(race)
+
+    def _widen_front(self, race: Race) -> None:
+        best = self.best()
+        if best is None:
+            return
+        for distance in FRONT:
+            expected = race.expectations().candidates
+            wanted = expected[best.name] + distance
+            close = [e for e in race.entries.values() if expected[e.name] >= wanted]
+            if close:
+                race.run_whole(min(close, key=lambda entry: entry.time))
+
+    @property
+    def presets(self) -> list[Entry]:
+        """The entries that are presets."""
+        assert self.race is not None
+        return [self.race.entries[name] for name in Schedule.presets()]
+
+    def best(self) -> Entry | None:
+        """The best entry so far, of those that have all images."""
+        race = self.race
+        return race.best(race.entries.values()) if race else None
+
+    def best_preset(self) -> Entry | None:
+        """The best preset so far, of those that have all images."""
+        return self.race.best(self.presets) if self.race else None
+
+    def _show_best(self) -> None:
+        best = self.best()
+        if best is not None:
+            assert self.race is not None
+            misses = "" if self.race.meets(best) else " (misses the budget)"
+            worst = (max if self.budget.metric == "lpips" else min)(best.values.values())
+            self.clock.best = f"{1 / best.time:.2f}×, worst {self.budget.shown(worst)}{misses}"
+
+    def judge(self) -> None:
+        """Make the held-out images: unpatched, with the winner and the best preset, in turns."""
+        best, preset = self.best(), self.best_preset()
+        assert best is not None
+        self.clock.reserved = 0.0
+        self.clock.begin("judging", None)
+        chosen = best.name if best.predicted is None else CHOSEN
+        schedules = {UNPATCHED: None, chosen: best.schedule}
+        if preset is not None and preset is not best:
+            schedules[preset.name] = preset.schedule
+        variants = {name: with_schedule(each) for name, each in schedules.items()}
+        key = {name: schedule_hash(each) for name, each in schedules.items()}
+        known = {
+            line["image"]: line for line in self.workspace.lines("judged") if line["of"] == key
+        }
+        warm = warm_up_settings(self.images.held_out[0], 4, self.inputs)
+        warm_up(self.pipe, variants, warm, inputs=self.inputs)
+        for number in range(len(self.images.held_out)):
+            if number not in known:
+                known[number] = {"image": number, "of": key, **self._turn(variants, number)}
+                self.workspace.append("judged", known[number])
+            found = known[number]
+            self.judged.append({name: found[name] for name in schedules})
+            self.clock.check()
+
+    def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Likeness]:
+        settings = self.images.held_out[number]
+        turns = in_turns(self.pipe, variants, settings, number, inputs=self.inputs)
+        made = dict(turns)
+        line = {}
+        for name, each in made.items():
+            self.workspace.save_image(f"held-out-{number}-{name}", each)
+            likeness = {} if name == UNPATCHED else self._likeness(each, made[UNPATCHED])
+            line[name] = {"seconds": each.seconds, **likeness}
+        return line
