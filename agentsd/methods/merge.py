@@ -59,6 +59,10 @@ class Merge(Phase):
         """Number of agents that the merged tokens attend through; 0 for none."""
         return 0
 
+    def period(self, height: int, width: int) -> int | None:
+        """The number of steps after which the same tokens are chosen again; None if never."""
+        return None if self.use_rand else 1
+
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
         """The destinations ``[cells]``, the same for all heads."""
         sy, sx = self.strides(height, width)
