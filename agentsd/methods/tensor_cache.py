@@ -58,3 +58,16 @@ class TensorCache:
 
 def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+CONSTANTS = TensorCache()
+"""For what is the same in every model."""
+
+
+def integers(*bounds: int, like: Tensor) -> Tensor:
+    """``torch.arange(*bounds)`` on the device of ``like``, made once."""
+    return CONSTANTS.get(_arange, bounds, like.device, like=like)
+
+
+def _arange(bounds: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.arange(*bounds, device=device)

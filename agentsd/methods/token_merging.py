@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tensor_cache import TensorCache
+from .tensor_cache import CONSTANTS, integers
 
 BLOCK = 2**25
 """Similarities computed at a time, so that memory stays bounded on large grids."""
-
-_CONSTANTS = TensorCache()
 
 
 class Matching(NamedTuple):
@@ -79,7 +77,7 @@ def owners(matching: Matching, *merges: int) -> Tensor:
 
     def numbers(first: int, count: int) -> Tensor:
         """Rows ``first`` to ``first + count`` of each image at each level."""
-        return _CONSTANTS.get(_rows, batch, rows, first, count, best.device, like=best)
+        return CONSTANTS.get(_rows, batch, rows, first, count, best.device, like=best)
 
     owner = best + numbers(0, 1)
     owner.index_copy_(2, destinations, numbers(0, n))
@@ -119,13 +117,8 @@ def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
         return _mean_by_adding(x, owner, rows)
     # One pass, and on CUDA, unlike adding, always in the same order.
     index, order = owner.sort(dim=1)
-    each = _CONSTANTS.get(_range, rows, x.device, like=x)
-    first = torch.searchsorted(index.flatten(), each)
+    first = torch.searchsorted(index.flatten(), integers(rows, like=x))
     return F.embedding_bag(order.flatten(), x, first, mode="mean")
-
-
-def _range(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device)
 
 
 def _mean_by_adding(x: Tensor, owner: Tensor, rows: int) -> Tensor:
