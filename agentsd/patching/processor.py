@@ -190,12 +190,16 @@ def _project_heads(
     index = chosen[:, None] + images  # [H, B, n], counted through the batch
     tokens = x.flatten(0, 1)
     out = weight.new_empty(heads, batch * some, weight.shape[-1])  # [H, B·n, 2·d]
+
+    def gathered(part: slice) -> Tensor:
+        """The tokens of some heads, ``[·, B·n, C]``."""
+        rows = tokens.index_select(0, index[part].flatten())
+        return rows.view(-1, batch * some, channels).to(weight.dtype)
+
     # As many heads at a time as take no more memory than the tokens themselves.
     size = max(1, count // some)
-    for start in range(0, heads, size):
-        part = slice(start, start + size)
-        rows = tokens.index_select(0, index[part].flatten()).view(-1, batch * some, channels)
-        out[part].baddbmm_(rows.to(weight.dtype), weight[part], beta=0)
+    for part in (slice(start, start + size) for start in range(0, heads, size)):
+        out[part].baddbmm_(gathered(part), weight[part], beta=0)
     if projections[0].bias is not None:
         out += torch.cat([p.bias.view(heads, 1, -1) for p in projections], dim=-1)
     k, v = out.view(heads, batch, some, -1).transpose(0, 1).chunk(2, dim=-1)
