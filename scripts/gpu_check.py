@@ -37,7 +37,9 @@ from agentsd.patching import runtime
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
 ABSENT, DONE = "no such device", "done"
-FULL_TRAINING = "python scripts/train_pocket.py --device cuda --hours 1 --out pocket --work .training"
+FULL_TRAINING = (
+    "python scripts/train_pocket.py --device cuda --hours 1 --out pocket --work .training"
+)
 
 Found = dict[str, Any]
 """What a part found: a figure or a text by its name."""
@@ -74,7 +76,7 @@ def tests(device: str, out: Path) -> Found:
     report = out / f"tests-{device}.xml"
     report.unlink(missing_ok=True)
     files = ["tests/test_devices.py", "tests/test_token_grid.py", "tests/test_reproducibility.py"]
-    select = "cpu" if device == "cpu" else "cuda or gpu or every_device"
+    select = "test_devices and cpu" if device == "cpu" else "cuda or gpu or every_device"
     command = [sys.executable, "-m", "pytest", "-n", "0", *files, "-k", select]
     error = None
     try:
@@ -212,7 +214,15 @@ def write(report: Found, out: Path) -> None:
         for device in DEVICES:
             result = report["parts"].get(f"{name}, {device}", {})
             if found := result.get("found"):
-                lines += ["", f"## {name}, {device}", "", str(part.__doc__), "", "| | |", "|---|---|"]
+                lines += [
+                    "",
+                    f"## {name}, {device}",
+                    "",
+                    str(part.__doc__),
+                    "",
+                    "| | |",
+                    "|---|---|",
+                ]
                 lines += [f"| {key} | {value} |" for key, value in found.items()]
     (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

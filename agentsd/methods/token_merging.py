@@ -84,7 +84,10 @@ def owners(matching: Matching, *merges: int) -> Tensor:
     for level, unmerged in enumerate(count - n for count in rows):
         if unmerged:
             least = similarity.topk(unmerged, dim=1, largest=False, sorted=False).indices
-            owner[level].scatter_(1, least.sort(dim=1).values, numbers(n, unmerged)[level])
+            if least.device.type == "mps":  # older releases of macOS sort 32-bit integers alone
+                least = least.int()
+            order = least.sort(dim=1).values.long()
+            owner[level].scatter_(1, order, numbers(n, unmerged)[level])
     return owner
 
 

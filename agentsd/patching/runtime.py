@@ -205,8 +205,10 @@ class Runtime:
         """The tokens that a step chooses on a grid, drawn only when they first are needed."""
         period = phase.period(*grid) if position.listed else None
         step = position.step % period if period else position.step
-        draw = Draw(step, position.listed, self.schedule.seed, sample.device)
-        return self._chosen.get(phase.choose, draw, heads, *grid, like=sample)
+        # 64-bit integers are incomplete on MPS; what is drawn once may as well come from the CPU.
+        device = torch.device("cpu") if sample.device.type == "mps" else sample.device
+        draw = Draw(step, position.listed, self.schedule.seed, device)
+        return self._chosen.get(_chosen, phase, draw, heads, *grid, sample.device, like=sample)
 
     def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
         """A phase's plan at a resolution, on latents of ``height × width``."""
@@ -223,6 +225,12 @@ class Runtime:
         """Number of tokens from which layers are patched."""
         usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
         return usual if phase.min_tokens is None else phase.min_tokens
+
+
+def _chosen(
+    phase: Phase, draw: Draw, heads: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    return phase.choose(draw, heads, height, width).to(device)
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
