@@ -144,7 +144,10 @@ def runs() -> dict[str, str | None]:
         calls = Calls(unet, name)
         with patched(calls.pipe, Schedule(phases=[Phase(**phase) for phase in phases])):
             found[name] = raised(calls.all)
-    with mock.patch.object(processor, "_is_plain", lambda _: False), patched(unet, method="keys"):
+    with (
+        mock.patch.object(processor, "_is_plain", return_value=False),
+        patched(unet, method="keys"),
+    ):
         found["keys beside LoRA"] = raised(Calls(unet).all)
     return found
 

@@ -154,7 +154,7 @@ class Stopwatch:
             return None
         with OperationCounter() as counter:
             self.call(1)
-        return counter.total
+        return int(counter.total)
 
     def peak(self) -> tuple[float, Tensor]:
         """Peak memory of a call in MiB above what was held before it, and the call's output."""

@@ -116,7 +116,8 @@ class Merge(Phase):
 
 def _of_each_image(rows: Tensor, batch: int) -> Tensor:
     """``[H, B·n, d]`` to ``[B, H, n, d]``."""
-    return rows.unflatten(1, (batch, -1)).transpose(0, 1)
+    heads, count, width = rows.shape
+    return rows.view(heads, batch, count // batch, width).transpose(0, 1)
 
 
 def capped(name: str, ratio: float, merged: int, tokens: int) -> list[str]:

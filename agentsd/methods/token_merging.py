@@ -2,7 +2,7 @@
 
 The merged rows of a batch are one table, image after image. The *owner* of a token is the row that
 it belongs to: merging is a mean by owner, unmerging one gather by owner. An image's rows begin with
-its destinations; the unmerged tokens follow in their order. Attention does not depend on that order.
+its destinations; the unmerged tokens follow in their order, on which attention does not depend.
 
 A token can have a row at each of several *levels*, which follow each other in the table.
 """
