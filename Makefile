@@ -4,7 +4,7 @@ BIN := .venv/bin
 TEST_OPTIONS := --numprocesses 2 --dist worksteal
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test test-oldest compatibility lint docs wheel clean
+.PHONY: demo test test-oldest gpu compatibility lint docs wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
@@ -23,6 +23,10 @@ test-oldest:
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
 		--resolution lowest-direct --editable ".[test]"
 	$(OLDEST)/bin/python -m pytest $(TEST_OPTIONS) $(OLDEST_TESTS)
+
+# All that only a graphics card can tell, in one report: gpu-check/report.md. Run again, it goes on.
+gpu: .venv/.test
+	$(BIN)/python scripts/gpu_check.py
 
 # The table of what works together with a patch, from the tests.
 compatibility: .venv/.test

@@ -255,7 +255,7 @@ def test_attended_most_by_a_loop() -> None:
         weights = sum(torch.softmax(0.5 * k[0, h] @ q[0, h, i], dim=0) for h in range(2))
         assert best[i] == int(weights.argmax())
     x = torch.randn(1, 16, 4, generator=random)
-    owner = owners(match(x, torch.arange(0, 16, 4)), 12)
+    owner = owners(match(x, torch.arange(0, 16, 4)), 12)[0]
     assert owner.max() == 3  # destinations come first among the agents
 
 

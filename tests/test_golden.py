@@ -87,23 +87,21 @@ def test_plan_counts_what_the_published_code_counted(golden: Golden) -> None:
     assert bool(plan.agents) == config["agent_attention_used"]
 
 
-def _owner_shifted(matching: merging.Matching, merges: int) -> Tensor:
-    return merging.owners(matching, merges).roll(1, dims=1)
+def _owner_shifted(matching: merging.Matching, *merges: int) -> Tensor:
+    return merging.owners(matching, *merges).roll(1, dims=-1)
 
 
 def _unmerge_shifted(y: Tensor, owner: Tensor) -> Tensor:
-    return merging.unmerge(y, (owner + 1) % y.shape[1])
+    return merging.unmerge(y, (owner + 1) % y.flatten(0, 1).shape[0])
 
 
-def _least_similar(matching: merging.Matching, merges: int) -> Tensor:
-    similarity = torch.where(matching.similarity.isinf(), -torch.inf, -matching.similarity)
-    return merging.owners(matching._replace(similarity=similarity), merges)
+def _least_similar(matching: merging.Matching, *merges: int) -> Tensor:
+    similarity = torch.where(matching.similarity.isinf(), torch.inf, -matching.similarity)
+    return merging.owners(matching._replace(similarity=similarity), *merges)
 
 
 def _sum(x: Tensor, owner: Tensor, rows: int) -> Tensor:
-    count = merging.merge(torch.ones_like(x), owner, rows)
-    index = owner[..., None].expand_as(x)
-    return torch.zeros_like(count).scatter_add_(1, index, x)
+    return merging.merge(x, owner, rows) * owner.flatten().bincount(minlength=rows)[:, None]
 
 
 WRONG_AGENTS: dict[str, tuple[str, Callable[[float], float]]] = {

@@ -11,7 +11,7 @@ from naive import mean_rows, merge_most_similar, top_left
 from torch import Tensor
 
 from agentsd.methods import token_merging as merging
-from agentsd.methods.token_merging import Matching, match, merge, owners, unmerge
+from agentsd.methods.token_merging import Matching, match, unmerge
 
 GRIDS = [(8, 8, 2, 2), (9, 7, 2, 2), (8, 12, 4, 4), (10, 7, 3, 4), (6, 5, 1, 2)]
 RATIOS = [0.1, 0.5, 0.9, 1.0]
@@ -20,6 +20,16 @@ RATIOS = [0.1, 0.5, 0.9, 1.0]
 def tokens(batch: int, count: int, channels: int = 6) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     return torch.randn(batch, count, channels, generator=generator, dtype=torch.float64)
+
+
+def owners(matching: Matching, merges: int) -> Tensor:
+    """``[B, N]``: the owners of a single level."""
+    return merging.owners(matching, merges)[0]
+
+
+def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
+    """The merged rows of each image, ``[B, rows, C]``."""
+    return merging.merge(x, owner, len(x) * rows).view(len(x), rows, -1)
 
 
 def _sorted_rows(x: Tensor) -> Tensor:
@@ -93,13 +103,14 @@ class TestOwners:
     def test_destinations_own_themselves_in_their_order(self) -> None:
         destinations = torch.tensor([3, 0, 9])
         owner = owners(match(tokens(2, 12), destinations), 5)
-        assert owner[:, destinations].tolist() == [[0, 1, 2]] * 2
+        assert owner[:, destinations].tolist() == [[0, 1, 2], [7, 8, 9]]
 
     @pytest.mark.parametrize("merges", [0, 4, 9])
     def test_every_row_has_an_owner(self, merges: int) -> None:
         owner = owners(match(tokens(3, 12), torch.tensor([0, 5, 6])), merges)
-        for image in owner:
-            assert image.unique().tolist() == list(range(12 - merges))
+        for number, image in enumerate(owner):
+            first = number * (12 - merges)
+            assert image.unique().tolist() == list(range(first, first + 12 - merges))
 
     def test_without_merges_nothing_changes(self) -> None:
         x = tokens(2, 12)
@@ -113,6 +124,29 @@ class TestOwners:
         (added,) = merged[4] - merged[3]
         left = [i for i in range(20) if i not in merged[4]]
         assert matching.similarity[0, added] >= matching.similarity[0, left].max()
+
+
+class TestLevels:
+    """Several numbers of rows at once: one table, one pass over the tokens."""
+
+    def test_are_what_each_is_alone(self) -> None:
+        x = tokens(3, 30)
+        matching = match(x, torch.tensor([0, 7, 8, 19]))
+        both = merging.owners(matching, 11, 26)
+        table = merging.merge(x, both, 3 * (19 + 4))
+        alone = [merge(x, owners(matching, merges), 30 - merges) for merges in (11, 26)]
+        assert torch.equal(table, torch.cat([rows.flatten(0, 1) for rows in alone]))
+        assert torch.equal(both[0], owners(matching, 11))
+        assert torch.equal(both[1], owners(matching, 26) + 3 * 19)
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_by_adding_them(self, swapped: bool) -> None:
+        x = tokens(2, 30)
+        both = merging.owners(match(x, torch.tensor([0, 7, 8, 19])), 11, 26)
+        added = merging._mean_by_adding(
+            x.flip(0).flatten(0, 1) if swapped else x.flatten(0, 1), both.flatten(1), 2 * (19 + 4)
+        )
+        assert torch.allclose(added, merging.merge(x, both, 2 * (19 + 4))) != swapped
 
 
 class TestMatch:
@@ -144,7 +178,7 @@ class TestMerge:
     def test_keeps_the_dtype_and_sums_many(self, dtype: torch.dtype) -> None:
         """Counts above 256 are not exact in bfloat16, sums above 65,504 not finite in float16."""
         x = torch.full((2, 700, 3), 120.0, dtype=dtype)
-        merged = merge(x, torch.zeros(2, 700, dtype=torch.int64), 1)
+        merged = merge(x, torch.arange(2)[:, None].expand(2, 700), 1)
         assert merged.dtype == dtype
         assert torch.equal(merged, x[:, :1])
 
@@ -159,7 +193,7 @@ class TestMerge:
         """Embedding bags, and the fallback where they are missing or overflow."""
         x = tokens(2, 600).to(dtype)
         owner = owners(match(x, torch.arange(0, 600, 16)), 400)
-        added = merging._mean_by_adding(x.flatten(0, 1), merging._flat(owner, 200), 400)
+        added = merging._mean_by_adding(x.flatten(0, 1), owner.view(1, -1), 400)
         eps = torch.finfo(dtype).eps
         merged = merge(x, owner, 200).flatten(0, 1)
         torch.testing.assert_close(merged, added, rtol=eps, atol=eps)

@@ -20,6 +20,7 @@ from ..methods import merge as merging
 from ..models.devices import wait_for
 from ..patching.layers import top_attention_layers
 from .cases import Case
+from .operations import OperationCounter
 
 STEPS = 64
 """Denoising steps of the run whose calls are timed."""
@@ -33,6 +34,31 @@ class Times(NamedTuple):
     merging: float
 
 
+def inputs_of(
+    unet: UNet2DConditionModel,
+    batch: int,
+    height: int,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Latents, text and further arguments of a UNet's call, the same at each time."""
+    random = torch.Generator().manual_seed(0)
+    config = unet.config
+    like: dict[str, Any] = {"device": device, "dtype": dtype}
+    sample = torch.randn((batch, config.in_channels, height, width), generator=random).to(**like)
+    text = torch.randn((batch, 77, config.cross_attention_dim), generator=random).to(**like)
+    if config.addition_embed_type != "text_time":
+        return sample, text, {}
+    times = 6 * config.addition_time_embed_dim
+    pooled = config.projection_class_embeddings_input_dim - times
+    more = {
+        "text_embeds": torch.randn((batch, pooled), generator=random).to(**like),
+        "time_ids": torch.zeros((batch, 6), **like),
+    }
+    return sample, text, {"added_cond_kwargs": more}
+
+
 class Stopwatch:
     """Calls a UNet at consecutive steps of a run and measures how long it takes."""
 
@@ -42,18 +68,10 @@ class Stopwatch:
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(STEPS, device=self.device)
         self.timesteps = scheduler.timesteps
-        random = torch.Generator().manual_seed(0)
-        config = unet.config
-        like = {"device": self.device, "dtype": getattr(torch, case.dtype)}
-        shape = (case.batch, config.in_channels, case.height, case.width)
-        self.sample = torch.randn(shape, generator=random).to(**like)
-        width = config.cross_attention_dim
-        self.text = torch.randn((case.batch, 77, width), generator=random).to(**like)
-        self.extra: dict[str, Any] = {}
-        if config.addition_embed_type == "text_time":
-            pooled = torch.randn((case.batch, 1280), generator=random).to(**like)
-            ids = torch.zeros((case.batch, 6), **like)
-            self.extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+        dtype = getattr(torch, case.dtype)
+        self.sample, self.text, self.extra = inputs_of(
+            unet, case.batch, case.height, case.width, self.device, dtype
+        )
         # Found before anything is patched: a baseline's processor is not recognised as attention.
         self.watched = [layer.module for layer in top_attention_layers(unet)]
         self.attention = self.merging = 0.0
@@ -127,6 +145,14 @@ class Stopwatch:
 
     def _wait(self) -> None:
         wait_for(self.device)
+
+    def operations(self) -> int | None:
+        """Operations of a call that is not the first; None where it is compiled."""
+        if self.case.compiled:
+            return None
+        with OperationCounter() as counter:
+            self.call(1)
+        return int(counter.total)
 
     def peak(self) -> tuple[float, Tensor]:
         """Peak memory of a call in MiB above what was held before it, and the call's output."""

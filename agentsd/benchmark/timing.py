@@ -65,6 +65,8 @@ class Measurement:
     distance: float
     """Relative L2 distance between its output and the unpatched one."""
     noisy: bool
+    operations: int | None
+    """That a call asks the device for; views are none. None where the UNet is compiled."""
 
 
 def run(
@@ -126,6 +128,7 @@ class _FirstCall(NamedTuple):
     distance: float
     timed_together: int
     """How many calls to time at once."""
+    operations: int | None = None
 
 
 def _warm_up(
@@ -142,10 +145,11 @@ def _warm_up(
             seconds = time.perf_counter() - begun
             if watch.case.compiled:  # the first call compiled, the next shows how long one takes
                 seconds = watch.time(1).total
+            operations = watch.operations()
         if reference is None:
             reference = out.float()
         distance = float((out.float() - reference).norm() / reference.norm())
-        found[name] = _FirstCall(peak, distance, _calls(seconds))
+        found[name] = _FirstCall(peak, distance, _calls(seconds), operations)
     return found
 
 
@@ -183,4 +187,5 @@ def _measurement(
         peak_mib=first_call.peak_mib,
         distance=first_call.distance,
         noisy=len(ratios) > 1 and (high - low) / ratio > NOISY,
+        operations=first_call.operations,
     )

@@ -82,17 +82,18 @@ class Agent(Merge):
 
     def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
         """Observe the merging, the agents, and which of them each token attends to most."""
-        owner, agent_owner = self.match(x, chosen, plan)
-        if agent_owner is None:
-            return Observation(owner[-1])
+        owner, *agent_owner = self.match(x[-1:], chosen, plan)[:, 0]  # each [N]
+        if not agent_owner:
+            return Observation(owner)
+        of = agent_owner[0] - plan.merged_tokens
         q, a = (
-            layer.queries(merge(x, of, rows)[-1:])[0]  # [H, ·, d]
-            for of, rows in ((owner, plan.merged_tokens), (agent_owner, plan.agents))
+            layer.queries(merge(x[-1:], index[None], count)[None])[0]  # [H, ·, d]
+            for index, count in ((owner, plan.merged_tokens), (of, plan.agents))
         )
         attended = attended_most(q, a, (q.shape[-1] ** -0.5) ** self.k_scale2)
-        unmerged = (agent_owner[-1] >= len(chosen)).nonzero()[:, 0]
+        unmerged = (of >= len(chosen)).nonzero()[:, 0]
         places = torch.cat([chosen, unmerged])  # destinations come first, then tokens by themselves
-        return Observation(owner[-1], "agents", places, agent_owner[-1], attended[owner[-1]])
+        return Observation(owner, "agents", places, of, attended[owner])
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
         """The tokens left after each stage of a plan, in a few words."""

@@ -224,6 +224,10 @@ class Phase(StrictModel):
         """Count the tokens of each kind on a grid of ``height × width`` tokens."""
         raise NotImplementedError
 
+    def period(self, height: int, width: int) -> int | None:
+        """The number of steps after which the same tokens are chosen again; None if never."""
+        return None
+
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
         """Choose one token of each cell: ``[cells]`` for all heads, or ``[heads, cells]``."""
         raise NotImplementedError

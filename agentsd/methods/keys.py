@@ -58,6 +58,11 @@ class Keys(Phase):
         rows, columns = cells(height, width, *self.strides(height, width), partial=True)
         return Plan(tokens, tokens, 0, rows * columns)
 
+    def period(self, height: int, width: int) -> int | None:
+        """The number of steps after which the same tokens are chosen again; None if never."""
+        sy, sx = self.strides(height, width)
+        return {"grid": 1, "cycle": sy * sx, "random": None}[self.select]
+
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
         """The keys ``[heads, cells]`` of each head."""
         sy, sx = self.strides(height, width)

@@ -59,6 +59,10 @@ class Merge(Phase):
         """Number of agents that the merged tokens attend through; 0 for none."""
         return 0
 
+    def period(self, height: int, width: int) -> int | None:
+        """The number of steps after which the same tokens are chosen again; None if never."""
+        return None if self.use_rand else 1
+
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
         """The destinations ``[cells]``, the same for all heads."""
         sy, sx = self.strides(height, width)
@@ -70,30 +74,31 @@ class Merge(Phase):
             place = torch.zeros(shape, dtype=torch.int64, device=draw.device)
         return tokens_at(place, height, width, sy, sx, rows)
 
-    def match(self, x: Tensor, chosen: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
-        """The owners ``[B, N]`` among the merged tokens, and among the agents if there are any."""
-        matching = match(x, chosen)
-        owner = owners(matching, plan.tokens - plan.merged_tokens)
-        return owner, owners(matching, plan.tokens - plan.agents) if plan.agents else None
+    def match(self, x: Tensor, chosen: Tensor, plan: Plan) -> Tensor:
+        """The owners ``[1, B, N]`` among the merged rows, or ``[2, B, N]`` with the agents'."""
+        levels = (plan.merged_tokens, plan.agents) if plan.agents else (plan.merged_tokens,)
+        return owners(match(x, chosen), *(plan.tokens - count for count in levels))
 
     def attention(
         self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
     ) -> tuple[Tensor, Tensor | None]:
         """Merge into the chosen tokens, attend, unmerge."""
-        owner, agent_owner = self.match(x, chosen, plan)
-        merged = merge(x, owner, plan.merged_tokens)  # [B, M, C]
-        q = layer.queries(merged)
-        k, v = layer.keys_and_values(merged)
-        if agent_owner is None:
-            out = layer.attend(q, k, v, q.shape[-1] ** -0.5)
-        else:
-            agents = layer.queries(merge(x, agent_owner, plan.agents))  # [B, H, n, d]
+        batch, count = len(x), len(x) * plan.merged_tokens
+        owner = self.match(x, chosen, plan)
+        table = merge(x, owner, count + batch * plan.agents)  # [B·M + B·n, C]
+        k, v = layer.keys_and_values(table[:count].unflatten(0, (batch, -1)))
+        rows = layer.queries(table[None])[0]  # [H, B·M + B·n, d]; one projection for both
+        q = _of_each_image(rows[:, :count], batch)
+        if plan.agents:
+            agents = _of_each_image(rows[:, count:], batch)
             out = self._through_agents(layer, q, k, v, agents)
-        return unmerge(layer.output(out), owner), owner
+        else:
+            out = layer.attend(q, k, v, q.shape[-1] ** -0.5)
+        return unmerge(layer.output(out), owner[0]), owner[0]
 
     def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
         """Observe which tokens are merged."""
-        return Observation(self.match(x, chosen, plan)[0][-1])
+        return Observation(self.match(x[-1:], chosen, plan)[0, 0])
 
     def _through_agents(
         self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
@@ -107,6 +112,12 @@ class Merge(Phase):
     def caps(self, plan: Plan) -> list[str]:
         """Where a plan differs from what the parameters ask for, and why."""
         return capped("ratio", self.ratio, plan.tokens - plan.merged_tokens, plan.tokens)
+
+
+def _of_each_image(rows: Tensor, batch: int) -> Tensor:
+    """``[H, B·n, d]`` to ``[B, H, n, d]``."""
+    heads, count, width = rows.shape
+    return rows.view(heads, batch, count // batch, width).transpose(0, 1)
 
 
 def capped(name: str, ratio: float, merged: int, tokens: int) -> list[str]:

@@ -6,15 +6,18 @@ what ran before. A *place* counts row by row within a cell of ``sy × sx`` token
 """
 
 import itertools
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 
+Integers = TypeVar("Integers", int, Tensor)
 
-def _hash(x: Tensor) -> Tensor:
-    """Mix 32-bit integers, held in int64 so that no product overflows."""
+
+def _hash(x: Integers) -> Integers:
+    """Mix 32-bit integers; tensors hold them in int64, so that no product overflows."""
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x045D9F3B) & _MASK
     return x ^ (x >> 16)
@@ -22,7 +25,7 @@ def _hash(x: Tensor) -> Tensor:
 
 def draw(shape: tuple[int, ...], *key: int, device: torch.device | str = "cpu") -> Tensor:
     """Uniform 32-bit integers, int64 of ``shape``, that depend on ``shape`` and ``key`` alone."""
-    state = torch.zeros((), dtype=torch.int64, device=device)
+    state = 0
     for part in (*shape, *key):
         state = _hash(state + 0x9E3779B9 + (part & _MASK) & _MASK)
     count = torch.Size(shape).numel()

@@ -1,8 +1,10 @@
 """Token merging by owner index (after ToMe for Stable Diffusion, arXiv 2303.17604).
 
-``owner[b, i]`` is the row of the merged sequence that token ``i`` belongs to. Merging is a mean
-by owner, unmerging one gather by owner. The merged sequence starts with the destinations; the
-unmerged tokens follow in their order. Attention does not depend on that order.
+The merged rows of a batch are one table, image after image. The *owner* of a token is the row that
+it belongs to: merging is a mean by owner, unmerging one gather by owner. An image's rows begin with
+its destinations; the unmerged tokens follow in their order, on which attention does not depend.
+
+A token can have a row at each of several *levels*, which follow each other in the table.
 """
 
 from typing import NamedTuple
@@ -10,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .tensor_cache import CONSTANTS, integers
 
 BLOCK = 2**25
 """Similarities computed at a time, so that memory stays bounded on large grids."""
@@ -23,7 +27,7 @@ class Matching(NamedTuple):
     best: Tensor
     """``[B, N]`` rank in ``destinations`` of each token's most similar one."""
     similarity: Tensor
-    """``[B, N]`` cosine to it; ``-inf`` for the destinations, which are never merged."""
+    """``[B, N]`` cosine to it; ``inf`` for the destinations, which are their own."""
 
 
 def match(x: Tensor, destinations: Tensor) -> Matching:
@@ -36,48 +40,64 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
     Returns:
         The :class:`Matching`, from which :func:`owners` can merge any number of tokens.
     """
-    # The default eps is 0 in float16, where a token of zeros would turn all similarities into NaN.
-    tiny = torch.finfo(x.dtype).tiny
-    targets = F.normalize(x[:, destinations], dim=-1, eps=tiny).mT  # [B, C, n]
+    # A token of zeros would turn all similarities into NaN.
+    length = torch.linalg.vector_norm(x, dim=-1).clamp_min(torch.finfo(x.dtype).tiny)  # [B, N]
+    targets = x.index_select(1, destinations) / length.index_select(1, destinations)[..., None]
     rows = max(1, BLOCK // (len(x) * len(destinations)))
-    found = [(some @ targets).max(dim=-1) for some in x.split(rows, dim=1)]
-    product, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))  # [B, N]
+    found = [(some @ targets.mT).max(dim=-1) for some in x.split(rows, dim=1)]
+    product, best = found[0]  # [B, N]
+    if len(found) > 1:
+        product, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     # A token's own length does not change which destination is nearest, so divide by it last.
-    similarity = product / torch.linalg.vector_norm(x, dim=-1).clamp_min(tiny)
-    similarity = similarity.index_fill(1, destinations, -torch.inf)
+    similarity = (product / length).index_fill_(1, destinations, torch.inf)
     return Matching(destinations, best, similarity)
 
 
-def owners(matching: Matching, merges: int) -> Tensor:
-    """Merge the ``merges`` most similar tokens into their destinations.
+def owners(matching: Matching, *merges: int) -> Tensor:
+    """Merge the most similar tokens into their destinations.
 
     Args:
         matching: What :func:`match` returned.
-        merges: Number of tokens to merge, from 0 to ``N - n``.
+        merges: Number of tokens to merge at each level, from 0 to ``N - n``.
 
     Returns:
-        ``owner`` ``[B, N]``: the row of each token among the ``N - merges`` merged ones.
+        ``owner`` ``[levels, B, N]``: the row of each token.
 
     Example:
         >>> import torch
-        >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]])
-        >>> owners(match(x, torch.tensor([0, 2])), merges=2)
-        tensor([[0, 0, 1, 1]])
+        >>> x = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.8]]])
+        >>> owners(match(x, torch.tensor([0, 2])), 2, 1)
+        tensor([[[0, 0, 1, 1]],
+        <BLANKLINE>
+                [[2, 2, 3, 4]]])
     """
     destinations, best, similarity = matching
-    n = destinations.shape[0]
-    merged = torch.zeros_like(best, dtype=torch.bool)
-    merged.scatter_(1, similarity.topk(merges, dim=1, sorted=False).indices, True)
-    stays = (~merged).index_fill(1, destinations, False)
-    owner = torch.where(merged, best, n - 1 + stays.cumsum(dim=1))
-    owner[:, destinations] = torch.arange(n, device=best.device)
+    (batch, tokens), n = best.shape, len(destinations)
+    rows = tuple(tokens - count for count in merges)
+
+    def numbers(first: int, count: int) -> Tensor:
+        """Rows ``first`` to ``first + count`` of each image at each level."""
+        return CONSTANTS.get(_rows, batch, rows, first, count, best.device, like=best)
+
+    owner = best + numbers(0, 1)
+    owner.index_copy_(2, destinations, numbers(0, n))
+    for level, unmerged in enumerate(count - n for count in rows):
+        if unmerged:
+            least = similarity.topk(unmerged, dim=1, largest=False, sorted=False).indices
+            if least.device.type == "mps":  # older releases of macOS sort 32-bit integers alone
+                least = least.int()
+            order = least.sort(dim=1).values.long()
+            owner[level].scatter_(1, order, numbers(n, unmerged)[level])
     return owner
 
 
-def _flat(owner: Tensor, rows: int) -> Tensor:
-    """``owner`` as rows ``[B·N]`` of a flattened batch, for one fast index over all of it."""
-    start = torch.arange(owner.shape[0], device=owner.device) * rows
-    return (owner + start[:, None]).flatten()
+def _rows(
+    batch: int, rows: tuple[int, ...], first: int, count: int, device: torch.device
+) -> Tensor:
+    """``[levels, B, count]`` numbers in the table of each image's rows from ``first`` on."""
+    image = torch.arange(batch, device=device)
+    starts = [batch * sum(rows[:level]) + image * size for level, size in enumerate(rows)]
+    return torch.stack(starts)[..., None] + torch.arange(first, first + count, device=device)
 
 
 def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
@@ -85,34 +105,34 @@ def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
 
     Args:
         x: Tokens ``[B, N, C]``.
-        owner: ``[B, N]`` with values in ``[0, rows)``, each taken at least once.
-        rows: Length of the merged sequence.
+        owner: ``[B, N]`` or ``[levels, B, N]`` with values in ``[0, rows)``, each taken at least
+            once; no smaller one at a higher level.
+        rows: Length of the table.
 
     Returns:
-        Merged tokens ``[B, rows, C]`` in the dtype of ``x``; sums are kept in float32 or better,
-        since counts above 256 are not exact in bfloat16.
+        The table ``[rows, C]`` in the dtype of ``x``; sums are kept in float32 or better, since
+        counts above 256 are not exact in bfloat16.
     """
-    batch, _, channels = x.shape
-    index, tokens = _flat(owner, rows), x.flatten(0, 1)
+    x = x.flatten(0, 1)
+    owner = owner.reshape(-1, len(x))  # [levels, B·N]
     if x.device.type == "mps" or (x.device.type == "cpu" and x.dtype == torch.float16):
         # Bags are missing on MPS before PyTorch 2.10, and overflow in float16 on CPUs.
-        mean = _mean_by_adding(tokens, index, batch * rows)
-    else:
-        # One pass, and on CUDA, unlike adding, always in the same order.
-        index, order = index.sort()
-        first = torch.searchsorted(index, torch.arange(batch * rows, device=x.device))
-        mean = F.embedding_bag(order, tokens, first, mode="mean")
-    return mean.view(batch, rows, channels)
+        return _mean_by_adding(x, owner, rows)
+    # One pass, and on CUDA, unlike adding, always in the same order.
+    index, order = owner.sort(dim=1)
+    first = torch.searchsorted(index.flatten(), integers(rows, like=x))
+    return F.embedding_bag(order.flatten(), x, first, mode="mean")
 
 
-def _mean_by_adding(tokens: Tensor, index: Tensor, rows: int) -> Tensor:
-    total = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    count = total.new_zeros(rows).index_add_(0, index, total.new_ones(index.shape))
-    mean = total.new_zeros(rows, tokens.shape[1]).index_add_(0, index, total) / count[:, None]
-    return mean.to(tokens.dtype)
+def _mean_by_adding(x: Tensor, owner: Tensor, rows: int) -> Tensor:
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    total, number = values.new_zeros(rows, x.shape[1]), values.new_zeros(rows)
+    for index in owner:
+        total = total.index_add(0, index, values)
+        number = number.index_add(0, index, values.new_ones(index.shape))
+    return (total / number[:, None]).to(x.dtype)
 
 
 def unmerge(y: Tensor, owner: Tensor) -> Tensor:
     """Give every token its owner's row: ``[B, rows, C]`` and ``[B, N]`` to ``[B, N, C]``."""
-    batch, rows, channels = y.shape
-    return y.flatten(0, 1).index_select(0, _flat(owner, rows)).view(batch, -1, channels)
+    return y.flatten(0, 1).index_select(0, owner.flatten()).view(*owner.shape, -1)

@@ -25,7 +25,8 @@ class MergedPart:
         plan, owner = self._owner()
         if owner is None or args[0].shape[1] != plan.tokens:
             return None
-        return merge(args[0], owner, plan.merged_tokens), *args[1:]
+        table = merge(args[0], owner, len(owner) * plan.merged_tokens)
+        return table.unflatten(0, (len(owner), -1)), *args[1:]
 
     def leave(self, _: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
         """Unmerge the output; a forward hook."""

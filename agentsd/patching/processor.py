@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from ..methods.tensor_cache import integers
 from .diffusers_internals import (
     Attention,
     AttnProcessor,
@@ -136,12 +138,17 @@ class Projections(NamedTuple):
 
     def some_keys_and_values(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Those of each head's own tokens ``chosen`` ``[H, n]`` only: two of ``[B, H, n, d]``."""
-        # Each head has its own keys, so only its own rows of the weights are needed.
-        tokens = x.index_select(1, chosen.flatten()).view(len(x), *chosen.shape, -1)
+        projections = self.attn.to_k, self.attn.to_v
+        if all(map(_is_plain, projections)):
+            return _project_heads(projections, x, chosen)
+        # LoRA, offloading and quantisation only take effect in a call of the whole module.
+        heads, count = chosen.shape
+        rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
         k, v = (
-            self._project_heads(project, x, tokens, chosen)
-            for project in (self.attn.to_k, self.attn.to_v)
-        )
+            project(x).view(len(x), x.shape[1] * heads, -1)  # [B, N·H, d]
+            .index_select(1, rows).view(len(x), heads, count, -1)
+            for project in projections
+        )  # fmt: skip
         return k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -162,19 +169,41 @@ class Projections(NamedTuple):
         """``[B, N, H·d]`` to ``[B, H, N, d]``."""
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
-    def _project_heads(
-        self, project: nn.Module, x: Tensor, tokens: Tensor, chosen: Tensor
-    ) -> Tensor:
-        """Project ``tokens`` ``[B, H, n, C]`` (``x`` at ``chosen``), each for its own head."""
-        heads = self.heads
-        if _is_plain(project):
-            weight = project.weight.view(heads, -1, x.shape[-1])  # [H, d, C]
-            out = tokens @ weight.mT
-            return out if project.bias is None else out + project.bias.view(heads, 1, -1)
-        # LoRA, offloading and quantisation only take effect in a call of the whole module.
-        rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
-        every: Tensor = project(x).view(len(x), x.shape[1] * heads, -1)  # [B, N·H, d]
-        return every.index_select(1, rows).view(*tokens.shape[:3], -1)
+
+def _project_heads(
+    projections: Sequence[nn.Linear], x: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Project tokens, each for its own head only.
+
+    Args:
+        projections: Those of keys and values.
+        x: Tokens ``[B, N, C]``.
+        chosen: Those to project for each head, ``[H, n]``.
+
+    Returns:
+        Keys and values ``[B, H, n, d]``.
+    """
+    (batch, count, channels), (heads, some) = x.shape, chosen.shape
+    # Each head has its own keys, so only its own rows of the weights are needed.
+    weight = torch.cat([p.weight.view(heads, -1, channels) for p in projections], dim=1).mT
+    images = integers(0, batch * count, count, like=x)[:, None]
+    index = chosen[:, None] + images  # [H, B, n], counted through the batch
+    tokens = x.flatten(0, 1)
+    out = weight.new_empty(heads, batch * some, weight.shape[-1])  # [H, B·n, 2·d]
+
+    def gathered(part: slice) -> Tensor:
+        """The tokens of some heads, ``[·, B·n, C]``."""
+        rows = tokens.index_select(0, index[part].flatten())
+        return rows.view(-1, batch * some, channels).to(weight.dtype)
+
+    # As many heads at a time as take no more memory than the tokens themselves.
+    size = max(1, count // some)
+    for part in (slice(start, start + size) for start in range(0, heads, size)):
+        out[part].baddbmm_(gathered(part), weight[part], beta=0)
+    if projections[0].bias is not None:
+        out += torch.cat([p.bias.view(heads, 1, -1) for p in projections], dim=-1)
+    k, v = out.view(heads, batch, some, -1).transpose(0, 1).chunk(2, dim=-1)
+    return k, v
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
+from ..methods.tensor_cache import TensorCache
 from ..schedule import Phase, Plan, Schedule
 from .deep_features import fewest_steps, forecast, has_light_steps, without_deep_residuals
 from .denoising_step import Call, Position, find_call, position_of
@@ -78,13 +79,15 @@ class Runtime:
         )
         self.step: Step | None = None
         self.cache = StepCache()
+        self._chosen = TensorCache()
         self._sizes: set[tuple[int, int]] = set()
         self._short_runs: set[int] = set()
         self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickle leaves the pipeline and the cache behind; timesteps still show their list."""
-        return vars(self) | {"_pipeline": _nothing, "step": None, "cache": StepCache()}
+        """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
+        caches = {"cache": StepCache(), "_chosen": TensorCache()}
+        return vars(self) | {"_pipeline": _nothing, "step": None, **caches}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(
@@ -113,7 +116,7 @@ class Runtime:
             )
         phase = self.schedule.phase_at(position.step, position.num_steps)
         height, width = sample.shape[-2:]
-        self.step = self.step_at(position, phase, height, width, sample.device)
+        self.step = self.step_at(position, phase, height, width, sample)
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._warn_if_idle(height, width, sample.device.type)
@@ -185,21 +188,40 @@ class Runtime:
         phase: Phase,
         height: int,
         width: int,
-        device: torch.device | str = "cpu",
+        sample: Tensor | None = None,
         kind: str | None = None,
     ) -> Step:
-        """Prepare a step on latents of ``height × width``, planned for a ``kind`` of device."""
-        device = torch.device(device)
-        kind = kind or device.type
+        """Prepare a step on latents of ``height × width``.
+
+        Args:
+            position: Where it is in its run.
+            phase: Its phase.
+            height: Of the latents.
+            width: Likewise.
+            sample: A tensor on the device that it runs on; by default on the CPU.
+            kind: Kind of device that it is planned for; by default that of ``sample``.
+        """
+        sample = torch.empty(0) if sample is None else sample
+        kind = kind or sample.device.type
         plans = {d: self.plan(phase, d, height, width, kind) for d, _ in self.layers}
         works = frozenset(d for d, plan in plans.items() if not plan.untouched)
-        draw = Draw(position.step, position.listed, self.schedule.seed, device)
         chosen = {
-            (d, heads): phase.choose(draw, heads, *_grid(d, height, width))
+            (d, heads): self._choose(position, phase, heads, _grid(d, height, width), sample)
             for d, heads in self.layers
-            if not plans[d].untouched
+            if d in works
         }
         return Step(position, phase, plans, chosen, works, {})
+
+    def _choose(
+        self, position: Position, phase: Phase, heads: int, grid: tuple[int, int], sample: Tensor
+    ) -> Tensor:
+        """The tokens that a step chooses on a grid, drawn only when they first are needed."""
+        period = phase.period(*grid) if position.listed else None
+        step = position.step % period if period else position.step
+        # 64-bit integers are incomplete on MPS; what is drawn once may as well come from the CPU.
+        device = torch.device("cpu") if sample.device.type == "mps" else sample.device
+        draw = Draw(step, position.listed, self.schedule.seed, device)
+        return self._chosen.get(_chosen, phase, draw, heads, *grid, sample.device, like=sample)
 
     def plan(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> Plan:
         """A phase's plan at a resolution, on latents of ``height × width``."""
@@ -216,6 +238,12 @@ class Runtime:
         """Number of tokens from which layers are patched."""
         usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
         return usual if phase.min_tokens is None else phase.min_tokens
+
+
+def _chosen(
+    phase: Phase, draw: Draw, heads: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    return phase.choose(draw, heads, height, width).to(device)
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:

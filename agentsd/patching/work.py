@@ -51,7 +51,7 @@ def work_left(
     install(twin, still)
     costs = {}
     for phase in runtime.schedule.phases:
-        step = still.step_at(Position(0, num_steps), phase, *size, "meta", device)
+        step = still.step_at(Position(0, num_steps), phase, *size, inputs["sample"], device)
         still.step = replace(step, records=phase.cache_branch)
         costs[phase, True] = _operations(twin, inputs)
         if phase.cache_interval > 1:

@@ -48,7 +48,7 @@ class Probe:
         phase = runtime.schedule.phases[attention * len(BRANCHES) + BRANCHES.index(branch)]
         arguments = moved(call.arguments, device) | {"return_dict": False}
         height, width = call.latents.shape[-2:]
-        step = runtime.step_at(call.position, phase, height, width, device)
+        step = runtime.step_at(call.position, phase, height, width, arguments["sample"])
         if feature is None:
             runtime.step = replace(step, records=branch)
         else:

@@ -3,14 +3,18 @@
 #
 #   docs/benchmarks/run.sh cpu      # an hour and a half of one core
 #   docs/benchmarks/run.sh cuda     # a graphics card
+#   docs/benchmarks/run.sh quick    # a graphics card, ten minutes; `make gpu` runs it
+#
+# OUT is the folder to write to; AGENTSD is the command to measure with.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+out=${OUT:-docs/benchmarks}
 ours=(--schedule faithful --schedule fast --schedule paper)
 agents=(--schedule docs/benchmarks/agents-256.yaml)
 cached=(--schedule faithful --schedule balanced --schedule turbo --no-peers --steps 25)
 
 measure() { # NAME OPTION...
-  agentsd benchmark "${ours[@]}" "${@:2}" --out "docs/benchmarks/$1.csv"
+  ${AGENTSD:-agentsd} benchmark "${ours[@]}" "${@:2}" --out "$out/$1.csv"
 }
 
 measure_runs() { # NAME OPTION...
@@ -46,8 +50,16 @@ on_cuda() {
   done
 }
 
+quick() {
+  local card=(--device cuda --dtype float16 --no-peers)
+  measure sd15-quick --model sd15 --size 512 --size 1024 "${card[@]}" --rounds 10
+  measure sdxl-quick --model sdxl --size 1024 "${card[@]}" --rounds 10
+  measure sd15-quick-compile --model sd15 --size 512 "${card[@]}" --rounds 5 --compile
+}
+
 case "${1:-}" in
   cpu) on_cpu ;;
   cuda) on_cuda ;;
-  *) echo "usage: $0 cpu|cuda" >&2; exit 2 ;;
+  quick) quick ;;
+  *) echo "usage: $0 cpu|cuda|quick" >&2; exit 2 ;;
 esac

@@ -1,0 +1,48 @@
+"""Count the operations that a device is asked for: on a fast card they, not the work, take time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FREE = {
+    "_unsafe_view",
+    "device",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
+"""Operations that launch nothing, apart from those whose schema says that they return a view."""
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations of its ``with`` block by name; views and allocations are none.
+
+    Example:
+        >>> x = torch.ones(4, 4)
+        >>> with OperationCounter() as counter:
+        ...     y = (x.T.reshape(16) + 1).view(2, 8)
+        >>> dict(counter.by_name)
+        {'clone': 1, 'add': 1}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by_name: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """How many operations there were."""
+        return sum(self.by_name.values())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in FREE:
+            self.by_name[name] += 1
+        return func(*args, **(kwargs or {}))
