@@ -110,10 +110,10 @@ class AgentAttention(nn.Module):
             )
 
         def image(tokens: Tensor) -> Tensor:
-            return tokens[:, class_tokens:].mT.unflatten(2, (height, width))  # [B, C, h, w]
+            return torch.unflatten(tokens[:, class_tokens:].mT, 2, (height, width))  # [B, C, h, w]
 
         def heads(tokens: Tensor) -> Tensor:
-            return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, H, ·, d]
+            return torch.unflatten(tokens, 2, (self.num_heads, -1)).transpose(1, 2)  # [B, H, ·, d]
 
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, N, C]
         agents = F.adaptive_avg_pool2d(image(q), self.agent_side).flatten(2).mT  # [B, n, C]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 import torch
@@ -62,13 +63,12 @@ def renamed(weights: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     return found
 
 
-def resize_position_embedding(embedding: Tensor, old: Grid, new: Grid, prefix: int = 0) -> Tensor:
-    """Resize a position embedding ``[1, prefix + h·w, C]`` bilinearly from one grid to another."""
+def resize_position_embedding(embedding: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resize a position embedding ``[1, h·w, C]`` bilinearly from one grid to another."""
     if old == new:
         return embedding
-    first, rest = embedding[:, :prefix], embedding[:, prefix:]
-    image = resize(rest.mT.unflatten(2, old), new)  # [1, C, h, w]
-    return torch.cat([first, image.flatten(2).mT], dim=1)
+    image = torch.unflatten(embedding.mT, 2, old)  # [1, C, h, w]
+    return resize(image, new).flatten(2).mT
 
 
 def _resized(name: str, value: Tensor, model: Any) -> Tensor:
@@ -77,9 +77,6 @@ def _resized(name: str, value: Tensor, model: Any) -> Tensor:
     if re.search(BIAS[0], f".{own_name}"):
         return resize_bias(own_name, value, tuple(model.get_parameter(name).shape))
     if own_name == "pos_embed":
-        module = model.get_submodule(owner)
-        grid = getattr(module, "patch_embed", module).grid_size
-        prefix = getattr(module, "num_prefix_tokens", 0)
-        side = round((value.shape[1] - prefix) ** 0.5)  # published images are square
-        return resize_position_embedding(value, (side, side), grid, prefix)
+        side = isqrt(value.shape[1])  # published images are square
+        return resize_position_embedding(value, (side, side), model.get_submodule(owner).grid_size)
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.swin_transformer import (
     SwinTransformer,
@@ -13,10 +14,10 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
-from .attention import AgentAttention
-from .bias import Grid
+from ..attention import AgentAttention
+from ..bias import Grid
+from ..published import BIAS, convert_published, renamed
 from .data_config import data_config
-from .published import BIAS, convert_published, renamed
 
 __all__ = ["AgentSwin"]  # timm adds the models
 
@@ -52,8 +53,8 @@ class AgentSwin(SwinTransformer):  # type: ignore[misc]  # timm is untyped
     Args:
         agents: Number of agents in each stage, square numbers.
         agent_blocks: How many blocks of each stage have them, from its first.
-        options: Those of timm's ``SwinTransformer``, such as ``img_size`` and ``window_size``; by
-            default, windows are a thirty-second of the image.
+        options: Those of timm's ``SwinTransformer``, such as ``img_size``. The sides of windows
+            are a thirty-second of the image's by default, and at least 7, as published.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class AgentSwin(SwinTransformer):  # type: ignore[misc]  # timm is untyped
         agent_blocks: Sequence[int] = (2, 2, 0, 0),
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        height, width = to_2tuple(options.get("img_size", 224))
+        windows = {"window_size": (max(7, height // 32), max(7, width // 32))}
+        super().__init__(**windows | options)
         shared = {
             "attn_drop": options.get("attn_drop_rate", 0.0),
             "proj_drop": options.get("proj_drop_rate", 0.0),

@@ -13,9 +13,10 @@ from timm.models import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from .bias import STD, Grid
-from .published import resize_position_embedding
+from ...errors import ModelError
+from ..attention import AgentAttention
+from ..bias import STD, Grid
+from ..published import resize_position_embedding
 
 
 class GridBlock(Block):  # type: ignore[misc]  # timm is untyped
@@ -67,8 +68,8 @@ class Stage(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        kernel, stride, padding = spec.reduction
-        self.proj = nn.Conv2d(in_chans, spec.width, kernel, stride, padding)
+        self.reduction = spec.reduction
+        self.proj = nn.Conv2d(in_chans, spec.width, *spec.reduction)
         self.norm = nn.LayerNorm(spec.width)
         self.grid_size = self.grid_of(in_size)
         self.pos_embed = None
@@ -92,10 +93,8 @@ class Stage(nn.Module):
 
     def grid_of(self, size: Grid) -> Grid:
         """Height and width of the output for an image's height and width."""
-        kernel, stride, padding = (
-            pair[0] for pair in (self.proj.kernel_size, self.proj.stride, self.proj.padding)
-        )
-        height, width = ((side + 2 * int(padding) - kernel) // stride + 1 for side in size)
+        kernel, stride, padding = self.reduction
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in size)
         return height, width
 
     def set_input_size(self, size: Grid) -> None:
@@ -105,8 +104,9 @@ class Stage(nn.Module):
             resized = resize_position_embedding(self.pos_embed.detach(), self.grid_size, grid)
             self.pos_embed = nn.Parameter(resized)
         self.grid_size = grid
-        for block in self.blocks:
-            block.attn.set_grid(grid)
+        for module in self.modules():
+            if isinstance(module, AgentAttention):
+                module.set_grid(grid)
 
     def forward(self, image: Tensor) -> Tensor:
         """``[B, C, H, W]`` to ``[B, C', h, w]``."""
@@ -116,11 +116,8 @@ class Stage(nn.Module):
         if self.pos_embed is not None:
             x = x + resize_position_embedding(self.pos_embed, self.grid_size, grid)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, grid)
-            else:
-                x = block(x, grid)
-        return x.mT.unflatten(2, grid)
+            x = checkpoint(block, x, grid) if self.grad_checkpointing else block(x, grid)
+        return torch.unflatten(x.mT, 2, grid)
 
 
 class Pyramid(nn.Module):
@@ -210,6 +207,7 @@ class Pyramid(nn.Module):
     def set_input_size(self, img_size: int | Grid) -> None:
         """Make an image size the model's own; position embeddings and biases are resized."""
         size = to_2tuple(img_size)
+        stage: Any
         for stage in self.stages:
             stage.set_input_size(size)
             size = stage.grid_size
@@ -225,6 +223,7 @@ class Pyramid(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
+        stage: Any
         for stage in self.stages:
             stage.grad_checkpointing = enable
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from ..errors import ModelError
-from .attention import AgentAttention
+from ...errors import ModelError
+from ..attention import AgentAttention
+from ..published import BIAS, convert_published, renamed
 from .data_config import data_config
-from .published import BIAS, convert_published, renamed
 
 __all__ = ["AgentDeiT"]  # timm adds the models
 
@@ -39,9 +39,7 @@ class AgentDeiT(VisionTransformer):  # type: ignore[misc]  # timm is untyped
         options: Those of timm's ``VisionTransformer``, such as ``img_size`` and ``num_classes``.
     """
 
-    def __init__(
-        self, agents: int = 49, agent_blocks: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, agents: int = 49, agent_blocks: int | None = None, **options: Any) -> None:
         super().__init__(**options)
         for block in self.blocks[:agent_blocks]:
             block.attn = ClassTokenAttention(
@@ -69,7 +67,8 @@ class AgentDeiT(VisionTransformer):  # type: ignore[misc]  # timm is untyped
 
     def rename_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published weights by the names of this model."""
-        return renamed(weights, [BIAS])
+        # timm resizes the position embedding.
+        return renamed(checkpoint_filter_fn(weights, self), [BIAS])
 
 
 def _create(variant: str, pretrained: bool, **options: Any) -> AgentDeiT:

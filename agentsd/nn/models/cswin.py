@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..methods.agent_attention import softmax_attention
-from .attention import AgentAttention
-from .bias import Grid
+from ...errors import ModelError
+from ...methods.agent_attention import softmax_attention
+from ..attention import AgentAttention
+from ..bias import Grid
+from ..published import BIAS, convert_published, renamed
 from .data_config import data_config
-from .published import BIAS, convert_published, renamed
 from .pyramid import Pyramid, StageSpec
 
 __all__ = ["AgentCSWin"]  # timm adds the models
@@ -91,17 +91,14 @@ class CrossShapedAttention(nn.Module):
         batch, height, width = qkv.shape[:3]
         cut = (height // stripe[0], width // stripe[1])
         qkv = qkv.unflatten(2, (cut[1], stripe[1])).unflatten(1, (cut[0], stripe[0]))
-        q, k, v = qkv.permute(5, 0, 1, 3, 2, 4, 6).flatten(1, 3).flatten(2, 3)  # [S, n, c]
-        heads = [t.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v)]
+        qkv = qkv.permute(5, 0, 1, 3, 2, 4, 6).flatten(1, 3).flatten(2, 3)  # [3, S, n, c]
+        q, k, v = qkv.unflatten(3, (-1, self.head_dim)).transpose(2, 3)  # [S, H, n, d]
         drop = self.attn_drop if self.training else 0.0
-        out = softmax_attention(*heads, self.head_dim**-0.5, None, drop)  # [S, H, n, d]
-        local = convolution(v.mT.unflatten(2, stripe)).flatten(2).mT  # [S, n, c]
+        out = softmax_attention(q, k, v, self.head_dim**-0.5, None, drop)  # [S, H, n, d]
+        local = convolution(qkv[2].mT.unflatten(2, stripe)).flatten(2).mT  # [S, n, c]
         out = out.transpose(1, 2).flatten(2) + local
-        out = out.unflatten(0, (batch, *cut)).unflatten(3, stripe)  # [B, ·, ·, h', w', c]
-        return out.transpose(2, 3).flatten(3, 4).flatten(1, 2).flatten(1, 2)
-
-    def set_grid(self, grid: Grid) -> None:
-        """Nothing depends on the grid."""
+        out = torch.unflatten(out.unflatten(0, (batch, *cut)), 3, stripe)  # [B, ·, ·, h', w', c]
+        return out.transpose(2, 3).flatten(1, 4)
 
 
 class AgentCSWin(Pyramid):
@@ -129,6 +126,7 @@ class AgentCSWin(Pyramid):
         stages = []
         for index, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             width = embed_dim * 2**index
+            attention: Callable[[Grid], nn.Module]
             if index < 2:
                 attention = partial(AgentAttention, width, heads, agents=agents[index], **shared)
             else:

@@ -11,9 +11,9 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from .attention import AgentAttention
+from ..attention import AgentAttention
+from ..published import BIAS, convert_published, renamed
 from .data_config import data_config
-from .published import BIAS, convert_published, renamed
 from .pyramid import Pyramid, StageSpec
 
 __all__ = ["AgentPVT"]  # timm adds the models
