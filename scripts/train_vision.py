@@ -21,8 +21,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from vision.recipe import RECIPES, train_arguments
@@ -42,7 +40,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     scenes = commands.add_parser("scenes", help="agents against softmax on pocket scenes")
     scenes.add_argument("--work", type=Path, default=Path(".training/vision"), help="checkpoints")
     scenes.add_argument("--seeds", type=int, default=2)
-    scenes.add_argument("--steps", type=int, default=1500)
+    scenes.add_argument("--steps", type=int, default=600)
     scenes.add_argument("--judged", type=int, default=1000, help="unseen scenes")
     cost = commands.add_parser("cost", help="time and memory of one layer")
     cost.add_argument("--sides", type=int, nargs="+", default=[28, 56, 112])
@@ -56,7 +54,6 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Run the chosen command."""
     given, rest = arguments()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if given.command == "imagenet":
         processes = int(os.environ.get("WORLD_SIZE", 1))
         # What the user gives comes last, so that it overrides the recipe.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,28 @@ def test_exports(name: str) -> None:
     program = torch.export.export(model, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image), model(image), rtol=1e-4, atol=1e-4)
+
+
+def test_the_code_on_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "vision.md"
+    found = re.findall(r"^```python\n(import timm\n.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    assert len(found) == 3
+    weights = timm.create_model("agent_deit_tiny").state_dict()
+    published = {name.replace(".attn.bias.", ".attn."): w for name, w in weights.items()}
+    assert published.keys() != weights.keys()
+    torch.save({"model": published}, tmp_path / "agent_deit_t.pth")
+    monkeypatch.chdir(tmp_path)
+    for code in found:
+        # Without weights where none are loaded, which is faster.
+        with torch.device("cpu" if "pretrained=True" in code else "meta"):
+            exec(code, {})
+
+
+def test_the_table_on_the_page_is_that_of_the_models() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "vision.md").read_text("utf-8")
+    for (name, size), (parameters, biases, gmac) in PUBLISHED.items():
+        label = f"`{name.removeprefix('agent_')}`" + f" at {size}" * (size != 224)
+        assert f"| {label} | {parameters:,} | {biases:,} | {gmac:.3f} |" in page
 
 
 def test_models_are_registered() -> None:

@@ -47,9 +47,9 @@ class Run:
     cells: int = 16
     agents: int = 16
     width: int = 64
-    depth: int = 4
-    steps: int = 1500
-    batch: int = 32
+    depth: int = 3
+    steps: int = 600
+    batch: int = 24
     rate: float = 2e-3
 
 
@@ -78,7 +78,7 @@ def scenes(first: int, count: int, cells: int) -> tuple[Tensor, Tensor]:
     return pictures.movedim(3, 1).float() / 127.5 - 1, maps.flatten(1)
 
 
-def train(run: Run, work: Path, save_every: int = 100) -> nn.Module:
+def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
     """Train a model, or go on with it from its checkpoint."""
     model = build(run)
     optimiser = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=0.05)
@@ -135,8 +135,8 @@ def judge(model: nn.Module, run: Run, count: int) -> tuple[Tensor, Tensor]:
 def compare(runs: list[Run], work: Path, count: int) -> list[dict[str, object]]:
     """Train and judge each run; figures with 95 % intervals over the scenes."""
     rows = []
-    for run in runs:
-        model = train(run, work)
+    models = [train(run, work) for run in runs]
+    for run, model in zip(runs, models, strict=True):
         parameters = sum(p.numel() for p in model.parameters())
         intervals = bootstrap(torch.stack(judge(model, run, count), 1).numpy())
         names = ("cells_right", "mean_iou")
