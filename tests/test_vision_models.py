@@ -202,7 +202,7 @@ def test_trains(name: str) -> None:
     assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, model.num_features)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["agent_deit_tiny", "agent_swin_tiny", "agent_cswin_tiny"])
 def test_exports(name: str) -> None:
     model, image = small(name), torch.randn(1, 3, 64, 64)
     program = torch.export.export(model, (image,))

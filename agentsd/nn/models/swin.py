@@ -26,7 +26,8 @@ class AgentSwinBlock(SwinTransformerBlock):  # type: ignore[misc]  # timm is unt
     """timm's block, with agents over the whole image in place of windows."""
 
     def __init__(self, dim: int, grid: Grid, num_heads: int, agents: int, **options: Any) -> None:
-        super().__init__(dim, grid, num_heads, window_size=grid, **options)
+        # The window is not used; a large one would cost memory until its attention is replaced.
+        super().__init__(dim, grid, num_heads, window_size=1, **options)
         self.attn = AgentAttention(
             dim,
             num_heads,
