@@ -40,7 +40,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     scenes = commands.add_parser("scenes", help="agents against softmax on pocket scenes")
     scenes.add_argument("--work", type=Path, default=Path(".training/vision"), help="checkpoints")
     scenes.add_argument("--seeds", type=int, default=2)
-    scenes.add_argument("--steps", type=int, default=600)
+    scenes.add_argument("--steps", type=int, default=1500)
     scenes.add_argument("--judged", type=int, default=1000, help="unseen scenes")
     cost = commands.add_parser("cost", help="time and memory of one layer")
     cost.add_argument("--sides", type=int, nargs="+", default=[28, 56, 112])

@@ -16,10 +16,11 @@ timm = import_timm()
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from pocket.scenes import LABEL_CLASSES  # noqa: E402
 from vision.recipe import RECIPES, train_arguments  # noqa: E402
 from vision.scenes import VARIANTS, Run, build, compare, judge, scenes, train  # noqa: E402
 
-SMALL = Run("agent", cells=4, agents=4, width=16, depth=1, steps=4, batch=2)
+SMALL = Run("agent", side=2, agents=4, width=16, depth=1, steps=4, batch=2)
 
 
 def options(arguments: list[str]) -> dict[str, str]:
@@ -63,23 +64,17 @@ def test_comparison(tmp_path: Path) -> None:
     rows = compare(runs, tmp_path, count=6)
     assert [row["variant"] for row in rows] == list(VARIANTS)
     for row in rows:
-        mean, low, high = row["cells_right"]
+        mean, low, high = row["all"]
         assert 0 <= low <= mean <= high <= 1
 
 
 def test_judgement() -> None:
     """A model that says what is there is right everywhere, and one that says nothing is not."""
-    _, maps = scenes(10**7, 6, SMALL.cells)
-    right = torch.nn.functional.one_hot(maps, 5).double()
-
-    def model(logits: torch.Tensor) -> object:
-        return lambda pictures: torch.cat([logits[:, :1], logits], dim=1)
-
-    shares, unions = judge(model(right), SMALL, 6)
-    assert shares.min() == unions.min() == 1
-    shares, unions = judge(model(torch.eye(5)[0].expand(6, 16, 5)), SMALL, 6)
-    assert shares.max() < 1
-    assert unions.max() == 0
+    _, named = scenes(10**7, 6, SMALL.side)
+    classes = zip(named.T, LABEL_CLASSES, strict=True)
+    right = torch.cat([torch.nn.functional.one_hot(y, n) for y, n in classes], dim=1)
+    assert judge(lambda pictures: right, SMALL, 6).min() == 1
+    assert judge(lambda pictures: right.flip(0), SMALL, 6).mean() < 0.8
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:

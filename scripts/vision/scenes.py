@@ -1,7 +1,8 @@
-"""Agents against softmax attention at equal size, on the masks of the pocket world's scenes.
+"""Agents against softmax attention at equal size, on the scenes of the pocket world.
 
-The model says which shape, if any, touches each cell of a grid. Scenes are numbered, so that all
-variants see the same ones in the same order, and none of those that they are judged by.
+The model names what a scene shows: its layout, its background, and the colour and the shape of its
+two items. Scenes are numbered, so that all variants see the same ones in the same order, and none
+of those that they are judged by.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from pocket.checkpoints import load, save_atomically
-from pocket.scenes import SHAPES, render, sample_scene, shape_map
+from pocket.scenes import LABEL_CLASSES, labels, render, sample_scene
 from torch import Tensor, nn
 
 import agentsd.nn  # noqa: F401  # registers the models
 from agentsd.evaluation.intervals import bootstrap
 
 VARIANTS = {"agent": "agent_deit_tiny", "softmax": "deit_tiny_patch16_224"}
+PATCH = 8
+LABELS = ("layout", "background", "colour_1", "shape_1", "colour_2", "shape_2")
 UNSEEN = 10**7  # number of the first scene that models are judged by
 
 
@@ -33,7 +36,7 @@ class Run:
     Args:
         variant: a key of VARIANTS.
         seed: of the weights.
-        cells: side of the grid, in cells of 4 x 4 pixels.
+        side: side of the grid, in patches of 8 x 8 pixels.
         agents: number of agents, a square.
         width: of the tokens; heads are 16 wide.
         depth: blocks.
@@ -44,38 +47,37 @@ class Run:
 
     variant: str
     seed: int = 0
-    cells: int = 16
+    side: int = 8
     agents: int = 16
     width: int = 64
     depth: int = 3
-    steps: int = 600
-    batch: int = 24
-    rate: float = 2e-3
+    steps: int = 1500
+    batch: int = 32
+    rate: float = 1e-3
 
 
 def build(run: Run) -> nn.Module:
-    """Make the model, a classifier of every token."""
+    """Make the model, one classifier for all labels."""
     torch.manual_seed(run.seed)
     options = {"agents": run.agents} if run.variant == "agent" else {}
     return timm.create_model(
         VARIANTS[run.variant],
-        img_size=4 * run.cells,
-        patch_size=4,
+        img_size=PATCH * run.side,
+        patch_size=PATCH,
         embed_dim=run.width,
         depth=run.depth,
         num_heads=run.width // 16,
-        num_classes=1 + len(SHAPES),
-        global_pool="",
+        num_classes=sum(LABEL_CLASSES),
         **options,
     )
 
 
-def scenes(first: int, count: int, cells: int) -> tuple[Tensor, Tensor]:
-    """Pictures ``[count, 3, 4·cells, 4·cells]`` and their cells' classes ``[count, cells²]``."""
+def scenes(first: int, count: int, side: int) -> tuple[Tensor, Tensor]:
+    """Pictures ``[count, 3, 8·side, 8·side]`` and the labels of each ``[count, 6]``."""
     drawn = [sample_scene(np.random.default_rng(first + i)) for i in range(count)]
-    pictures = torch.tensor(np.stack([render(scene, 4 * cells) for scene in drawn]))
-    maps = torch.tensor(np.stack([shape_map(scene, cells) for scene in drawn]))
-    return pictures.movedim(3, 1).float() / 127.5 - 1, maps.flatten(1)
+    pictures = torch.tensor(np.stack([render(scene, PATCH * side) for scene in drawn]))
+    named = torch.tensor([labels(scene) for scene in drawn])
+    return pictures.movedim(3, 1).float() / 127.5 - 1, named
 
 
 def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
@@ -97,9 +99,10 @@ def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
     model.train()
     started = time.monotonic()
     while step < run.steps:
-        pictures, maps = scenes(step * run.batch, run.batch, run.cells)
-        logits = model(pictures)[:, 1:]  # without the class token
-        loss = F.cross_entropy(logits.flatten(0, 1), maps.flatten())
+        pictures, named = scenes(step * run.batch, run.batch, run.side)
+        logits = model(pictures).split(LABEL_CLASSES, dim=1)
+        losses = [F.cross_entropy(x, y) for x, y in zip(logits, named.T, strict=True)]
+        loss = torch.stack(losses).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -114,32 +117,25 @@ def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
 
 
 @torch.inference_mode()
-def judge(model: nn.Module, run: Run, count: int) -> tuple[Tensor, Tensor]:
-    """Of unseen scenes, share of cells that are right, and mean intersection over union.
-
-    Returns:
-        Two of ``[count]``; the second over the shapes that the scene or the model has.
-    """
-    shares, unions = [], []
+def judge(model: nn.Module, run: Run, count: int) -> Tensor:
+    """Which labels of unseen scenes are right, ``[count, 6]`` zeros and ones."""
+    right = []
     for first in range(0, count, 50):
-        pictures, maps = scenes(UNSEEN + first, min(50, count - first), run.cells)
-        found = model(pictures)[:, 1:].argmax(-1)
-        shares.append((found == maps).double().mean(1))
-        of = [(found == c, maps == c) for c in range(1, 1 + len(SHAPES))]
-        both = torch.stack([(a & b).sum(1) for a, b in of], 1).double()
-        either = torch.stack([(a | b).sum(1) for a, b in of], 1).double()
-        unions.append((both / either).nanmean(1))
-    return torch.cat(shares), torch.cat(unions)
+        pictures, named = scenes(UNSEEN + first, min(50, count - first), run.side)
+        logits = model(pictures).split(LABEL_CLASSES, dim=1)
+        right.append(torch.stack([x.argmax(1) for x in logits], dim=1) == named)
+    return torch.cat(right).double()
 
 
 def compare(runs: list[Run], work: Path, count: int) -> list[dict[str, object]]:
-    """Train and judge each run; figures with 95 % intervals over the scenes."""
+    """Train and judge each run: shares of right labels, with 95 % intervals over the scenes."""
     rows = []
     models = [train(run, work) for run in runs]
     for run, model in zip(runs, models, strict=True):
         parameters = sum(p.numel() for p in model.parameters())
-        intervals = bootstrap(torch.stack(judge(model, run, count), 1).numpy())
-        names = ("cells_right", "mean_iou")
+        right = judge(model, run, count)
+        intervals = bootstrap(torch.cat([right.mean(1, keepdim=True), right], dim=1).numpy())
+        names = ("all", *LABELS)
         rows.append(
             {"variant": run.variant, "seed": run.seed, "parameters": parameters}
             | {name: [i.mean, i.low, i.high] for name, i in zip(names, intervals, strict=True)}
