@@ -127,17 +127,26 @@ def judge(model: nn.Module, run: Run, count: int) -> Tensor:
     return torch.cat(right).double()
 
 
+def constant(run: Run, count: int) -> Tensor:
+    """What :func:`judge` gives for naming the most frequent label of training scenes each time."""
+    frequent = scenes(0, 1000, run.side)[1].mode(dim=0).values
+    return (scenes(UNSEEN, count, run.side)[1] == frequent).double()
+
+
 def compare(runs: list[Run], work: Path, count: int) -> list[dict[str, object]]:
     """Train and judge each run: shares of right labels, with 95 % intervals over the scenes."""
-    rows = []
     models = [train(run, work) for run in runs]
+    rows = [row("constant", constant(runs[0], count))]
     for run, model in zip(runs, models, strict=True):
         parameters = sum(p.numel() for p in model.parameters())
-        right = judge(model, run, count)
-        intervals = bootstrap(torch.cat([right.mean(1, keepdim=True), right], dim=1).numpy())
-        names = ("all", *LABELS)
-        rows.append(
-            {"variant": run.variant, "seed": run.seed, "parameters": parameters}
-            | {name: [i.mean, i.low, i.high] for name, i in zip(names, intervals, strict=True)}
-        )
+        about = {"seed": run.seed, "parameters": parameters}
+        rows.append(row(run.variant, judge(model, run, count)) | about)
     return rows
+
+
+def row(name: str, right: Tensor) -> dict[str, object]:
+    """Mean, lower and upper end of the share of right labels: of all, and of each."""
+    intervals = bootstrap(torch.cat([right.mean(1, keepdim=True), right], dim=1).numpy())
+    names = ("all", *LABELS)
+    figures = {n: [i.mean, i.low, i.high] for n, i in zip(names, intervals, strict=True)}
+    return {"variant": name} | figures
