@@ -53,9 +53,10 @@ clean:
 .venv/.test: EXTRAS = [test]
 .venv/.lint: EXTRAS = [lint]
 .venv/.docs: EXTRAS = [docs]
-# torch-fidelity, to check the metrics against; tests/independent.py says why it is kept apart.
+# torch-fidelity, to check the metrics against, and timm; tests/independent.py says why they are
+# kept apart.
 .venv/.test: AND_THEN = $(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
-	--upgrade --target .venv/independent torch-fidelity
+	--upgrade --target .venv/independent torch-fidelity timm
 .venv/.demo .venv/.test .venv/.lint .venv/.docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(EXTRAS)"

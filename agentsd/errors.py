@@ -21,6 +21,10 @@ class PatchError(AgentSDError):
     """The object has no UNet that agentsd can patch, or no layer matches."""
 
 
+class ModelError(AgentSDError, ValueError):
+    """A trainable layer or model cannot be built, or does not fit its input."""
+
+
 class LoadError(AgentSDError):
     """A model could not be loaded."""
 

@@ -30,6 +30,7 @@ README = PAGES[0].read_text(encoding="utf-8")
 NOT_RUN = {
     "agentsd app": "runs until it is stopped; test_app_load.py does both",
     "from gradio_client import Client": "needs a server; test_app_server.py has one",
+    "import timm": "needs timm; test_vision_models.py has it",
 }
 """First lines of what other tests run."""
 

@@ -77,8 +77,15 @@ class Agent(Merge):
     def _through_agents(
         self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
     ) -> Tensor:
-        scales = {"k_scale2": self.k_scale2, "k_shortcut": self.k_shortcut}
-        return agent_attention(q, k, v, agents, **scales, attend=layer.attend)
+        return agent_attention(
+            q,
+            k,
+            v,
+            agents,
+            k_scale2=self.k_scale2,
+            k_shortcut=self.k_shortcut,
+            attend=layer.attend,
+        )
 
     def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
         """Observe the merging, the agents, and which of them each token attends to most."""

@@ -5,13 +5,21 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""Softmax attention ``(q, k, v, scale) -> out``, all of shape ``[B, H, ·, d]``."""
+Attend = Callable[..., Tensor]
+"""Softmax attention ``(q, k, v, scale) -> out``, all of shape ``[B, H, ·, d]``; with a fifth
+argument, a bias ``[1, H, queries, keys]`` added to the logits."""
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """PyTorch's scaled dot-product attention; shapes as in :func:`agent_attention`."""
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=scale)
 
 
 def agent_attention(
@@ -22,6 +30,7 @@ def agent_attention(
     *,
     k_scale2: float = 0.3,
     k_shortcut: float = 0.075,
+    biases: tuple[Tensor, Tensor] | None = None,
     attend: Attend = softmax_attention,
 ) -> Tensor:
     """Attend through a few agent tokens, at a cost linear in the number of tokens.
@@ -40,6 +49,8 @@ def agent_attention(
         agents: Agent queries ``[B, H, n, d]``, usually ``n`` much smaller than ``N``.
         k_scale2: Exponent of the second softmax's scale. Below 1 it is sharper than usual.
         k_shortcut: Share of the values added to the output, which restores diversity.
+        biases: Added to the logits of the two softmaxes, ``[1, H, n, N]`` and ``[1, H, N, n]``:
+            B₁ and B₂ of the trained module (eq. 5), which :class:`agentsd.nn.AgentBias` makes.
         attend: Softmax attention to use; PyTorch's by default.
 
     Returns:
@@ -52,6 +63,7 @@ def agent_attention(
         torch.Size([2, 8, 64, 40])
     """
     scale = q.shape[-1] ** -0.5
-    agent_values = attend(agents, k, v, scale)  # [B, H, n, d]
-    out = attend(q, agents, agent_values, scale**k_scale2)  # [B, H, N, d]
+    first, second = ((), ()) if biases is None else ((biases[0],), (biases[1],))
+    agent_values = attend(agents, k, v, scale, *first)  # [B, H, n, d]
+    out = attend(q, agents, agent_values, scale**k_scale2, *second)  # [B, H, N, d]
     return out + k_shortcut * v if k_shortcut else out
