@@ -147,11 +147,11 @@ class Stopwatch:
         wait_for(self.device)
 
     def operations(self) -> int | None:
-        """Operations of a call that is not the first; None where it is compiled."""
+        """Operations of a call like an earlier :meth:`peak`'s; None where it is compiled."""
         if self.case.compiled:
             return None
         with OperationCounter() as counter:
-            self.call(1)
+            self.call(0)  # what its step chooses has been drawn
         return int(counter.total)
 
     def peak(self) -> tuple[float, Tensor]:
