@@ -110,12 +110,25 @@ def bootstrap(
 
 def _stretch(level: float, groups: int) -> float:
     """The factor by which to widen a percentile interval from few groups."""
-    z, n = _z_value(level), groups - 1
-    # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5); and the standard
-    # deviation of resampled means divides by the number of groups, not by one less.
+    t = student_quantile((1 + level) / 2, groups - 1)
+    # The standard deviation of resampled means divides by the number of groups, not by one less.
+    return t / _z_value(level) * float(np.sqrt(groups / (groups - 1)))
+
+
+def student_quantile(probability: float, n: int) -> float:
+    """Student's quantile, from the normal one (Abramowitz & Stegun, 26.7.5).
+
+    Args:
+        probability: In (0, 1).
+        n: Degrees of freedom, 1 or more.
+
+    Example:
+        >>> round(student_quantile(0.9, 4), 2)
+        1.53
+    """
+    z = NormalDist().inv_cdf(probability)
     t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    return t / z * float(np.sqrt(groups / n))
+    return t + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
 
 
 def small_sample_warning(labels: Sequence[str]) -> str | None:

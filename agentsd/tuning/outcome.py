@@ -116,8 +116,9 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
         lines.append(f"Of all that are that fast, it is the closest on {count} tuning images.")
     else:
         lines.append(
-            f"Of {found['raced']} schedules that were run it is the fastest whose worst of {count} "
-            f"tuning images meets the budget (the worst: {budget.shown(row['worst'])})."
+            f"Of {found['raced']} schedules that were run it is the fastest of which all {count} "
+            f"tuning images meet the budget (the worst: {budget.shown(row['worst'])}), by the "
+            "margin that lets nine in ten new ones do so."
         )
     if found["stopped"]:
         lines.append("Tuning was stopped before its end.")

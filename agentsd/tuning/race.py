@@ -11,19 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
 
+from ..evaluation.intervals import student_quantile
 from ..schedule import Schedule
-from .budget import SPEED, Budget, decibels
+from .budget import SHARE, SPEED, Budget, decibels
 
 ROUNDS = 20
 """Of fitting one effect after the other."""
 
 PRIOR = 0.5
 """How many images the prediction of a candidate counts for."""
+
+AMPLE = 10.0
+"""Likenesses that surpass the bound by more dB than this count as if by this much."""
 
 SPREAD = 3.0
 """Standard deviation, in dB, of candidates from what is predicted, before any is known."""
@@ -117,10 +121,8 @@ class Race:
         return min(whole, key=lambda e: self._rank(e, expected, 0.0), default=None)
 
     def meets(self, entry: Entry) -> bool:
-        """Whether all of its images meet the budget (or its predicted time does)."""
-        if self.budget.metric == SPEED:
-            return self.budget.is_met(1 / entry.time)
-        return all(map(self.budget.is_met, entry.values.values()))
+        """Whether an entry that has all images keeps to the budget (its time, for one of speed)."""
+        return self._rank(entry, self.expectations(), 0.0)[0] == 0
 
     def _rank(self, entry: Entry, expected: Expectations, hope: float) -> tuple[int, float]:
         """Less is better."""
@@ -132,9 +134,10 @@ class Race:
             return (0, -likeness) if meets else (1, entry.time)
         values = [decibels(self.budget.metric, v) for v in entry.values.values()]
         others = [i for i in range(self.images) if i not in entry.values]
-        worst = min([*values, *(likeness + expected.images[i] for i in others)])
+        values += [likeness + expected.images[i] for i in others]
         bound = decibels(self.budget.metric, self.budget.bound)
-        return (0, entry.time) if worst >= bound else (1, -worst)
+        floor = min(*values, likely_floor([min(value, bound + AMPLE) for value in values]))
+        return (0, entry.time) if floor >= bound else (1, -floor)
 
     def hardest_first(self, expected: Expectations) -> list[int]:
         """The images, those first on which entries do worst."""
@@ -168,6 +171,18 @@ class Race:
         lowest = min(known.values(), default=0.0)
         candidates = {name: known.get(name, lowest) for name in self.entries}
         return Expectations(candidates, [float(image) for image in images], line.spread)
+
+
+def likely_floor(values: list[float], share: float = SHARE) -> float:
+    """What a new value surpasses with this probability, were they normal (a prediction interval).
+
+    Example:
+        >>> round(likely_floor([46.0, 48.0, 50.0, 52.0, 54.0]), 1)
+        44.7
+    """
+    count = len(values)
+    far = student_quantile(share, count - 1) * math.sqrt(1 + 1 / count)
+    return fmean(values) - far * stdev(values)
 
 
 @dataclass(frozen=True)
