@@ -196,13 +196,18 @@ def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
 
 
 def tiny_operations() -> dict[str, dict[str, dict[str, float]]]:
-    """Of every preset and method, on small UNets of both structures; two images of each."""
+    """Two images of each preset and method, on small UNets of both structures or a smaller one."""
+    presets = Schedule.presets()
+    tried = {
+        "sd15": (tiny_unet, presets),
+        "sdxl": (sdxl_unet, ["faithful", "paper"]),
+        "one level": (smallest_unet, METHODS),
+    }
     found = {}
-    for kind, make in (("sd15", tiny_unet), ("sdxl", sdxl_unet)):
+    for kind, (make, names) in tried.items():
         calls = Calls(on_device(make))
-        for name, schedule in schedules().items():
-            if kind == "sd15" or name in ("faithful", "paper"):
-                found[f"{kind}, {name}"] = operations(calls, schedule)
+        for name in names:
+            found[f"{kind}, {name}"] = operations(calls, schedules()[name])
     return found
 
 

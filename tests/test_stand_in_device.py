@@ -33,7 +33,7 @@ def test_a_device_that_is_not_the_cpu() -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout)
     check_runs(found["runs"], found["controls"])
-    assert len(found["operations"]) > 15
+    assert len(found["operations"]) == 15
     for name, steps in found["operations"].items():
         for step, count in steps.items():
             check_operations(f"{name}, {step}", *step.split(", "), count)
@@ -52,7 +52,7 @@ def check_operations(name: str, method: str, kind: str, count: dict[str, Any]) -
 
     But for the forecast of a light step, which is its work.
     """
-    assert count["unpatched"] > 100
+    assert count["unpatched"] > 50
     assert count["hook"] == (kind == "light"), name
     if kind == "whole":
         more = sum(extra for option, extra in MORE.items() if option in name)
