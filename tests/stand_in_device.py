@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from test_runtime import SCHEDULERS, scheduler
-from tiny_models import patched_layers, sdxl_unet, tiny_unet
+from tiny_models import patched_layers, sdxl_unet, smallest_unet, tiny_unet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
@@ -37,7 +37,8 @@ from agentsd.patching import processor, runtime
 from agentsd.patching.deep_features import whole_steps
 
 DEVICE = torch.device("privateuseone", 0)
-STEPS = 20
+STEPS = 3
+"""Enough for each kind of step of each preset."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "keys, grid": {"method": "keys", "select": "grid"},
@@ -127,27 +128,20 @@ def raised(action: Callable[[], object]) -> str | None:
 
 
 def runs() -> dict[str, str | None]:
-    """Whole runs: every preset and method, then a schedule of several under every scheduler."""
+    """Runs of three phases under every scheduler."""
     found: dict[str, str | None] = {}
-    for kind, make in (("sd15", tiny_unet), ("sdxl", sdxl_unet)):
-        calls = Calls(on_device(make))
-        for name, schedule in schedules().items():
-            with patched(calls.pipe, schedule):
-                found[f"{kind}, {name}"] = raised(calls.all)
-    unet = on_device(tiny_unet)
+    unet = on_device(smallest_unet)
     phases = [
-        {"until_step": 4, **METHODS["agent"]},
+        {"until_step": 2, **METHODS["agent"]},
         {"until": 0.5, "method": "merge"},
         {"method": "keys", "cache_interval": 2},
     ]
     for name in SCHEDULERS:
-        calls = Calls(unet, name)
+        calls = Calls(unet, name, steps=5)
         with patched(calls.pipe, Schedule(phases=[Phase(**phase) for phase in phases])):
             found[name] = raised(calls.all)
-    with (
-        mock.patch.object(processor, "_is_plain", return_value=False),
-        patched(unet, method="keys"),
-    ):
+    as_with_lora = mock.patch.object(processor, "_is_plain", return_value=False)
+    with as_with_lora, patched(unet, method="keys"):
         found["keys beside LoRA"] = raised(Calls(unet).all)
     return found
 
@@ -155,7 +149,7 @@ def runs() -> dict[str, str | None]:
 def controls() -> dict[str, str | None]:
     """Two faults that must be found."""
     found = {}
-    calls = Calls(on_device(tiny_unet))
+    calls = Calls(on_device(smallest_unet))
     right = Keys.choose
 
     def waits(self: Keys, *args: Any) -> Tensor:
@@ -202,12 +196,18 @@ def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
 
 
 def tiny_operations() -> dict[str, dict[str, dict[str, float]]]:
-    """Of every preset and method, on small UNets of both structures."""
+    """Two images of each preset and method, on small UNets of both structures or a smaller one."""
+    presets = Schedule.presets()
+    tried = {
+        "sd15": (tiny_unet, presets),
+        "sdxl": (sdxl_unet, ["faithful", "paper"]),
+        "one level": (smallest_unet, METHODS),
+    }
     found = {}
-    for kind, make in (("sd15", tiny_unet), ("sdxl", sdxl_unet)):
+    for kind, (make, names) in tried.items():
         calls = Calls(on_device(make))
-        for name, schedule in schedules().items():
-            found[f"{kind}, {name}"] = operations(calls, schedule)
+        for name in names:
+            found[f"{kind}, {name}"] = operations(calls, schedules()[name])
     return found
 
 

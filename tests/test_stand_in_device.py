@@ -33,6 +33,7 @@ def test_a_device_that_is_not_the_cpu() -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout)
     check_runs(found["runs"], found["controls"])
+    assert len(found["operations"]) == 15
     for name, steps in found["operations"].items():
         for step, count in steps.items():
             check_operations(f"{name}, {step}", *step.split(", "), count)
@@ -41,7 +42,7 @@ def test_a_device_that_is_not_the_cpu() -> None:
 def check_runs(runs: dict[str, str | None], controls: dict[str, str]) -> None:
     """Whole runs stay on the device and wait for nothing, and it would show if they did."""
     assert {name: error for name, error in runs.items() if error} == {}
-    assert len(runs) > 30
+    assert len(runs) > 12
     assert controls["a wait"].startswith("DataDependentOutputException")
     assert "but found at least two devices" in controls["a tensor left on the CPU"]
 
@@ -51,7 +52,7 @@ def check_operations(name: str, method: str, kind: str, count: dict[str, Any]) -
 
     But for the forecast of a light step, which is its work.
     """
-    assert count["unpatched"] > 100
+    assert count["unpatched"] > 50
     assert count["hook"] == (kind == "light"), name
     if kind == "whole":
         more = sum(extra for option, extra in MORE.items() if option in name)

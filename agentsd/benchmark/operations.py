@@ -23,9 +23,10 @@ class OperationCounter(TorchDispatchMode):
     """Counts the operations of its ``with`` block by name; views and allocations are none.
 
     Example:
-        >>> x = torch.ones(4, 4)
+        >>> import torch
+        >>> x = torch.ones(2, 8)
         >>> with OperationCounter() as counter:
-        ...     y = (x.T.reshape(16) + 1).view(2, 8)
+        ...     y = (x.T.reshape(16) + 1).view(4, 4)
         >>> dict(counter.by_name)
         {'clone': 1, 'add': 1}
     """

@@ -243,7 +243,8 @@ class Runtime:
 def _chosen(
     phase: Phase, draw: Draw, heads: int, height: int, width: int, device: torch.device
 ) -> Tensor:
-    return phase.choose(draw, heads, height, width).to(device)
+    chosen = phase.choose(draw, heads, height, width)
+    return chosen.to(device) if device.type == "mps" else chosen
 
 
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
