@@ -51,7 +51,7 @@ def compare_endpoint(
             async with comparisons.follow(request) as events:
                 async for event in events:
                     if isinstance(event, Finished):
-                        made = event.result
+                        (made,) = event.result
                         files = {
                             entry.caption: gr.FileData(path=entry.file).model_dump()
                             for entry in (made.unpatched, made.patched)

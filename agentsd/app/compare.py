@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
@@ -14,9 +14,12 @@ from ..generation.comparison import visible_psnr
 from ..generation.images import TimedImage
 from ..generation.records import ImageRecord
 from ..generation.turns import in_turns, with_schedule
+from ..image_settings import ImageSettings
 from ..models.schedulers import scheduled
 from ..schedule import Schedule
 from .catalog import ImageRequest
+from .race import Trace
+from .request_options import public_record, with_options
 from .worker import Job
 
 ClipScorer = Callable[[Image.Image, str], float]
@@ -33,6 +36,8 @@ class Compared(NamedTuple):
     checker hid one), whether it hid them and, if there is a scorer, the CLIP scores."""
     records: tuple[ImageRecord, ImageRecord]
     """The record of each image, which its file carries."""
+    traces: tuple[Trace, Trace]
+    """The steps of each image."""
 
 
 def pocket_clip_scorer() -> ClipScorer:
@@ -46,20 +51,42 @@ def pocket_clip_scorer() -> ClipScorer:
 
 
 def compare(
-    job: Job, pipe: DiffusionPipeline, request: ImageRequest, scorer: ClipScorer | None = None
+    job: Job,
+    pipe: DiffusionPipeline,
+    request: ImageRequest,
+    scorer: ClipScorer | None = None,
+    number: int = 0,
 ) -> Compared:
-    """Make the unpatched and the patched image of a request.
+    """Make the patched and the unpatched image of a request.
+
+    Args:
+        job: The job that makes them.
+        pipe: Unpatched.
+        request: For one seed.
+        scorer: Scores both images, if there is one for the model.
+        number: Of the seed among several; the patched image comes first at every other one.
 
     Raises:
         Stopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings
-    schedules = {"unpatched": None, "patched": request.schedule}
+    schedules = {"patched": request.schedule, "unpatched": None}
     variants = {name: with_schedule(schedule) for name, schedule in schedules.items()}
-    with scheduled(pipe, request.scheduler):
-        job.warm_up(pipe, variants, settings)
-        made = dict(in_turns(pipe, variants, settings, make=job.make_shown))
+    traces = {name: Trace() for name in variants}
+
+    def make(
+        pipe: Any, settings: ImageSettings, label: str = "", inputs: Mapping[str, Any] | None = None
+    ) -> TimedImage:
+        name = label.partition(",")[0]
+        return job.make_shown(pipe, settings, label, inputs, on_step=traces[name].add)
+
+    inputs = request.options.inputs(settings.height, settings.width)
+    with with_options(pipe, request.options) as pipe, scheduled(pipe, request.scheduler):
+        job.warm_up(pipe, variants, settings, inputs)
+        label = "{}" if request.images == 1 else f"{{}}, seed {settings.seed}"
+        turns = in_turns(pipe, variants, settings, number, make=make, inputs=inputs, label=label)
+        made = dict(turns)
         records = (recorded(pipe, request, None), recorded(pipe, request, request.schedule))
     unpatched, ours = made["unpatched"], made["patched"]
     figures: dict[str, Any] = {
@@ -73,11 +100,12 @@ def compare(
     if scorer is not None:
         scores = [scorer(each.image, settings.prompt) for each in (unpatched, ours)]
         figures |= dict(zip(("unpatched_clip_score", "clip_score"), scores, strict=True))
-    return Compared(unpatched, ours, figures, records)
+    return Compared(unpatched, ours, figures, records, (traces["unpatched"], traces["patched"]))
 
 
 def recorded(
     pipe: DiffusionPipeline, request: ImageRequest, schedule: Schedule | None
 ) -> ImageRecord:
     """The record of a request's image, made by a pipeline that has the request's scheduler."""
-    return ImageRecord.of(pipe, request.settings, request.model, schedule)
+    options = public_record(request.options)
+    return ImageRecord.of(pipe, request.settings, request.model, schedule, options)

@@ -9,13 +9,14 @@ from typing import Any
 import gradio as gr
 
 from ..errors import AgentSDError, ScheduleError
-from ..schedule import Schedule
 from ..settings import dump_yaml
 from . import markup
 from .events import LATEST, QUICK
 from .page_errors import errors_in
+from .phase_borders import SCRIPT, move_border
 from .phase_controls import PhaseControls
 from .phase_edits import add_phase, as_python, concise, edit_phase, read_phases, remove_phase
+from .schedule_library import ScheduleLibrary
 from .schedule_text import MAX_YAML, read_schedule, read_yaml
 from .uploads import read_uploaded_text
 
@@ -44,11 +45,14 @@ class ScheduleEditor:
         preset: The page's choice of a preset.
         image: The page's controls of model, steps, height and width, which a timeline depends on.
         draw: Draws a timeline: ``(schedule, model, steps, height, width)`` to HTML.
+        library: The schedules to choose from.
     """
 
-    def __init__(self, preset: Any, image: list[Any], draw: Callable[..., str]) -> None:
-        self._preset, self._image, self._draw = preset, image, draw
-        self._timeline = gr.HTML(elem_id="timeline")
+    def __init__(
+        self, preset: Any, image: list[Any], draw: Callable[..., str], library: ScheduleLibrary
+    ) -> None:
+        self._preset, self._image, self._draw, self._library = preset, image, draw, library
+        self._timeline = gr.HTML(elem_id="timeline", js_on_load=SCRIPT)
         self._rows = [PhaseControls(number) for number in range(ROWS)]
         with gr.Row():
             self._add = gr.Button("Add a phase", size="sm", elem_id="add-phase")
@@ -111,15 +115,10 @@ class ScheduleEditor:
         except AgentSDError as error:
             message = markup.error(str(error))
             return {self._timeline: message, self._python: "", self._preset: CUSTOM}
-        equal = [
-            name
-            for name in Schedule.presets()
-            if Schedule.preset(name).to_dict() == schedule.to_dict()
-        ]
         return {
             self._timeline: timeline,
             self._python: as_python(schedule),
-            self._preset: equal[0] if equal else CUSTOM,
+            self._preset: self._library.name_of(schedule) or CUSTOM,
         }
 
     def _show_rows(self, phases: list[dict[str, Any]], values: bool = True) -> Updates:
@@ -142,7 +141,7 @@ class ScheduleEditor:
             return updates
 
     def _choose_preset(self, name: str, text: str, *image: Any) -> Updates:
-        return self.load(text if name == CUSTOM else name, *image)
+        return self.load(self._library.text(name) if name in self._library else text, *image)
 
     def _load_file(self, path: str, *image: Any) -> Updates:
         return self.load(read_uploaded_text(path), *image)
@@ -175,6 +174,14 @@ class ScheduleEditor:
         phases = add_phase(phases)
         return self._rewrite(text, phases, *image) | self._show_rows(phases)
 
+    def _move_border(
+        self, text: str, model: str, steps: int, height: int, width: int, moved: gr.EventData
+    ) -> Updates:
+        """Follow a border of the timeline that was moved."""
+        to = moved._data if isinstance(moved._data, dict) else {}
+        phases = move_border(read_phases(text), to.get("phase"), to.get("step"), steps)
+        return self._rewrite(text, phases, model, steps, height, width) | self._show_rows(phases)
+
     def _connect(self) -> None:
         here = errors_in(self._timeline)
         source = [self.yaml, *self._image]
@@ -183,6 +190,8 @@ class ScheduleEditor:
         self._preset.input(
             here(self._choose_preset), [self._preset, *source], self.outputs, **QUICK
         )
+        move = here(self._move_border)
+        self._timeline.input(move, source, self.outputs, **QUICK)
         self._add.click(here(self._add_row), source, self.outputs, **QUICK)
         self._upload.upload(
             here(self._load_file), [self._upload, *self._image], self.outputs, **QUICK

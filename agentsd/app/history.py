@@ -51,15 +51,16 @@ def save(folder: str, image: Image.Image, record: ImageRecord, caption: str) -> 
         caption: Shown with the image.
     """
     data = encode_image(image, record)
-    return Entry(_write(folder, f"agentsd-{record.settings.seed}.png", data), caption, record)
+    return Entry(write_file(folder, f"agentsd-{record.settings.seed}.png", data), caption, record)
 
 
 def save_plain(folder: str, image: Image.Image, name: str) -> str:
     """Write an image without settings, as :func:`save` does; returns its path."""
-    return _write(folder, name, encode_image(image))
+    return write_file(folder, name, encode_image(image))
 
 
-def _write(folder: str, name: str, data: bytes) -> str:
+def write_file(folder: str, name: str, data: bytes) -> str:
+    """Write a file under a folder that nobody can guess; returns its path."""
     secret = Path(folder) / secrets.token_hex(16)
     secret.mkdir(parents=True)
     write_whole(secret / name, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from math import isqrt
 from typing import Any
 
@@ -11,11 +12,12 @@ import gradio as gr
 from ..image_settings import LONGEST_PROMPT, LONGEST_SIDE
 from ..models.loading import default_guidance
 from ..patching.patch import DEFAULT_SCHEDULE
-from ..schedule import Schedule
 from .catalog import OWN_SCHEDULER, ModelCatalog
 from .editor import CUSTOM
 from .events import QUICK
 from .page_errors import errors_in
+from .request_options import NO_LORA
+from .schedule_library import ScheduleLibrary
 
 PROMPT = "three red circles in a row on a blue background"
 
@@ -25,34 +27,60 @@ class ImageControls:
 
     Args:
         catalog: What visitors can ask for.
+        library: The schedules to choose from.
+        below_prompt: Places what belongs under the prompt, which it is given.
+        below_schedule: Places what belongs under the choice of a schedule.
+        sizes: Places the choice of a size.
     """
 
-    def __init__(self, catalog: ModelCatalog) -> None:
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        library: ScheduleLibrary,
+        below_prompt: Callable[[Any], None],
+        below_schedule: Callable[[], Any],
+        sizes: Callable[[], Any],
+    ) -> None:
         self._catalog = catalog
         self.by_setting: dict[str, Any] = {}
         """The controls by the parameters of :meth:`ModelCatalog.request`; no schedule."""
         controls = self.by_setting
         controls["prompt"] = gr.Textbox(PROMPT, label="Prompt", lines=2, max_length=LONGEST_PROMPT)
+        below_prompt(controls["prompt"])
         controls["negative_prompt"] = gr.Textbox(
             "", label="Negative prompt", info="What to avoid.", max_length=LONGEST_PROMPT
         )
         self.preset = gr.Radio(
-            [*Schedule.presets(), CUSTOM],
+            [*library.names(), CUSTOM],
             value=DEFAULT_SCHEDULE,
             label="Schedule",
-            info="faithful: closest to the unpatched image. fast: a quarter of its keys. paper: as "
-            "published. custom: edit it below.",
+            info="From closest to the original to fastest; paper: as published; custom: edit it "
+            "below.",
+            elem_id="intent",
         )
+        below_schedule()
+        sizes()
         with gr.Row(elem_id="seed"):
             controls["seed"] = gr.Number(
                 0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
             )
             dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
+            controls["images"] = gr.Number(
+                1,
+                precision=0,
+                minimum=1,
+                maximum=catalog.limits.max_images // 2,
+                label="Seeds",
+                info="Compared in turn.",
+                min_width=110,
+            )
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
         with gr.Accordion("More settings", open=False):
             self._add_more()
+        with gr.Accordion("Image to image and LoRA", open=False):
+            self._add_options()
         dice.click(lambda: secrets.randbelow(2**32), None, controls["seed"], **QUICK)
 
     def _add_more(self) -> None:
@@ -97,6 +125,34 @@ class ImageControls:
             value=model,
             label="Model",
             info="The models that this server loaded.",
+        )
+
+    def _add_options(self) -> None:
+        controls, loras = self.by_setting, list(self._catalog.loras)
+        controls["init_image"] = gr.Image(
+            label="Image to start from",
+            type="filepath",
+            sources=["upload", "clipboard"],
+            height=220,
+            elem_id="init-image",
+        )
+        controls["strength"] = gr.Slider(
+            0.05,
+            1,
+            0.8,
+            step=0.05,
+            label="Strength",
+            info="How much of that image to change; also the share of the steps that is run.",
+        )
+        controls["lora"] = gr.Dropdown(
+            [NO_LORA, *loras],
+            value=NO_LORA,
+            label="LoRA",
+            info="Those that the server was started with (--lora).",
+            visible=bool(loras),
+        )
+        controls["lora_weight"] = gr.Slider(
+            -2, 2, 1, step=0.05, label="LoRA weight", visible=bool(loras)
         )
 
     @property

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import LoadError, SettingsError
 from ..text_files import read_text
 from .limits import Limits
+from .schedule_library import ScheduleLibrary
 from .uploads import MAX_PNG
 from .worker import Worker
 
@@ -190,13 +191,21 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: ServerAddress) -> Server:
+def start(
+    pipes: Mapping[str, DiffusionPipeline],
+    limits: Limits,
+    address: ServerAddress,
+    library: ScheduleLibrary | None = None,
+    loras: Mapping[str, str] | None = None,
+) -> Server:
     """Serve in the background.
 
     Args:
         pipes: The models that visitors choose from, by name.
         limits: How much they may ask for.
         address: Where and how to serve.
+        library: The schedules to choose from; the presets by default.
+        loras: Paths of the LoRAs to choose from, by name.
 
     Returns:
         The server, which runs in a thread.
@@ -211,7 +220,7 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: Serve
     from .page import build, theme
 
     worker = Worker(pipes)
-    demo = build(worker, limits)
+    demo = build(worker, limits, library, loras)
     demo.queue(api_open=False, max_size=limits.queue_size, default_concurrency_limit=4)
     try:
         demo.launch(

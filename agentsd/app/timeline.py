@@ -15,6 +15,7 @@ from ..models.architectures import Architecture
 from ..patching.inspection import inspect_patch
 from ..patching.patch import patched
 from ..schedule import Phase, Plan, Schedule
+from .phase_borders import border
 
 COLOURS = ("#b45309", "#52525b", "#047857", "#1d4ed8", "#7e22ce", "#be123c", "#0e7490", "#4d7c0f")
 """Colours of the methods' bars, in turn; white text can be read on each."""
@@ -75,6 +76,7 @@ class Timeline:
         bars = "".join(
             f'<div class="bar" style="flex:{len(run)};background:{colour(schedule.phases[n])}">'
             f"{escape(schedule.phases[n].method)}<small>{_steps(spans[n])}</small></div>"
+            + (border(n, run[-1] + 1, steps) if run[-1] + 1 < steps else "")
             for n, run in runs
         )
         rows = "".join(

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ScheduleError, SettingsError
+from ..generation.a1111 import read_parameters
 from ..generation.image_files import read_record
 from ..generation.records import ImageRecord
 from ..text_files import decode_text
@@ -20,10 +21,10 @@ MAX_PNG_PIXELS = 64 * 2**20
 
 
 def read_uploaded_image(path: str | Path) -> ImageRecord:
-    """Read the record of an image.
+    """Read the record of an image, by agentsd or in the ``parameters`` of other programs.
 
     Raises:
-        SettingsError: If the file is not a PNG made by agentsd, or too large.
+        SettingsError: If the file is not a PNG with such settings, or too large.
     """
     file = Path(path)
     if file.stat().st_size > MAX_PNG:
@@ -31,10 +32,13 @@ def read_uploaded_image(path: str | Path) -> ImageRecord:
     try:
         with Image.open(file, formats=["PNG"]) as image:
             pixels = image.width * image.height
+            texts = getattr(image, "text", {})
     except (OSError, ValueError, Image.DecompressionBombError):
         raise SettingsError("that file is not a PNG image") from None
     if pixels > MAX_PNG_PIXELS:
         raise SettingsError(f"the image may have at most {MAX_PNG_PIXELS:,} pixels")
+    if "agentsd" not in texts and "parameters" in texts:
+        return read_parameters(texts["parameters"])
     return read_record(file)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..patching.layers import find_attention_layers, find_unet
 from ..patching.processor import LAYER, PatchedLayer, Projections
 from .catalog import ImageRequest
+from .request_options import with_options
 from .worker import Job
 
 Ints = NDArray[np.int32]
@@ -73,8 +74,10 @@ def record_layers(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> R
         AgentSDError: As :meth:`Job.make`.
     """
     snapshots: dict[tuple[int, str], LayerSnapshot] = {}
-    with _hooks(pipe, request, snapshots):
-        made = job.make(pipe, request.settings, request.schedule, request.scheduler, "recording")
+    settings = request.settings
+    inputs = request.options.inputs(settings.height, settings.width)
+    with with_options(pipe, request.options) as pipe, _hooks(pipe, request, snapshots):
+        made = job.make(pipe, settings, request.schedule, request.scheduler, "recording", inputs)
     return Recording(made.image, snapshots)
 
 

@@ -89,12 +89,17 @@ class Job:
             raise Stopped
 
     def warm_up(
-        self, pipe: DiffusionPipeline, variants: Mapping[str, Apply], settings: ImageSettings
+        self,
+        pipe: DiffusionPipeline,
+        variants: Mapping[str, Apply],
+        settings: ImageSettings,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Run a step of each variant at a size that is new, so that no image's time includes it."""
         size = id(pipe), settings.height or 0, settings.width or 0
         if size not in self._warm:
-            warm_up(pipe, variants, warm_up_settings(settings, 1), make=self._make_unseen)
+            short = warm_up_settings(settings, 1, inputs)
+            warm_up(pipe, variants, short, make=self._make_unseen, inputs=inputs)
             self._warm.add(size)
 
     def _make_unseen(
@@ -114,6 +119,7 @@ class Job:
         schedule: Schedule | None = None,
         scheduler: str | None = None,
         label: str = "",
+        inputs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         """Make one image; patch and scheduler are undone afterwards, even after an error.
 
@@ -123,6 +129,7 @@ class Job:
             schedule: ``None`` for the unpatched image.
             scheduler: As for :class:`agentsd.models.options.PipelineOptions`.
             label: What the progress calls the image.
+            inputs: Further arguments of the pipeline's call.
 
         Returns:
             The image and its seconds, not counting previews.
@@ -133,7 +140,7 @@ class Job:
         """
         self.check()
         with scheduled(pipe, scheduler), with_schedule(schedule)(pipe):
-            return self.make_shown(pipe, settings, label)
+            return self.make_shown(pipe, settings, label, inputs)
 
     def make_shown(
         self,
@@ -141,14 +148,22 @@ class Job:
         settings: ImageSettings,
         label: str = "",
         inputs: Mapping[str, Any] | None = None,
+        on_step: Callable[[float, torch.Tensor], None] | None = None,
     ) -> TimedImage:
-        """Make one image with the pipeline as it is, as :meth:`make`, and show its progress."""
+        """Make one image with the pipeline as it is, as :meth:`make`, and show its progress.
+
+        ``on_step`` is called after each step with the seconds so far and the latents.
+        """
         if self._made == 0:
             self._begun = time.perf_counter()
-        before = self._previews
+        before, started = self._previews, time.perf_counter()
 
         def step(pipe: Any, index: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             self.check()
+            if on_step is not None:
+                on_step(
+                    time.perf_counter() - started - (self._previews - before), tensors["latents"]
+                )
             steps = len(pipe.scheduler.timesteps)
             share = (self._made + (index + 1) / steps) / self._images
             elapsed = time.perf_counter() - self._begun

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import SettingsError
 from ..image_settings import ImageSettings
 from ..methods import METHODS
+from ..models.options import PipelineOptions
 from ..schedule import Schedule
 from ..settings import short_repr
 from .catalog import OWN_SCHEDULER, ImageRequest, ModelCatalog
@@ -153,6 +154,8 @@ def plan(
     most = catalog.limits.max_images
     if len(xs) * len(ys) > most:
         raise SettingsError(f"at most {most} images in a plot (got {len(xs)} × {len(ys)})")
+    if request.options != PipelineOptions():
+        raise SettingsError("plots are made from text alone; remove the initial image and the LoRA")
     known = axes()
     cells = []
     for y_value in ys:

@@ -1,0 +1,92 @@
+"""What the chosen schedule is expected to bring, said beside the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ..errors import AgentSDError
+from .catalog import ModelCatalog
+from .estimates import Estimates
+from .events import LATEST, QUICK
+from .headline import speed
+from .image_controls import ImageControls
+from .schedule_library import ScheduleLibrary
+
+
+class Prediction:
+    """A line below the choice of a schedule: what is expected of it here, and what was measured.
+
+    Args:
+        catalog: What visitors can ask for.
+        estimates: Of each model.
+        library: The schedules.
+    """
+
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        estimates: Mapping[str, Estimates],
+        library: ScheduleLibrary,
+    ) -> None:
+        self._catalog, self._estimates, self._library = catalog, estimates, library
+
+    def connect(
+        self,
+        controls: ImageControls,
+        yaml: Any,
+        measured: Any,
+        lines: list[Any],
+        page: gr.Blocks,
+    ) -> None:
+        """Follow the controls.
+
+        Args:
+            controls: The page's controls.
+            yaml: The schedule.
+            measured: State that changes with each finished comparison.
+            lines: HTML components that show the line.
+            page: The page, whose loading shows it first.
+        """
+        names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
+        inputs = [*(controls.by_setting[name] for name in names), yaml]
+
+        def show(*values: Any) -> list[Any]:
+            line = self._line(*values)
+            return [gr.skip() if line is None else line for _ in lines]
+
+        for control in [*inputs, measured]:
+            control.change(show, inputs, lines, **LATEST)
+        page.load(show, inputs, lines, **QUICK)
+
+    def _line(
+        self, model: str, steps: int, guidance: float, height: int, width: int, text: str
+    ) -> str | None:
+        try:
+            request = self._catalog.request(
+                model=model,
+                prompt="-",
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=height,
+                width=width,
+                schedule=text,
+            )
+            ratio = self._estimates[model].speedup(request.settings, request.schedule)
+        except AgentSDError:  # shown by the control that is wrong
+            return None
+        name = self._library.name_of(request.schedule)
+        here = f"{width} × {height}, {steps} steps"
+        expected = "" if ratio is None else f"<b>~{escape(speed(ratio))}</b> expected at {here}"
+        return f'<p class="prediction">{expected}{_measured(self._library, name)}</p>'
+
+
+def _measured(library: ScheduleLibrary, name: str | None) -> str:
+    if name is None or library[name].time is None or library[name].psnr is None:
+        return ""
+    found = library[name]
+    times, psnr = 1 / (found.time or 1), found.psnr
+    return f"<small>Its file says: measured {times:.1f}× as fast, {psnr:.0f} dB.</small>"

@@ -1,0 +1,131 @@
+"""Sizes as buttons, with what each is expected to take, and the chart of time against size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from ..errors import AgentSDError
+from .catalog import ImageRequest, ModelCatalog
+from .comparisons import SavedComparison
+from .estimates import Estimates, SizeEstimate, offered_sizes, size_estimates
+from .events import LATEST, QUICK
+from .image_controls import ImageControls
+from .size_chart import Measured, draw, size_label
+
+MAX_MEASURED = 64
+"""Points of the chart; the oldest go first."""
+
+
+class SizeChoice:
+    """The buttons, the chart, and how they follow the other controls.
+
+    Args:
+        catalog: What visitors can ask for.
+        estimates: Of each model.
+    """
+
+    def __init__(self, catalog: ModelCatalog, estimates: Mapping[str, Estimates]) -> None:
+        self._catalog, self._estimates = catalog, estimates
+        model, (height, width) = next(iter(catalog.sizes.items()))
+        self.buttons = gr.Radio(
+            [_plain(*size) for size in self._sizes(model)],
+            value=_value(height, width),
+            label="Size",
+            info="Larger images gain more. ~ marks an estimate.",
+            elem_id="sizes",
+            render=False,
+        )
+        self.measured = gr.State([])
+        """The visitor's :class:`Measured` comparisons."""
+
+    def add_chart(self) -> None:
+        """Place the chart, which belongs beside the result."""
+        self.chart = gr.HTML(draw([], []), elem_id="chart")
+
+    def connect(self, controls: ImageControls, yaml: Any, page: gr.Blocks) -> None:
+        """Follow the other controls, and set height and width.
+
+        Args:
+            controls: The page's controls.
+            yaml: The schedule.
+            page: The page, whose loading shows the estimates.
+        """
+        names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
+        watched = [controls.by_setting[name] for name in names]
+        self.inputs = [*watched, yaml, self.measured]
+        size = [controls.by_setting[name] for name in ("height", "width")]
+        self.buttons.input(self._choose, self.buttons, size, **QUICK)
+        outputs = [self.buttons, self.chart]
+        for control in [*watched, yaml, self.measured]:
+            control.change(self._show, self.inputs, outputs, **LATEST)
+        page.load(self._show, self.inputs, outputs, **QUICK)
+
+    def add(
+        self, request: ImageRequest, made: list[SavedComparison], measured: list[Measured]
+    ) -> dict[Any, Any]:
+        """Updates by component that add finished comparisons to the chart."""
+        settings = request.settings
+        new = [
+            Measured(
+                request.model,
+                settings.height or 0,
+                settings.width or 0,
+                _key(request),
+                settings.num_inference_steps,
+                one.figures["unpatched_seconds"],
+                one.figures["seconds"],
+            )
+            for one in made
+            if request.options.init_image is None
+        ]
+        return {self.measured: [*measured, *new][-MAX_MEASURED:]}
+
+    def _sizes(self, model: str) -> list[tuple[int, int]]:
+        return offered_sizes(*self._catalog.sizes[model], self._catalog.limits.max_pixels)
+
+    def _choose(self, size: str | None) -> list[Any]:
+        if not size:
+            return [gr.skip(), gr.skip()]
+        width, height = map(int, size.split("x"))
+        return [height, width]
+
+    def _show(self, *values: Any) -> list[Any]:
+        model, steps, guidance, height, width, text, measured = values
+        try:
+            request = self._catalog.request(
+                model=model,
+                prompt="-",
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=height,
+                width=width,
+                schedule=text,
+            )
+            found = size_estimates(
+                self._estimates[model], request.settings, request.schedule, self._sizes(model)
+            )
+        except AgentSDError:  # shown by the control that is wrong
+            return [gr.skip(), gr.skip()]
+        choices = [(size_label(each), _value(each.height, each.width)) for each in found]
+        size = _value(height, width)
+        chosen = size if size in [value for _, value in choices] else None
+        key = model, _key(request), steps
+        same = [m for m in measured if (m.model, m.schedule, m.steps) == key]
+        return [gr.update(choices=choices, value=chosen), draw(found, same)]
+
+
+def _key(request: ImageRequest) -> str:
+    """What the time of a step depends on besides model and size."""
+    guided = request.settings.guidance_scale > 1
+    return f"{request.schedule.to_dict()} {guided}"
+
+
+def _value(height: int, width: int) -> str:
+    return f"{width}x{height}"
+
+
+def _plain(height: int, width: int) -> tuple[str, str]:
+    return size_label(SizeEstimate(height, width, None, None, None)), _value(height, width)
