@@ -36,8 +36,8 @@ class ExplainTab:
         self._kept: OrderedDict[str, Explained] = OrderedDict()
         gr.Markdown(
             "Every place of an image asks others what to become. Unpatched, it listens to all of "
-            "them; patched, to a few. **Click a place to see the ones it listens to.** The image is "
-            "made again to record this."
+            "them; patched, to a few. **Click a place to see the ones it listens to.** The image "
+            "is made again to record this."
         )
         with gr.Row():
             begin = gr.Button("Explain the last image", variant="primary", elem_id="explain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -45,7 +46,7 @@ def race_gif(lanes: Sequence[Lane], title: str) -> bytes:
     rate = playback_rate(end)
     moments = _moments(lanes, TICK * rate)
     frames = [_draw(lanes, moment, title, rate) for moment in moments]
-    spans = [(b - a) / rate for a, b in zip(moments, moments[1:], strict=False)] + [HOLD]
+    spans = [(b - a) / rate for a, b in pairwise(moments)] + [HOLD]
     palette = frames[-1].quantize(160, dither=Image.Dither.NONE)
     quantized = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     data = BytesIO()

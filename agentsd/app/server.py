@@ -243,7 +243,7 @@ def start(
             enable_monitoring=False,
             footer_links=["api"],
             theme=theme(),
-            css_paths=Path(__file__).with_name("page.css"),
+            css_paths=[Path(__file__).with_name(f"{name}.css") for name in ("page", "result")],
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],
