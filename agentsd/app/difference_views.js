@@ -88,7 +88,7 @@ function run() {
       lane.classList.toggle("waiting", reached === 0);
       lane.classList.toggle("done", reached === runner.times.length);
       frame(lane.querySelector(".film"), runner, pair.columns, Math.max(0, reached - 1));
-      lane.querySelector(".track i").style.width = `${(100 * mine) / end}%`;
+      lane.querySelector(".track i").style.width = `${(100 * mine) / total(runner)}%`;
       lane.querySelector("b").textContent = `${mine.toFixed(1)} s`;
     }
     if (seconds < end) race = requestAnimationFrame(draw);

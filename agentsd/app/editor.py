@@ -53,7 +53,8 @@ class ScheduleEditor:
     ) -> None:
         self._preset, self._image, self._draw, self._library = preset, image, draw, library
         self._timeline = gr.HTML(elem_id="timeline", js_on_load=SCRIPT)
-        self._rows = [PhaseControls(number) for number in range(ROWS)]
+        with gr.Accordion("Advanced: the parameters of each phase", open=False):
+            self._rows = [PhaseControls(number) for number in range(ROWS)]
         with gr.Row():
             self._add = gr.Button("Add a phase", size="sm", elem_id="add-phase")
             self._upload = gr.UploadButton(

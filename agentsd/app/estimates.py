@@ -84,7 +84,8 @@ class Estimates:
         factor = self._architecture.vae_scale_factor
         size = (settings.height or 0) // factor, (settings.width or 0) // factor
         steps = settings.num_inference_steps
-        found = self._count(schedule, size, 1 if schedule is None else steps)
+        with self._lock:  # so that requests for the same count wait for it
+            found = self._count(schedule, size, 1 if schedule is None else steps)
         if found is None:
             return None
         runs = (steps if schedule is None else 1) * (1 if settings.guidance_scale > 1 else 0.5)
@@ -96,7 +97,7 @@ class Estimates:
         unet = self._architecture.unet
         if schedule is None:
             return run_operations(unet, None, size, self._device, steps)
-        with self._lock, patched(self._architecture, schedule):
+        with patched(self._architecture, schedule):
             patch = patch_of(unet)
             runtime = patch.runtime if patch else None
             return run_operations(unet, runtime, size, self._device, steps)
@@ -155,14 +156,14 @@ def size_estimates(
 
 
 def offered_sizes(height: int, width: int, max_pixels: int) -> list[tuple[int, int]]:
-    """Half, one, one and a half, twice and three times a model's own sides, within a limit.
+    """Half, one, one and a half and twice a model's own sides, within a limit.
 
     Example:
         >>> offered_sizes(512, 512, 1024 * 1024)
         [(256, 256), (512, 512), (768, 768), (1024, 1024)]
     """
     sizes = []
-    for factor in (0.5, 1, 1.5, 2, 3):
+    for factor in (0.5, 1, 1.5, 2):
         sides = [max(64, math.floor(side * factor / 64 + 0.5) * 64) for side in (height, width)]
         if sides[0] * sides[1] <= max_pixels and (sides[0], sides[1]) not in sizes:
             sizes.append((sides[0], sides[1]))

@@ -70,8 +70,8 @@ class ImageControls:
                 precision=0,
                 minimum=1,
                 maximum=catalog.limits.max_images // 2,
-                label="Seeds",
-                info="Compared in turn.",
+                label="Images",
+                info="Seeds from this one on.",
                 min_width=110,
             )
         with gr.Row():

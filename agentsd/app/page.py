@@ -34,7 +34,9 @@ FILES_LAST = 3 * 3600
 def theme() -> gr.themes.Base:
     """The visitor's own fonts, so that none are fetched."""
     return gr.themes.Default(
-        font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        primary_hue="emerald",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     )
 
 

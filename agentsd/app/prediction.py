@@ -11,7 +11,7 @@ import gradio as gr
 from ..errors import AgentSDError
 from .catalog import ModelCatalog
 from .estimates import Estimates
-from .events import LATEST, QUICK
+from .events import LATEST
 from .headline import speed
 from .image_controls import ImageControls
 from .schedule_library import ScheduleLibrary
@@ -58,9 +58,8 @@ class Prediction:
             line = self._line(*values)
             return [gr.skip() if line is None else line for _ in lines]
 
-        for control in [*inputs, measured]:
-            control.change(show, inputs, lines, **LATEST)
-        page.load(show, inputs, lines, **QUICK)
+        changes = [control.change for control in [*inputs, measured]]
+        gr.on([page.load, *changes], show, inputs, lines, **LATEST)
 
     def _line(
         self, model: str, steps: int, guidance: float, height: int, width: int, text: str

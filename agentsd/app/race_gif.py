@@ -84,10 +84,9 @@ def _draw(lanes: Sequence[Lane], moment: float, title: str, rate: int) -> Image.
     )
     pen = ImageDraw.Draw(canvas)
     pen.text((gap, gap), _fit(title, large, canvas.width - 2 * gap), fill=INK, font=large)
-    end = max(lane.total for lane in lanes)
     for number, lane in enumerate(lanes):
         left = gap + number * (width + gap)
-        _draw_lane(canvas, lane, moment, (left, top), end, FAST if number == 0 else SLOW, large)
+        _draw_lane(canvas, lane, moment, (left, top), FAST if number == 0 else SLOW, large)
     speed = "in real time" if rate == 1 else f"shown {rate}× as fast as it ran"
     note = f"same prompt, same seed · each step when it was finished, {speed}"
     middle = canvas.width / 2, canvas.height - gap
@@ -100,7 +99,6 @@ def _draw_lane(
     lane: Lane,
     moment: float,
     corner: tuple[int, int],
-    end: float,
     colour: str,
     font: Any,
 ) -> None:
@@ -111,7 +109,7 @@ def _draw_lane(
     canvas.paste(frame if reached else Image.new("RGB", frame.size, TRACK), corner)
     bar = top + height + 8
     pen.rounded_rectangle((left, bar, left + width, bar + 8), 4, fill=TRACK)
-    share = min(moment, lane.total) / end
+    share = min(1.0, moment / lane.total)
     if share > 0:
         pen.rounded_rectangle((left, bar, left + max(8, share * width), bar + 8), 4, fill=colour)
     done = moment >= lane.total

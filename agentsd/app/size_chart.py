@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .estimates import SizeEstimate
 from .headline import speed
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 230, 46, 16, 14, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 210, 52, 22, 10, 28
 """Sizes of the drawing and of its margins."""
 
 
@@ -43,6 +43,8 @@ def size_label(estimate: SizeEstimate) -> str:
 
 
 def _seconds(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 

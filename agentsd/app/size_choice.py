@@ -55,13 +55,12 @@ class SizeChoice:
         """
         names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
         watched = [controls.by_setting[name] for name in names]
-        self.inputs = [*watched, yaml, self.measured]
+        inputs = [*watched, yaml, self.measured]
         size = [controls.by_setting[name] for name in ("height", "width")]
         self.buttons.input(self._choose, self.buttons, size, **QUICK)
         outputs = [self.buttons, self.chart]
-        for control in [*watched, yaml, self.measured]:
-            control.change(self._show, self.inputs, outputs, **LATEST)
-        page.load(self._show, self.inputs, outputs, **QUICK)
+        changes = [control.change for control in inputs]
+        gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)
 
     def add(
         self, request: ImageRequest, made: list[SavedComparison], measured: list[Measured]
