@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import compare, history, markup, phase_edits, viewer, xy_plot
+from agentsd.app import compare, headline, history, markup, phase_edits, viewer, xy_plot
 from agentsd.app.catalog import ModelCatalog, model_catalog
 from agentsd.app.limits import Limits
 from agentsd.app.parameters import parameters
@@ -134,7 +134,8 @@ def test_messages_are_escaped() -> None:
 def test_a_hidden_image_is_not_the_same(psnr: Any, flags: Any, says: str) -> None:
     found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2}
     names = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
-    assert f"<dd>{says}</dd>" in markup.figures(found | dict(zip(names, flags, strict=True)))
+    html = headline.draw([found | dict(zip(names, flags, strict=True))], "faithful")
+    assert f"<dd>{says}</dd>" in html
 
 
 def test_a_timeline_shows_the_tokens_and_the_caps(pipe: Any) -> None:

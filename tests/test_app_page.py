@@ -57,6 +57,11 @@ def set_steps(page: Page, steps: int) -> Any:
     return control
 
 
+def open_advanced(page: Page) -> None:
+    """Open the parameters of the phases."""
+    page.get_by_role("button", name="Advanced").click()
+
+
 def generate(page: Page) -> None:
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#status")).to_contain_text("Done", timeout=SLOW)
@@ -76,7 +81,8 @@ def test_generate_and_compare(page: Page, server: Server) -> None:
     expect(page.locator("#status")).to_contain_text("Done", timeout=SLOW)
     assert page.locator("#comparison img").count() == 2
     figures = page.locator("#figures")
-    for text in ("as fast as unpatched", "PSNR", "dB"):
+    figures.locator("summary").click()
+    for text in ("Original", "Speed-up", "PSNR", "dB"):
         expect(figures).to_contain_text(text)
     source = page.locator("#comparison img").first.get_attribute("src") or ""
     assert (Path(server.folder) / source.rpartition(server.folder)[2].lstrip("/")).is_file()
@@ -99,6 +105,7 @@ def test_the_timeline_follows_the_schedule(page: Page) -> None:
     expect(timeline(page)).to_contain_text("1: keys")
     page.locator("label").filter(has_text="paper").first.click()
     expect(timeline(page)).to_contain_text("steps 1–10")
+    open_advanced(page)
     first = page.locator("#phase-1").first
     until = first.get_by_label("number input for until")
     until.fill("0.8")
@@ -139,6 +146,7 @@ def test_the_timeline_is_right_after_quick_changes(page: Page) -> None:
 
 
 def test_yaml_is_checked_as_it_is_typed(page: Page, server: Server) -> None:
+    open_advanced(page)
     box = page.locator("#yaml textarea")
     box.fill("phases:\n- method: keys\n  strid: 4\n")
     expect(timeline(page)).to_contain_text("phase 1: unknown key 'strid'")

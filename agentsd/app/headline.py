@@ -14,6 +14,9 @@ CLOSENESS = (
 )
 """What a PSNR in dB, from the least on, means to the eye."""
 
+HIDDEN = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
+"""Figures that say whether a safety checker hid an image."""
+
 VISIBLE = "visible differences"
 
 NO_GAIN = 1.05
@@ -22,7 +25,7 @@ NO_GAIN = 1.05
 
 def closeness(found: dict[str, Any]) -> str:
     """How close a patched image is to the original one, in words."""
-    if found["unpatched_nsfw_content_detected"] or found["nsfw_content_detected"]:
+    if any(found[name] for name in HIDDEN):
         return "not compared: hidden by the safety checker"
     if found["psnr"] is None:
         return "exactly the same image"
@@ -102,7 +105,7 @@ def details(found: Sequence[dict[str, Any]]) -> str:
 def _psnr(found: Sequence[dict[str, Any]]) -> str:
     values = [f["psnr"] for f in found if f["psnr"] is not None]
     if not values:
-        hidden = any(f["nsfw_content_detected"] for f in found)
+        hidden = any(f[name] for f in found for name in HIDDEN)
         return "not measured" if hidden else "the same image"
     low, high = min(values), max(values)
     return f"{low:.1f} dB" if len(values) == 1 else f"{low:.1f} to {high:.1f} dB"

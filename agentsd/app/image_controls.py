@@ -19,6 +19,9 @@ from .page_errors import errors_in
 from .request_options import NO_LORA
 from .schedule_library import ScheduleLibrary
 
+SEEDS = (1, 2, 4, 8)
+"""How many seeds can be compared at a time."""
+
 PROMPT = "three red circles in a row on a blue background"
 
 
@@ -65,15 +68,14 @@ class ImageControls:
                 0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
             )
             dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
-            controls["images"] = gr.Number(
-                1,
-                precision=0,
-                minimum=1,
-                maximum=catalog.limits.max_images // 2,
-                label="Images",
-                info="Seeds from this one on.",
-                min_width=110,
-            )
+        counts = [n for n in SEEDS if 2 * n <= catalog.limits.max_images]
+        controls["images"] = gr.Radio(
+            counts,
+            value=1,
+            label="How many seeds",
+            info="From this one on, compared in turn: a single image proves little.",
+            elem_id="images",
+        )
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")

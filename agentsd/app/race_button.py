@@ -41,7 +41,7 @@ class RaceButton:
         self.button = gr.Button(
             "Save the race as GIF", size="sm", elem_id="save-race", visible=False
         )
-        self._link = gr.HTML(elem_id="race-link")
+        self._link = gr.HTML(elem_id="race-link", visible=False)
         shown = gr.Number(0, visible=False, precision=0)
         made = self.button.click(
             errors_in(self._link)(self._make),
@@ -63,7 +63,7 @@ class RaceButton:
         return {
             self.pairs: [prompt, *pairs],
             self.button: gr.update(visible=True),
-            self._link: "",
+            self._link: gr.update(value="", visible=False),
         }
 
     def _make(self, shown: Sequence[Any], number: int) -> dict[Any, Any]:
@@ -74,9 +74,8 @@ class RaceButton:
         lanes = [read_lane(runner, pair.columns) for runner in (pair.patched, pair.original)]
         name = f"race-{pair.seed}.gif"
         file = write_file(self._folder, name, race_gif(lanes, prompt))
-        return {
-            self._link: f'<p><a download="{escape(name)}" href="{address(file)}">{name}</a></p>'
-        }
+        link = f'<p><a download="{escape(name)}" href="{address(file)}">{name}</a></p>'
+        return {self._link: gr.update(value=link, visible=True)}
 
 
 def read_lane(runner: Runner, columns: int) -> Lane:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..errors import SettingsError
+from ..errors import LoadError, SettingsError
 from ..image_settings import ImageSettings
 from ..models.adapters import configure_pipeline
 from ..models.input_images import read_input_image
 from ..models.options import PipelineOptions
 from ..settings import short_repr
 from .uploads import MAX_PNG_PIXELS
+
+log = logging.getLogger(__name__)
 
 OPTIONS = ("init_image", "strength", "lora", "lora_weight")
 """Names of what can be added to a pipeline."""
@@ -92,7 +95,13 @@ def with_options(pipe: DiffusionPipeline, options: PipelineOptions) -> Iterator[
         yield pipe
         return
     try:
-        yield configure_pipeline(pipe, options)
+        try:
+            configured = configure_pipeline(pipe, options)
+        except LoadError as error:
+            log.warning("%s", error)  # it names the path, which visitors need not know
+            names = ", ".join(Path(lora.path).name for lora in options.parsed_loras())
+            raise LoadError(f"the LoRA {names} cannot be loaded into this model") from None
+        yield configured
     finally:
         if options.loras:
             pipe.unload_lora_weights()

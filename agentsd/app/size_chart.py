@@ -32,7 +32,7 @@ def size_label(estimate: SizeEstimate) -> str:
 
     Example:
         >>> size_label(SizeEstimate(512, 512, 44.1, 9.5, 4.64))
-        '512 × 512 · ~44 s → ~10 s'
+        '512 × 512 · ~44 s → ~9.5 s'
         >>> size_label(SizeEstimate(512, 512, None, None, 4.64))
         '512 × 512 · ~4.6× faster'
     """
