@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from test_adapters import save_lora
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import attention_view, examples, headline, race, size_chart
+from agentsd.app import attention_view, compare, examples, headline, race, size_chart
 from agentsd.app.catalog import ModelCatalog, model_catalog
 from agentsd.app.estimates import Estimates, fit_rates, offered_sizes, size_estimates
 from agentsd.app.limits import Limits
 from agentsd.app.phase_borders import move_border
 from agentsd.app.race_gif import playback_rate, race_gif
+from agentsd.app.request_options import named_loras, with_options
 from agentsd.app.schedule_library import ScheduleLibrary
 from agentsd.app.uploads import read_uploaded_image
 from agentsd.app.worker import Job
@@ -315,11 +317,45 @@ def test_what_can_be_added_is_checked(catalog: ModelCatalog, tmp_path: Path) -> 
         assert str(tmp_path) not in str(error.value)
 
 
+def test_a_lora_and_an_initial_image_change_one_request_alone(pipe: Any, tmp_path: Path) -> None:
+    lora = save_lora(pipe, tmp_path / "style", "pytorch_lora_weights.safetensors")
+    pipe.unload_lora_weights()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "start.png")
+    catalog = model_catalog({"tiny": pipe}, Limits(), {"style": lora})
+
+    def make(**options: Any) -> compare.Compared:
+        request = catalog.request(
+            model="tiny", prompt="a", num_inference_steps=2, schedule=KEYS.to_yaml(), **options
+        )
+        return compare.compare(Job(lambda _: None, 2, set()), pipe, request)
+
+    plain = make()
+    styled = make(lora="style", lora_weight=2)
+    begun = make(init_image=str(tmp_path / "start.png"), strength=0.5)
+    again = make()
+    images = [one.unpatched.image.tobytes() for one in (plain, styled, begun, again)]
+    assert images[0] == images[3]
+    assert len({*images}) == 3
+    assert styled.records[0].options.loras == ("pytorch_lora_weights.safetensors:2.0",)
+    assert begun.records[1].options.init_image == "start.png"
+    assert str(tmp_path) not in str([r.to_dict() for r in (*styled.records, *begun.records)])
+
+
+def test_loras_have_names_of_their_own() -> None:
+    weights = "pytorch_lora_weights.safetensors"
+    assert named_loras([f"a/{weights}", f"b/{weights}", "c/d.safetensors", "e"]) == {
+        "a": f"a/{weights}",
+        "b": f"b/{weights}",
+        "d": "c/d.safetensors",
+        "e": "e",
+    }
+    with pytest.raises(SettingsError, match="two LoRAs are called 'a'"):
+        named_loras(["x/a.safetensors", "y/a.safetensors"])
+
+
 def test_a_lora_that_is_broken_leaves_the_pipeline_as_it_was(
     pipe: Any, catalog: ModelCatalog
 ) -> None:
-    from agentsd.app.request_options import with_options
-
     request = catalog.request(model="tiny", prompt="a", schedule="fast", lora="style")
     names = list(pipe.unet.state_dict())
     with (

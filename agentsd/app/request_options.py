@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 OPTIONS = ("init_image", "strength", "lora", "lora_weight")
 """Names of what can be added to a pipeline."""
+
+DEFAULT_LORA_FILE = "pytorch_lora_weights"
 
 NO_LORA = "none"
 """Choice that stands for no LoRA."""
@@ -82,6 +84,22 @@ def check_image(path: str) -> None:
         reason = str(error).replace(path, Path(path).name) if path in str(error) else str(error)
         kept = reason if isinstance(error, SettingsError) else "not an image that can be read"
         raise SettingsError(f"init_image: {kept}") from None
+
+
+def named_loras(paths: Iterable[str]) -> dict[str, str]:
+    """Names for LoRAs: of the file, or of its folder where diffusers chose that of the file.
+
+    Raises:
+        SettingsError: If two have the same name.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        file = Path(path)
+        name = file.parent.name if file.stem == DEFAULT_LORA_FILE else file.stem
+        if name in found:
+            raise SettingsError(f"two LoRAs are called {name!r}: {found[name]} and {path}")
+        found[name] = path
+    return found
 
 
 @contextmanager

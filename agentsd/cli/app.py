@@ -69,6 +69,7 @@ def serve(
     if find_spec("gradio") is None:
         raise LoadError(f'the app requires gradio; run `pip install "{GRADIO}"`')
     from ..app.limits import Limits
+    from ..app.request_options import named_loras
     from ..app.schedule_library import ScheduleLibrary
     from ..app.server import ServerAddress, read_auth, start
     from ..models.loading import hide_loading_bars, load_pipeline
@@ -81,7 +82,7 @@ def serve(
     address = ServerAddress(host, port, root_path, accounts)
     library = ScheduleLibrary(schedules)
     PipelineOptions(loras=tuple(lora or ())).check_files()
-    loras = {Path(path).stem: path for path in lora or []}
+    loras = named_loras(lora or [])
     hide_loading_bars()
     pipes = {}
     for name in model or ["pocket"]:
