@@ -35,6 +35,7 @@ class RestoredSettings(NamedTuple):
     settings: dict[str, Any]
     """Fields of :class:`agentsd.image_settings.ImageSettings`."""
     scheduler: str
+    """Its common name, which the model that is chosen may not have."""
     model: str | None
     """``None`` for a model that is not in the catalog."""
     schedule: Schedule | None
@@ -83,6 +84,6 @@ def restore(record: ImageRecord, catalog: ModelCatalog) -> RestoredSettings:
         raise SettingsError(f"the image's settings cannot be used: {error}") from None
     model = record.model if record.model in catalog.sizes else None
     scheduler = common_name(str(record.scheduler))
-    if model is None or scheduler not in catalog.schedulers[model]:
+    if model is not None and scheduler not in catalog.schedulers[model]:
         scheduler = OWN_SCHEDULER
     return RestoredSettings(settings, scheduler, model, schedule)
