@@ -34,7 +34,7 @@ PROMPTS = (
 POCKET_NOTE = (
     "<b>The pocket model</b> draws flat shapes: 30 MB, trained from nothing, to try all of this "
     "offline on a CPU. For real pictures: <code>agentsd app --model "
-    "stable-diffusion-v1-5/stable-diffusion-v1-5</code>"
+    "FOLDER_OR_HUB_ID</code>"
 )
 
 

@@ -58,6 +58,8 @@ class SizeChoice:
         inputs = [*watched, yaml, self.measured]
         size = [controls.by_setting[name] for name in ("height", "width")]
         self.buttons.input(self._choose, self.buttons, size, **QUICK)
+        for control in size:
+            control.change(self._match, [*size, self.buttons], self.buttons, **LATEST)
         outputs = [self.buttons, self.chart]
         changes = [control.change for control in inputs]
         gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)
@@ -91,6 +93,11 @@ class SizeChoice:
         width, height = map(int, size.split("x"))
         return [height, width]
 
+    def _match(self, height: int, width: int, shown: str | None) -> Any:
+        """Show the size that is set; none of the buttons for another one."""
+        size = _value(height, width)
+        return gr.skip() if size == shown else gr.update(value=size)
+
     def _show(self, *values: Any) -> list[Any]:
         model, steps, guidance, height, width, text, measured = values
         try:
@@ -109,11 +116,9 @@ class SizeChoice:
         except AgentSDError:  # shown by the control that is wrong
             return [gr.skip(), gr.skip()]
         choices = [(size_label(each), _value(each.height, each.width)) for each in found]
-        size = _value(height, width)
-        chosen = size if size in [value for _, value in choices] else None
         key = model, _key(request), steps
         same = [m for m in measured if (m.model, m.schedule, m.steps) == key]
-        return [gr.update(choices=choices, value=chosen), draw(found, same)]
+        return [gr.update(choices=choices), draw(found, same)]
 
 
 def _key(request: ImageRequest) -> str:
