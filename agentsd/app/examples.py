@@ -51,7 +51,7 @@ def header(models: list[str]) -> str:
     note = f'<p class="model-note">{POCKET_NOTE}</p>' if "pocket" in models else ""
     return (
         '<header class="top"><div><h1>agentsd</h1><p>One prompt and seed, twice: '
-        "Stable Diffusion as it is, and with faster self-attention. Nothing is trained.</p></div>"
+        "as it is, and with faster self-attention. Nothing is trained.</p></div>"
         f"<nav>{anchors}<code>{INSTALL}</code></nav></header>{note}"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from math import sqrt
+from statistics import median
 from typing import NamedTuple
 
 from .estimates import SizeEstimate
@@ -144,7 +145,7 @@ def _summary(measured: Sequence[Measured]) -> str:
     for m in measured:
         by_size.setdefault((m.width, m.height), []).append(m.unpatched / m.patched)
     parts = [
-        f"{width} × {height}: {sum(ratios) / len(ratios):.1f}×"
+        f"{width} × {height}: {median(ratios):.1f}×"
         for (width, height), ratios in sorted(by_size.items())
     ]
     return f"Measured speed-up: {', '.join(parts)}." if parts else ""
