@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 MOST_STEPS = 6
 """Recorded steps of a run, evenly spread."""
 
-MAX_BYTES = 48 * 2**20
+MAX_BYTES = 24 * 2**20
 """Bytes of a recording; with larger images it has fewer steps."""
 
 SIDE = 640
@@ -124,7 +124,7 @@ def _hook(layer: AttentionLayer, grid: tuple[int, int], maps: list[AttentionMap]
         if patched is None or step is None:
             return
         number, steps = step.position.step, step.position.num_steps
-        size = 2 * x.element_size() * x[-1:].numel()
+        size = 2 * torch.half.itemsize * x[-1:].numel()  # queries, and at most as many keys
         wanted = max(1, min(MOST_STEPS, MAX_BYTES // size))
         if number % ceil(steps / wanted) or any(each.step == number + 1 for each in maps):
             return
