@@ -157,13 +157,16 @@ def test_files_cannot_be_named(server: Server) -> None:
 
 def test_handlers_of_the_page_enforce_the_limits_too(server: Server) -> None:
     generate = handler(server.url, "generate")
-    good = ["a", "", 0, 2, 2.0, 64, 64, "model's own", "tiny", "faithful", None]
+    image = ["a", "", 0, 1, 2, 2.0, 64, 64, "model's own", "tiny", None, 0.8, "none", 1]
+    good = [*image, "faithful", None, None]
     assert "Done" in queued(server, generate, good)[1]["data"][0]
     for place, value, says in (
-        (3, 1000, "maximum value 50"),
-        (5, 10**6, "maximum value"),
-        (8, "/etc", "not in the list of choices"),
-        (9, "/etc/passwd", "must be a mapping"),
+        (3, 100, "not in the list of choices"),
+        (4, 1000, "maximum value 50"),
+        (6, 10**6, "maximum value"),
+        (9, "/etc", "not in the list of choices"),
+        (12, "/etc", "not in the list of choices"),
+        (14, "/etc/passwd", "must be a mapping"),
     ):
         data = [*good]
         data[place] = value
@@ -172,7 +175,7 @@ def test_handlers_of_the_page_enforce_the_limits_too(server: Server) -> None:
         assert "Done" not in answer
     plots = handler(server.url, "make_plot")
     many = ["seed", "0, 1, 2", "steps", "1, 2, 3"]
-    assert "at most 6 images" in json.dumps(queued(server, plots, [*good[:-1], *many])[1])
+    assert "at most 6 images" in json.dumps(queued(server, plots, [*good[:-2], *many])[1])
     assert untouched(server)
 
 

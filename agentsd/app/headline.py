@@ -20,7 +20,7 @@ HIDDEN = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
 VISIBLE = "visible differences"
 
 NO_GAIN = 1.05
-"""A speed-up below this is within the noise of a single measurement."""
+"""A speed-up below this, or a slowdown above its inverse, may be noise of the measurement."""
 
 
 def closeness(found: dict[str, Any]) -> str:
