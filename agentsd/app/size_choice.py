@@ -59,7 +59,7 @@ class SizeChoice:
         size = [controls.by_setting[name] for name in ("height", "width")]
         self.buttons.input(self._choose, self.buttons, size, **QUICK)
         for control in size:
-            control.change(self._match, [*size, self.buttons], self.buttons, **LATEST)
+            control.change(self._match, [watched[0], *size], self.buttons, **LATEST)
         outputs = [self.buttons, self.chart]
         changes = [control.change for control in inputs]
         gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)
@@ -93,10 +93,11 @@ class SizeChoice:
         width, height = map(int, size.split("x"))
         return [height, width]
 
-    def _match(self, height: int, width: int, shown: str | None) -> Any:
+    def _match(self, model: str, height: int, width: int) -> Any:
         """Show the size that is set; none of the buttons for another one."""
+        sizes = [_value(*size) for size in self._sizes(model)]
         size = _value(height, width)
-        return gr.skip() if size == shown else gr.update(value=size)
+        return gr.update(value=size if size in sizes else None)
 
     def _show(self, *values: Any) -> list[Any]:
         model, steps, guidance, height, width, text, measured = values
