@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import compare, history, markup, phase_edits, viewer, xy_plot
+from agentsd.app import compare, history, markup, phase_edits, plot_sheet, viewer, xy_plot
 from agentsd.app.catalog import ModelCatalog, model_catalog
+from agentsd.app.job import Job, Progress, Stopped
 from agentsd.app.limits import Limits
+from agentsd.app.pace import Pace, PlannedImage
 from agentsd.app.parameters import parameters
 from agentsd.app.schedule_text import read_schedule
 from agentsd.app.timeline import Timeline, pairs, stages
 from agentsd.app.uploads import read_uploaded_image
-from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
+from agentsd.app.worker import Finished, Worker
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
 from agentsd.generation.records import ImageRecord
@@ -44,8 +47,8 @@ def catalog(pipe: Any) -> ModelCatalog:
     return model_catalog({"tiny": pipe}, Limits(max_images=6, max_steps=50))
 
 
-def job(images: int = 1, events: list[Any] | None = None) -> Job:
-    return Job((events if events is not None else []).append, images, set())
+def job(images: Sequence[PlannedImage] = (), events: list[Any] | None = None) -> Job:
+    return Job((events if events is not None else []).append, images, Pace())
 
 
 def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:
@@ -132,7 +135,7 @@ def test_messages_are_escaped() -> None:
     ],
 )
 def test_a_hidden_image_is_not_the_same(psnr: Any, flags: Any, says: str) -> None:
-    found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2}
+    found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2, "unchanged": False}
     names = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
     assert f"<dd>{says}</dd>" in markup.figures(found | dict(zip(names, flags, strict=True)))
 
@@ -212,12 +215,14 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     plot = xy_plot.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
     colours = ["red", "green", "blue", "black"]
     images = [Image.new("RGB", (64, 64), colour) for colour in colours]
-    sheet = xy_plot.draw(plot, images, ["1 s"] * 4, "a prompt")
+    sheet = plot_sheet.draw(plot, images, ["1 s"] * 4, "a prompt")
     found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
     assert set(found) == {image.getpixel((0, 0)) for image in images}
     events: list[Progress] = []
-    xy_plot.make(job(4, events), pipe, plot, "a")
-    assert [(p.label, p.step) for p in events[:3]] == [
+    planned = [PlannedImage(pipe, *cell) for cell in plot.images]
+    plot_sheet.make(job(planned, events), pipe, plot, "a")
+    assert [p.label.partition(" as ")[0] for p in events[:2]] == ["warm-up,"] * 2
+    assert [(p.label, p.step) for p in events[2:5]] == [
         *(("image 1 of 4", 1), ("image 1 of 4", 2), ("image 2 of 4", 1))
     ]
     assert events[-1].share == 1
@@ -262,7 +267,7 @@ def test_attended_most_by_a_loop() -> None:
 def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[Any]:
     async def run() -> list[Any]:
         found: list[Any] = []
-        async with worker.follow(work) as events:
+        async with worker.follow(work, []) as events:
             async for event in events:
                 found.append(event)
                 if leave_after is not None and len(found) >= leave_after:

@@ -10,8 +10,9 @@ import gradio as gr
 from ..patching.patch import DEFAULT_SCHEDULE
 from .catalog import OWN_SCHEDULER, ModelCatalog
 from .comparisons import Comparisons
+from .job import Progress
 from .page_errors import api_errors
-from .worker import Finished
+from .worker import Finished, Queued
 
 
 def compare_endpoint(
@@ -57,7 +58,9 @@ def compare_endpoint(
                             for entry in (made.unpatched, made.patched)
                         }
                         yield files | made.figures | {"notes": made.notes}
-                    elif event is not None:
+                    elif isinstance(event, Queued):
+                        yield {"place": event.place, "seconds": event.seconds}
+                    elif isinstance(event, Progress):
                         yield {"image": event.label, "step": event.step, "steps": event.steps}
                     else:
                         yield {}

@@ -14,10 +14,15 @@ from ..generation.comparison import visible_psnr
 from ..generation.images import TimedImage
 from ..generation.records import ImageRecord
 from ..generation.turns import in_turns, with_schedule
+from ..image_settings import ImageSettings
 from ..models.schedulers import scheduled
+from ..patching.deep_features import whole_steps
+from ..patching.inspection import inspect_patch
+from ..patching.patch import patched
 from ..schedule import Schedule
 from .catalog import ImageRequest
-from .worker import Job
+from .job import Job
+from .pace import PlannedImage
 
 ClipScorer = Callable[[Image.Image, str], float]
 """The CLIP score of an image and a prompt."""
@@ -29,8 +34,9 @@ class Compared(NamedTuple):
     unpatched: TimedImage
     ours: TimedImage
     figures: dict[str, Any]
-    """Seconds of both, their ratio, the PSNR in dB (``None`` for equal images, or if a safety
-    checker hid one), whether it hid them and, if there is a scorer, the CLIP scores."""
+    """Seconds of both, their ratio, whether the patch changes nothing, the PSNR in dB (``None`` for
+    equal images, or if a safety checker hid one), whether it hid them and, if there is a scorer,
+    the CLIP scores."""
     records: tuple[ImageRecord, ImageRecord]
     """The record of each image, which its file carries."""
 
@@ -57,8 +63,8 @@ def compare(
     settings = request.settings
     schedules = {"unpatched": None, "patched": request.schedule}
     variants = {name: with_schedule(schedule) for name, schedule in schedules.items()}
+    job.warm_up()
     with scheduled(pipe, request.scheduler):
-        job.warm_up(pipe, variants, settings)
         made = dict(in_turns(pipe, variants, settings, make=job.make_shown))
         records = (recorded(pipe, request, None), recorded(pipe, request, request.schedule))
     unpatched, ours = made["unpatched"], made["patched"]
@@ -66,6 +72,7 @@ def compare(
         "unpatched_seconds": round(unpatched.seconds, 3),
         "seconds": round(ours.seconds, 3),
         "speedup": round(unpatched.seconds / ours.seconds, 3),
+        "unchanged": changes_nothing(pipe, settings, request.schedule),
         "psnr": visible_psnr(ours, unpatched),
         "unpatched_nsfw_content_detected": unpatched.nsfw_content_detected,
         "nsfw_content_detected": ours.nsfw_content_detected,
@@ -74,6 +81,22 @@ def compare(
         scores = [scorer(each.image, settings.prompt) for each in (unpatched, ours)]
         figures |= dict(zip(("unpatched_clip_score", "clip_score"), scores, strict=True))
     return Compared(unpatched, ours, figures, records)
+
+
+def planned(pipe: DiffusionPipeline, request: ImageRequest) -> list[PlannedImage]:
+    """The images that :func:`compare` makes, in order."""
+    return [
+        PlannedImage(pipe, request.settings, schedule, request.scheduler)
+        for schedule in (None, request.schedule)
+    ]
+
+
+def changes_nothing(pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> bool:
+    """Whether a schedule leaves every layer and every step of an image as it is."""
+    with patched(pipe, schedule):
+        layers = inspect_patch(pipe, settings.height, settings.width)["layers"]
+    methods = {phase["method"] for layer in layers for phase in layer["phases"]}
+    return methods <= {"full"} and all(whole_steps(schedule, settings.num_inference_steps))
 
 
 def recorded(

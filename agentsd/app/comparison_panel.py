@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -10,11 +11,9 @@ import gradio as gr
 from . import markup
 from .catalog import ImageRequest
 from .comparisons import Comparisons, SavedComparison
-from .events import DEVICE, PRIVATE, stop_button
 from .gallery import Gallery
 from .image_controls import ImageControls
-from .page_errors import errors_in
-from .worker import Finished, Progress
+from .job_buttons import JobButtons, PageJob
 
 
 class ComparisonPanel:
@@ -26,11 +25,11 @@ class ComparisonPanel:
 
     def __init__(self, comparisons: Comparisons) -> None:
         self._comparisons = comparisons
-        self.status = gr.HTML(markup.note("Press Generate."), elem_id="status")
+        self.status = gr.HTML(markup.note("Press Generate, or Ctrl+Enter."), elem_id="status")
         self.last = gr.State(None)
         """The request of the images shown."""
         self._images = gr.ImageSlider(
-            label="unpatched | patched",
+            label="Original | agentsd",
             type="filepath",
             format="png",
             interactive=False,
@@ -38,7 +37,22 @@ class ComparisonPanel:
             elem_id="comparison",
         )
         self._figures = gr.HTML(elem_id="figures")
-        self.gallery = Gallery()
+        self.gallery = Gallery(comparisons)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that :meth:`show` changes."""
+        return [self._images, self._figures, self.last]
+
+    def show(self, made: SavedComparison) -> dict[Any, Any]:
+        """Updates by component that show the images of a comparison and their figures."""
+        files = made.unpatched.file, made.patched.file
+        label = f"Original | agentsd ({made.patched.caption})"
+        return {
+            self._images: gr.update(value=files, label=label),
+            self._figures: markup.figures(made.figures),
+            self.last: made.request,
+        }
 
     def connect(
         self, controls: ImageControls, inputs: list[Any], request: Callable[..., ImageRequest]
@@ -51,36 +65,28 @@ class ComparisonPanel:
             request: Reads the values of ``inputs``.
         """
         self._request = request
-        run = controls.generate.click(
-            errors_in(self.status)(self.generate),
-            [*inputs, self.gallery.entries],
-            [self.status, self._images, self._figures, self.last, *self.gallery.outputs],
-            **DEVICE,
-            **PRIVATE,
+        buttons = JobButtons(
+            self._comparisons.worker, controls.generate, controls.stop, self.status
         )
-        stop_button(controls.stop, self.status, run)
+        buttons.connect(
+            "generate",
+            self._check,
+            [*inputs, self.gallery.keys],
+            [*self.outputs, *self.gallery.outputs],
+        )
 
-    async def generate(self, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        """Make both images.
+    def _check(self, *values: Any) -> PageJob:
+        """The job that the page asks for.
 
         Args:
-            *values: Of the page's controls, then the entries of the gallery.
+            *values: Of the page's controls, then the keys of the gallery.
         """
-        *given, entries = values
+        *given, keys = values
         request = self._request(*given)
-        waiting = "Waiting for the device." if self._comparisons.busy else "…"
-        yield {self.status: markup.note(waiting)}
-        async with self._comparisons.follow(request) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    yield {self.status: markup.progress(event)}
-                elif isinstance(event, Finished):
-                    made: SavedComparison = event.result
-                    yield {
-                        self.status: markup.note("; ".join(["Done.", *made.notes])),
-                        self._images: (made.unpatched.file, made.patched.file),
-                        self._figures: markup.figures(made.figures),
-                        self.last: request,
-                    } | self.gallery.add([made.patched, made.unpatched], entries)
-                else:
-                    yield {self.status: gr.skip()}
+
+        def finish(made: SavedComparison) -> dict[Any, Any]:
+            done = f"Done. Seed {made.request.settings.seed}."
+            note = markup.note(" ".join([done, *map(markup.sentence, made.notes)]))
+            return {self.status: note} | self.show(made) | self.gallery.add(made, keys)
+
+        return PageJob(partial(self._comparisons.follow, request), finish)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import secrets
-from math import isqrt
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
-from ..image_settings import LONGEST_PROMPT, LONGEST_SIDE
+from ..image_settings import LONGEST_PROMPT, SHORTEST_SIDE
 from ..models.loading import default_guidance
 from ..patching.patch import DEFAULT_SCHEDULE
 from ..schedule import Schedule
 from .catalog import OWN_SCHEDULER, ModelCatalog
-from .editor import CUSTOM
-from .events import QUICK
+from .events import QUICK, on_choice
 from .page_errors import errors_in
+from .schedule_text import CUSTOM
+
+RANDOM_SEED = -1
+"""Seed that stands for a random one, as an empty one does."""
 
 PROMPT = "three red circles in a row on a blue background"
+
+
+def new_seed() -> int:
+    """A random seed, of as many bits as PyTorch's generator on the CPU reads."""
+    return secrets.randbelow(2**32)
 
 
 class ImageControls:
@@ -45,15 +53,22 @@ class ImageControls:
         )
         with gr.Row(elem_id="seed"):
             controls["seed"] = gr.Number(
-                0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
+                0,
+                precision=0,
+                minimum=RANDOM_SEED,
+                label="Seed",
+                info="Same for both images. Empty or -1: random.",
+                min_width=160,
             )
-            dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
+            random_seed = gr.Button("Random seed", scale=0, min_width=130, elem_id="random-seed")
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
-        with gr.Accordion("More settings", open=False):
+        with gr.Accordion("Settings: steps, size, model", open=False):
             self._add_more()
-        dice.click(lambda: secrets.randbelow(2**32), None, controls["seed"], **QUICK)
+            self.message = gr.HTML(elem_id="settings-message")
+            """What is wrong with the size or the steps."""
+        random_seed.click(new_seed, None, controls["seed"], **QUICK)
 
     def _add_more(self) -> None:
         limits, model = self._catalog.limits, next(iter(self._catalog.sizes))
@@ -77,8 +92,8 @@ class ImageControls:
         )
         for name, side in zip(("height", "width"), self._catalog.sizes[model], strict=True):
             controls[name] = gr.Slider(
-                64,
-                min(2 * isqrt(limits.max_pixels) // 8 * 8, LONGEST_SIDE),
+                SHORTEST_SIDE,
+                limits.longest_side,
                 side,
                 step=8,
                 precision=0,
@@ -114,13 +129,13 @@ class ImageControls:
         """Follow a change of the model; errors show in ``status``."""
         model = self.by_setting["model"]
         change = errors_in(status)(self._change_model)
-        model.input(change, model, [*self.all, status], **QUICK)
+        on_choice(model, change, [model], [status, *self.all])
 
-    def restore(self, settings: dict[str, Any], scheduler: str, model: str) -> dict[Any, Any]:
+    def restore(self, settings: Mapping[str, Any], scheduler: str, model: str) -> dict[Any, Any]:
         """Updates by component that show the settings of an image."""
         updates = {
             self.by_setting[name]: value
-            for name, value in (settings | {"model": model}).items()
+            for name, value in {**settings, "model": model}.items()
             if value is not None
         }
         return updates | {self.by_setting["scheduler"]: self._scheduler_choice(model, scheduler)}

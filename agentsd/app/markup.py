@@ -9,18 +9,30 @@ from typing import Any
 
 from PIL import Image
 
-from .worker import Progress
+from .job import Progress
+from .worker import Queued
 
 
 def progress(event: Progress) -> str:
     """A bar with the step, the time left and, if there is one, a preview of the image."""
-    left = max(1, round(event.seconds_left))
-    text = escape(f"{event.label}: step {event.step} of {event.steps} · about {left} s left")
+    step = f": step {event.step} of {event.steps}" if event.step else ""
+    text = escape(f"{event.label}{step}{_left(event.seconds_left)}")
     image = "" if event.preview is None else preview(event.preview)
     return (
-        f'<div class="message"><p>{text}</p>'
+        f'<div class="message" aria-live="off"><p>{text}</p>'
         f'<progress value="{event.share:.3f}" aria-label="{text}"></progress>{image}</div>'
     )
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f" · about {max(1, round(seconds))} s left"
+
+
+def queued(event: Queued) -> str:
+    """How many requests come first, and for how long."""
+    first = "1 request comes" if event.place == 1 else f"{event.place} requests come"
+    wait = "" if event.seconds is None else f" · about {max(1, round(event.seconds))} s"
+    return note(f"Waiting: {first} before yours{wait}")
 
 
 def preview(image: Image.Image) -> str:
@@ -36,6 +48,11 @@ def note(text: str) -> str:
     return f'<div class="message"><p>{escape(text)}</p></div>'
 
 
+def sentence(text: str) -> str:
+    """A remark as a sentence of its own."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def error(text: str) -> str:
     """An error message."""
     return f'<div class="message message-error" role="alert"><p>{escape(text)}</p></div>'
@@ -46,16 +63,21 @@ def figures(found: dict[str, Any]) -> str:
     psnr = found["psnr"]
     hidden = found["unpatched_nsfw_content_detected"] or found["nsfw_content_detected"]
     no_psnr = "not measured" if hidden else "the same image"
+    if found["unchanged"]:
+        return note(
+            "The schedule changes nothing at this size, so both images are the same and no time is "
+            "saved. Choose a larger size or another schedule."
+        )
     cells = {
-        "as fast as unpatched": f"{found['speedup']:.2f}×",
-        "unpatched": f"{found['unpatched_seconds']:.1f} s",
-        "patched": f"{found['seconds']:.1f} s",
-        "PSNR to the unpatched image; differences above about 40 dB are hard to see": (
+        "as fast": f"{found['speedup']:.1f}×",
+        "original": f"{found['unpatched_seconds']:.1f} s",
+        "agentsd": f"{found['seconds']:.1f} s",
+        "similarity (PSNR); above 40 dB, differences are hard to see": (
             no_psnr if psnr is None else f"{psnr:.1f} dB"
         ),
     }
     if "clip_score" in found:
-        cells["CLIP score, unpatched → patched: how well the image matches the prompt"] = (
+        cells["prompt match (CLIP), original → agentsd"] = (
             f"{found['unpatched_clip_score']:.1f} → {found['clip_score']:.1f}"
         )
     items = "".join(

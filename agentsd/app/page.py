@@ -13,22 +13,35 @@ from .comparison_panel import ComparisonPanel
 from .comparisons import Comparisons
 from .editor import ScheduleEditor
 from .events import DEVICE
-from .image_controls import ImageControls
+from .history import FILES_LAST
+from .image_controls import RANDOM_SEED, ImageControls, new_seed
 from .limits import Limits
+from .link import follow_settings
 from .plot_tab import PlotTab
+from .restorer import Restorer
 from .timeline import Timeline
 from .viewer_tab import ViewerTab
 from .worker import Worker
 
-FILES_LAST = 3 * 3600
-"""Seconds after which files that visitors made are deleted."""
-
 
 def theme() -> gr.themes.Base:
-    """The visitor's own fonts, so that none are fetched."""
+    """The visitor's own fonts, so that none are fetched, and buttons whose text can be read."""
+    orange, red = ("#c2410c", "#9a3412"), ("#b91c1c", "#991b1b")
+    buttons = {
+        f"button_{kind}_{name}{suffix}": value
+        for kind, (usual, hover) in (("primary", orange), ("cancel", red))
+        for suffix in ("", "_dark")
+        for name, value in (
+            ("background_fill", usual),
+            ("background_fill_hover", hover),
+            ("text_color", "white"),
+            ("text_color_hover", "white"),
+            ("border_color", usual),
+        )
+    }
     return gr.themes.Default(
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+    ).set(**buttons)
 
 
 def build(worker: Worker, limits: Limits) -> gr.Blocks:
@@ -49,7 +62,10 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         )
 
     def request(*values: Any) -> ImageRequest:
-        return catalog.request(**dict(zip([*controls.by_setting, "schedule"], values, strict=True)))
+        given = dict(zip([*controls.by_setting, "schedule"], values, strict=True))
+        if given["seed"] in (None, RANDOM_SEED):
+            given["seed"] = new_seed()
+        return catalog.request(**given)
 
     with gr.Blocks(
         title="agentsd", delete_cache=(600, FILES_LAST), analytics_enabled=False
@@ -66,7 +82,7 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 panel = ComparisonPanel(comparisons)
         with gr.Tabs():
             with gr.Tab("Schedule"):
-                editor = ScheduleEditor(controls.preset, controls.timeline, draw)
+                editor = ScheduleEditor(controls.preset, controls.timeline, controls.message, draw)
             inputs = [*controls.all, editor.yaml]
             with gr.Tab("Layers"):
                 ViewerTab(worker, panel.last)
@@ -74,6 +90,8 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
                 PlotTab(worker, catalog, page.GRADIO_CACHE, inputs, request)
         controls.connect(panel.status)
         panel.connect(controls, inputs, request)
-        panel.gallery.connect(catalog, controls, editor, panel.status)
+        restorer = Restorer(catalog, controls, editor, panel.status)
+        panel.gallery.connect(page, restorer, panel.show, panel.outputs)
+        follow_settings(page, restorer, controls, editor.yaml)
         gr.api(compare_endpoint(comparisons, catalog), api_name="compare", **DEVICE)
     return page

@@ -11,6 +11,9 @@ from ..errors import ScheduleError
 from ..schedule import Schedule
 from ..settings import parse_yaml, short_repr
 
+CUSTOM = "custom"
+"""Name of a schedule that is not a preset."""
+
 MAX_YAML = 16 * 1024
 """Bytes of a schedule; the presets have fewer than 1,000."""
 
@@ -30,6 +33,12 @@ def read_schedule(text: Any) -> Schedule:
     if isinstance(text, str) and text in Schedule.presets():
         return Schedule.preset(text)
     return check_schedule(read_yaml(text))
+
+
+def name_of(schedule: Schedule) -> str:
+    """The name of the preset that a schedule equals, or :data:`CUSTOM`."""
+    presets = {name: Schedule.preset(name) for name in Schedule.presets()}
+    return next((n for n, one in presets.items() if one.to_dict() == schedule.to_dict()), CUSTOM)
 
 
 def check_schedule(data: Any) -> Schedule:

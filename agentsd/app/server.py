@@ -210,9 +210,9 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: Serve
     folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
     from .page import build, theme
 
-    worker = Worker(pipes)
+    worker = Worker(pipes, limits.queue_size)
     demo = build(worker, limits)
-    demo.queue(api_open=False, max_size=limits.queue_size, default_concurrency_limit=4)
+    demo.queue(api_open=False, default_concurrency_limit=4)
     try:
         demo.launch(
             server_name=address.host,
@@ -235,6 +235,7 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: Serve
             footer_links=["api"],
             theme=theme(),
             css_paths=Path(__file__).with_name("page.css"),
+            js=Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],
