@@ -54,8 +54,11 @@ def compare_endpoint(
                     if isinstance(event, Finished):
                         made = event.result
                         files = {
-                            entry.caption: gr.FileData(path=entry.file).model_dump()
-                            for entry in (made.unpatched, made.patched)
+                            name: gr.FileData(path=entry.file).model_dump()
+                            for name, entry in (
+                                ("unpatched", made.unpatched),
+                                ("patched", made.patched),
+                            )
                         }
                         yield files | made.figures | {"notes": made.notes}
                     elif isinstance(event, Queued):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -30,14 +29,8 @@ from .worker import Worker
 MAX_BODY = 256 * 1024
 """Bytes of a request other than an upload."""
 
-ROUTES = re.compile(
-    r"/($|healthz$|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|assets/|static/"
-    r"|svelte/|gradio_api/(info|queue/|call/|run/|cancel|reset|heartbeat/|upload|startup-events|theme\.css"
-    r"|user|login_check|token|app_id|file=(?!https?:)))",
-    re.IGNORECASE,
-)
-"""Routes that are answered. The page does not use gradio's others (proxies, run history,
-component calls, code editing)."""
+UNUSED = tuple(f"/gradio_api/{name}" for name in ("proxy", "component_server", "deep_link"))
+"""Routes of gradio that fetch addresses, call components or keep sessions as files."""
 
 SESSIONS = 128
 """Visitors whose state is kept; those longest inactive are dropped first."""
@@ -46,7 +39,8 @@ SESSIONS = 128
 class Guard:
     """Refuses requests that the page does not need, before gradio sees them.
 
-    Bodies must be small, and no file in one may be an address, which gradio would fetch.
+    Bodies must be small, and no file in one may be an address, which gradio would fetch. Files on
+    the server are gradio's own check: it serves its folder of temporary files alone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -58,7 +52,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if not ROUTES.match(path):
+        if path.startswith(UNUSED):
             await _refusal(404, "not found")(scope, receive, send)
         elif scope["method"] != "POST" or path.startswith("/gradio_api/upload"):
             await self._app(scope, receive, send)
