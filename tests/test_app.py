@@ -221,7 +221,7 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     events: list[Progress] = []
     planned = [PlannedImage(pipe, *cell) for cell in plot.images]
     plot_sheet.make(job(planned, events), pipe, plot, "a")
-    assert [p.label.partition(" as ")[0] for p in events[:2]] == ["warm-up,"] * 2
+    assert [p.label.partition(" as ")[0] for p in events[:2]] == ["Warm-up,"] * 2
     assert [(p.label, p.step) for p in events[2:5]] == [
         *(("image 1 of 4", 1), ("image 1 of 4", 2), ("image 2 of 4", 1))
     ]

@@ -32,7 +32,7 @@ class Gallery:
         self.keys = gr.BrowserState([], storage_key="agentsd-history", secret="agentsd")
         """Of the comparisons, the newest first."""
         self._images = gr.Gallery(
-            label="This session: click an image to see it again and to reuse its settings",
+            label="This session: click an image to reuse its settings",
             format="png",
             columns=6,
             fit_columns=False,
@@ -43,7 +43,7 @@ class Gallery:
             visible=False,
         )
         self._file = gr.File(
-            label="Drop a PNG made by agentsd to reuse its settings",
+            label="Reuse the settings of an agentsd PNG",
             file_types=[".png"],
             type="filepath",
             height=150,

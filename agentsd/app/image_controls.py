@@ -60,7 +60,7 @@ class ImageControls:
                 info="Same for both images. Empty or -1: random.",
                 min_width=160,
             )
-            random_seed = gr.Button("Random seed", scale=0, min_width=130, elem_id="random-seed")
+            random_seed = gr.Button("Random seed", scale=0, min_width=170, elem_id="random-seed")
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")

@@ -112,7 +112,7 @@ class Job:
         for image in (cold := self._cold_images()):
             name = "unpatched" if image.schedule is None else "patched"
             left = self._expected([*cold[cold.index(image) :], *self._images])
-            self._tell(f"warm-up, as the size is new ({name})", 0, 1, left)
+            self._tell(f"Warm-up, as this size is new ({name})", 0, 1, left)
             with scheduled(image.pipe, image.scheduler):
                 variants = {name: with_schedule(image.schedule)}
                 begun = time.perf_counter()
