@@ -419,6 +419,7 @@ def test_the_keyboard_and_a_screen_reader_suffice(page: Page) -> None:
     )
     assert page.evaluate("[...document.images].filter((image) => !image.alt).length") == 0
     divider = page.get_by_role("slider", name="Divider")
+    expect(divider).to_have_attribute("tabindex", "0")
     before = divider.bounding_box()
     divider.focus()
     divider.press("ArrowRight")
