@@ -15,14 +15,15 @@ from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
 from agentsd.app import attention_view, compare, examples, headline, race, size_chart
 from agentsd.app.catalog import ModelCatalog, model_catalog
-from agentsd.app.estimates import Estimates, fit_rates, offered_sizes, size_estimates
+from agentsd.app.job import Job
 from agentsd.app.limits import Limits
+from agentsd.app.pace import Pace, PlannedImage, fit_rates
 from agentsd.app.phase_borders import move_border
 from agentsd.app.race_gif import playback_rate, race_gif
 from agentsd.app.request_options import named_loras, with_options
 from agentsd.app.schedule_library import ScheduleLibrary
+from agentsd.app.sizes import offered_sizes, size_estimates
 from agentsd.app.uploads import read_uploaded_image
-from agentsd.app.worker import Job
 from agentsd.errors import LoadError, ScheduleError, SettingsError
 from agentsd.generation.a1111 import read_parameters
 from agentsd.image_settings import ImageSettings
@@ -49,8 +50,12 @@ def settings(**changes: Any) -> ImageSettings:
 
 
 def figures(psnr: float | None, slow: float = 44.1, fast: float = 9.5) -> dict[str, Any]:
-    names = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
+    names = ("unpatched_nsfw_content_detected", "nsfw_content_detected", "unchanged")
     return {"psnr": psnr, "unpatched_seconds": slow, "seconds": fast} | dict.fromkeys(names)
+
+
+def job(pipe: Any, *images: PlannedImage) -> Job:
+    return Job(lambda _: None, images, Pace(pipe))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def figures(psnr: float | None, slow: float = 44.1, fast: float = 9.5) -> dict[s
     ],
 )
 def test_the_headline_says_how_much_faster_and_how_close(psnr: Any, says: str) -> None:
-    html = headline.draw([figures(psnr)], "<b>")
+    html = headline.draw([figures(psnr)], "agentsd (<b>)")
     for text in ("4.6× faster", "44.1 s → 9.5 s", says, "agentsd (&lt;b&gt;)"):
         assert text in html
 
@@ -74,7 +79,7 @@ def test_several_seeds_are_as_close_as_the_worst_of_them() -> None:
     assert "small differences" in html
     assert "mean of 3 seeds" in html
     assert "35.0 to 60.0 dB" in html
-    assert "(2.32 to 4.64)" in html
+    assert "(2.3 to 4.6)" in html
 
 
 def test_noise_is_no_speed_up() -> None:
@@ -82,30 +87,55 @@ def test_noise_is_no_speed_up() -> None:
     assert headline.speed(0.5) == "2.0× slower"
 
 
-def test_rates_come_from_one_comparison_and_predict_other_sizes(pipe: Any) -> None:
-    estimates = Estimates(pipe)
-    counted = {
-        side: [
-            estimates._operations(settings(height=side, width=side), each) for each in (None, KEYS)
-        ]
-        for side in (64, 128)
-    }
+def test_a_schedule_that_changes_nothing_has_no_speed_up() -> None:
+    html = headline.draw([figures(None, 1.0, 1.2) | {"unchanged": True}], "fast")
+    assert "changes nothing at this size" in html
+    assert "slower" not in html
+    assert "slower" in headline.draw([figures(None, 1.0, 1.2)], "fast")
 
-    def true(count: Any) -> float:
+
+def test_rates_come_from_one_comparison_and_predict_other_sizes(pipe: Any) -> None:
+    pace = Pace(pipe)
+
+    def image(schedule: Schedule | None, scheduler: Any = None, **changes: Any) -> PlannedImage:
+        return PlannedImage(pipe, settings(**changes), schedule, scheduler)
+
+    def true(image: PlannedImage) -> float:
+        count = pace._operations(image)
+        assert count is not None
         return 3e-9 * count.attention + 1e-9 * count.other
 
-    assert estimates.seconds(settings(), None) is None
-    before = estimates.speedup(settings(), KEYS)
+    assert pace.seconds([image(None)]) is None
+    before = pace.speedup(image(KEYS))
     assert before is not None
     assert before > 1  # of operations, as nothing is measured yet
-    for schedule, count in zip((None, KEYS), counted[64], strict=True):
-        estimates.add(settings(), schedule, true(count))
-    found = size_estimates(estimates, settings(), KEYS, [(128, 128)])[0]
-    assert found.unpatched == pytest.approx(true(counted[128][0]))
-    assert found.patched == pytest.approx(true(counted[128][1]))
-    assert found.speedup == pytest.approx(true(counted[128][0]) / true(counted[128][1]))
-    half = estimates.seconds(settings(guidance_scale=1), None)
-    assert half == pytest.approx(true(counted[64][0]) / 2)
+    for schedule in (None, KEYS):
+        pace.learn(image(schedule), true(image(schedule)) / 2, share=0.5)
+    found = size_estimates(pace, image(KEYS), [(128, 128)])[0]
+    side = {"height": 128, "width": 128}
+    unpatched, patched = (true(image(schedule, **side)) for schedule in (None, KEYS))
+    assert found.unpatched == pytest.approx(unpatched)
+    assert found.patched == pytest.approx(patched)
+    assert found.speedup == pytest.approx(unpatched / patched)
+    once = true(image(None))
+    assert pace.seconds([image(None, guidance_scale=1)]) == pytest.approx(once / 2)
+    assert pace.seconds([image(None), image(None)]) == pytest.approx(2 * once)
+    heun = pace.seconds([image(None, "Heun")])  # calls the UNet twice a step, but for the last
+    assert heun == pytest.approx(once * 7 / 4)
+
+
+def test_a_kind_of_image_that_was_made_takes_as_long_again(pipe: Any) -> None:
+    pace, small = Pace(pipe), PlannedImage(pipe, settings(), None)
+    large = small._replace(settings=settings(height=128, width=128))
+    pace.learn(small, 1.0)
+    guess = pace.seconds([large])
+    pace.learn(large, 100.0)
+    assert guess is not None
+    assert guess < 50
+    assert pace.seconds([large]) == 100.0
+    assert pace.seconds([small]) == 1.0
+    assert pace.is_warm(large)
+    assert not pace.is_warm(large._replace(schedule=KEYS))
 
 
 def test_rates_are_never_negative() -> None:
@@ -124,7 +154,8 @@ def test_sizes_stay_within_the_limit() -> None:
 def test_the_chart_has_a_dot_for_each_measured_image(pipe: Any) -> None:
     assert "<svg" not in size_chart.draw([], [])
     done = [size_chart.Measured("tiny", 64, 64, "", 4, 2.0, 1.0)]
-    html = size_chart.draw(size_estimates(Estimates(pipe), settings(), KEYS, [(64, 64)]), done)
+    image = PlannedImage(pipe, settings(), KEYS)
+    html = size_chart.draw(size_estimates(Pace(pipe), image, [(64, 64)]), done)
     assert html.count("<circle") == 2
     assert "64 × 64: 2.0×" in html
     assert html.count(",") < 40  # no lines without estimates
@@ -132,8 +163,8 @@ def test_the_chart_has_a_dot_for_each_measured_image(pipe: Any) -> None:
 
 def traced(pipe: Any, schedule: Any) -> tuple[race.Trace, Any]:
     trace = race.Trace()
-    job = Job(lambda _: None, 2, set())
-    made = job.make_shown(pipe, settings(num_inference_steps=3), on_step=trace.add)
+    planned = PlannedImage(pipe, settings(num_inference_steps=3), schedule)
+    made = job(pipe, planned).make_shown(pipe, planned.settings, on_step=trace.add)
     return trace, made
 
 
@@ -264,7 +295,7 @@ def test_what_a_place_listens_to(pipe: Any, catalog: ModelCatalog, method: str) 
     request = catalog.request(
         model="tiny", prompt="a", num_inference_steps=4, schedule=text.to_yaml()
     )
-    made = attention_view.explain(Job(lambda _: None, 1, set()), pipe, request)
+    made = attention_view.explain(job(pipe, *compare.planned(pipe, request)), pipe, request)
     assert [seen.step for seen in made.maps] == [1, 2, 3, 4]
     seen = made.maps[0]
     token = seen.token_at(0.99, 0.01)
@@ -290,7 +321,9 @@ def test_an_unpatched_layer_has_nothing_to_explain(pipe: Any, catalog: ModelCata
     request = catalog.request(
         model="tiny", prompt="a", num_inference_steps=1, schedule="phases: [{method: full}]"
     )
-    assert attention_view.explain(Job(lambda _: None, 1, set()), pipe, request).maps == []
+    assert (
+        attention_view.explain(job(pipe, *compare.planned(pipe, request)), pipe, request).maps == []
+    )
 
 
 def test_what_can_be_added_is_checked(catalog: ModelCatalog, tmp_path: Path) -> None:
@@ -327,7 +360,7 @@ def test_a_lora_and_an_initial_image_change_one_request_alone(pipe: Any, tmp_pat
         request = catalog.request(
             model="tiny", prompt="a", num_inference_steps=2, schedule=KEYS.to_yaml(), **options
         )
-        return compare.compare(Job(lambda _: None, 2, set()), pipe, request)
+        return compare.compare(job(pipe, *compare.planned(pipe, request)), pipe, request)
 
     plain = make()
     styled = make(lora="style", lora_weight=2)

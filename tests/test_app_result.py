@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def compared(server: Server) -> Iterator[Page]:
     """A page with the images of two seeds."""
     with opened(server.url) as page:
-        page.get_by_role("button", name="More settings").click()
+        page.get_by_role("button", name="Settings: steps").click()
         steps = page.get_by_label("number input for Steps")
         steps.fill("3")
         steps.press("Tab")
@@ -129,7 +129,7 @@ def test_each_seed_can_be_seen(compared: Page) -> None:
     expect(compared.locator("[data-pair='1']")).to_have_attribute("aria-pressed", "true")
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
     link = compared.locator(".downloads a.ours")
-    expect(link).to_have_attribute("download", "patched-1.png")
+    expect(link).to_have_attribute("download", "agentsd-1-faithful.png")
 
 
 def test_the_race_ends_at_the_measured_times_and_is_saved(compared: Page, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_race_ends_at_the_measured_times_and_is_saved(compared: Page, tmp_pa
     expect(lanes.first).to_have_class(re.compile("done"), timeout=SLOW)
     with compared.expect_download(timeout=SLOW) as download:
         compared.locator("#save-race").click()
-    assert re.fullmatch(r"race-\d\.gif", download.value.suggested_filename)
+    assert re.fullmatch(r"agentsd-\d-race\.gif", download.value.suggested_filename)
     download.value.save_as(tmp_path / "race.gif")
     with Image.open(tmp_path / "race.gif") as race:
         assert race.n_frames > 2  # type: ignore[attr-defined]
@@ -214,7 +214,9 @@ def test_examples_image_to_image_and_files_of_other_programs(
     page.locator("#init-image input[type=file]").set_input_files(tmp_path / "other.png")
     expect(page.locator("#init-image img")).to_be_visible()
     generate(page)
-    file = max(Path(server.folder).glob("*/agentsd-5.png"), key=lambda p: p.stat().st_mtime)
+    file = max(
+        Path(server.folder).glob("*/agentsd-5-faithful.png"), key=lambda p: p.stat().st_mtime
+    )
     record = read_record(file)
     assert record.options.init_image == "other.png"  # its name, not where the server has it
     assert record.options.strength == 0.8

@@ -10,8 +10,9 @@ import gradio as gr
 from ..patching.patch import DEFAULT_SCHEDULE
 from .catalog import OWN_SCHEDULER, ModelCatalog
 from .comparisons import Comparisons
+from .job import Progress
 from .page_errors import api_errors
-from .worker import Finished
+from .worker import Finished, Queued
 
 
 def compare_endpoint(
@@ -53,11 +54,16 @@ def compare_endpoint(
                     if isinstance(event, Finished):
                         (made,) = event.result
                         files = {
-                            entry.caption: gr.FileData(path=entry.file).model_dump()
-                            for entry in (made.unpatched, made.patched)
+                            name: gr.FileData(path=entry.file).model_dump()
+                            for name, entry in (
+                                ("unpatched", made.unpatched),
+                                ("patched", made.patched),
+                            )
                         }
                         yield files | made.figures | {"notes": made.notes}
-                    elif event is not None:
+                    elif isinstance(event, Queued):
+                        yield {"place": event.place, "seconds": event.seconds}
+                    elif isinstance(event, Progress):
                         yield {"image": event.label, "step": event.step, "steps": event.steps}
                     else:
                         yield {}

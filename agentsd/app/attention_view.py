@@ -17,8 +17,8 @@ from torch import Tensor
 from ..patching.layers import AttentionLayer, find_attention_layers, find_unet
 from ..patching.processor import LAYER, PatchedLayer, Projections
 from .catalog import ImageRequest
+from .job import Job
 from .request_options import with_options
-from .worker import Job
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -50,7 +50,7 @@ function show(number) {
     find(`.lane.${kind} span`).textContent = pair[kind].label;
     const link = find(`.downloads .${kind}`);
     link.href = pair[kind].src;
-    link.download = link.download.replace(/\d+/, pair.seed);
+    link.download = pair[kind].name;
   }
   for (const button of root().querySelectorAll("[data-pair]"))
     button.setAttribute("aria-pressed", Number(button.dataset.pair) === number);

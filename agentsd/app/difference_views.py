@@ -29,7 +29,6 @@ class Runner(NamedTuple):
     label: str
     file: str
     """Path of the image."""
-    seconds: float
     frames: str
     """Path of a sheet of the frames of the race."""
     times: list[float]
@@ -100,6 +99,7 @@ def _data(pair: Pair) -> dict[str, object]:
             kind: {
                 "label": runner.label,
                 "src": address(runner.file),
+                "name": Path(runner.file).name,
                 "frames": address(runner.frames),
                 "times": [round(seconds, 4) for seconds in runner.times],
             }
@@ -133,10 +133,7 @@ def _seeds(pairs: Sequence[Pair], shown: int) -> str:
 
 def _downloads(pair: Pair) -> str:
     return " · ".join(
-        f'<a class="{kind}" download="{name}-{pair.seed}.png" href="{address(runner.file)}">'
-        f"{name}</a>"
-        for kind, name, runner in (
-            ("original", "original", pair.original),
-            ("ours", "patched", pair.patched),
-        )
+        f'<a class="{kind}" download="{escape(Path(runner.file).name)}" '
+        f'href="{address(runner.file)}">{escape(runner.label)}</a>'
+        for kind, runner in (("original", pair.original), ("ours", pair.patched))
     )

@@ -8,23 +8,29 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import AgentSDError, ScheduleError
+from ..errors import AgentSDError, ScheduleError, SettingsError
 from ..settings import dump_yaml
 from . import markup
-from .events import LATEST, QUICK
+from .events import LATEST, QUICK, on_choice
 from .page_errors import errors_in
 from .phase_borders import SCRIPT, move_border
 from .phase_controls import PhaseControls
-from .phase_edits import add_phase, as_python, concise, edit_phase, read_phases, remove_phase
+from .phase_edits import (
+    add_phase,
+    as_python,
+    concise,
+    edit_phase,
+    method_name,
+    read_phases,
+    remove_phase,
+    switch_method,
+)
 from .schedule_library import ScheduleLibrary
-from .schedule_text import MAX_YAML, read_schedule, read_yaml
+from .schedule_text import CUSTOM, MAX_YAML, read_schedule, read_yaml
 from .uploads import read_uploaded_text
 
 ROWS = 4
 """Phases that there are rows of controls for; YAML may have more."""
-
-CUSTOM = "custom"
-"""Choice that stands for a schedule that is not a preset."""
 
 Updates = dict[Any, Any]
 """New values by component."""
@@ -44,15 +50,24 @@ class ScheduleEditor:
     Args:
         preset: The page's choice of a preset.
         image: The page's controls of model, steps, height and width, which a timeline depends on.
+        message: Says what is wrong with these.
         draw: Draws a timeline: ``(schedule, model, steps, height, width)`` to HTML.
         library: The schedules to choose from.
     """
 
     def __init__(
-        self, preset: Any, image: list[Any], draw: Callable[..., str], library: ScheduleLibrary
+        self,
+        preset: Any,
+        image: list[Any],
+        message: Any,
+        draw: Callable[..., str],
+        library: ScheduleLibrary,
     ) -> None:
         self._preset, self._image, self._draw, self._library = preset, image, draw, library
-        self._timeline = gr.HTML(elem_id="timeline", js_on_load=SCRIPT)
+        self._image_message = message
+        with gr.Column(elem_id="timeline"):
+            self._message = gr.HTML(elem_id="schedule-message")
+            self._timeline = gr.HTML(js_on_load=SCRIPT)
         with gr.Accordion("Advanced: the parameters of each phase", open=False):
             self._rows = [PhaseControls(number) for number in range(ROWS)]
         with gr.Row():
@@ -88,19 +103,22 @@ class ScheduleEditor:
     @property
     def outputs(self) -> list[Any]:
         """The components that :meth:`load` changes."""
-        own = [self.yaml, self._written, self._timeline, self._python, self._preset]
+        messages = [self._message, self._image_message]
+        own = [*messages, self.yaml, self._written, self._timeline, self._python, self._preset]
+        own.append(self._add)
         return own + [component for row in self._rows for component in row.outputs]
 
     def load(self, text: str, *image: Any) -> Updates:
         """Show a schedule.
 
         Args:
-            text: A preset's name or YAML.
+            text: The name of a schedule of the library, or YAML.
             *image: Model, steps, height and width.
 
         Raises:
             ScheduleError: If the schedule is not valid.
         """
+        text = self._library.text(text) if text in self._library else text
         values = concise(read_schedule(text))
         return self._write(values, *image) | self._show_rows(values["phases"])
 
@@ -109,18 +127,26 @@ class ScheduleEditor:
         return {self.yaml: text, self._written: text} | self._view(text, *image)
 
     def _view(self, text: str, *image: Any) -> Updates:
-        """The timeline of a schedule's text, or what is wrong with it."""
+        """The timeline of a schedule's text, or what is wrong with it or with the image.
+
+        The last timeline then stays, so that the message does not move the controls.
+        """
+        clear = {self._message: "", self._image_message: ""}
         try:
             schedule = read_schedule(text)
-            timeline = self._draw(schedule, *image)
         except AgentSDError as error:
-            message = markup.error(str(error))
-            return {self._timeline: message, self._python: "", self._preset: CUSTOM}
-        return {
-            self._timeline: timeline,
+            wrong = markup.error(f"{error}\nThe timeline is that of the last valid schedule.")
+            return clear | {self._message: wrong, self._python: "", self._preset: CUSTOM}
+        valid = clear | {
             self._python: as_python(schedule),
-            self._preset: self._library.name_of(schedule) or CUSTOM,
+            self._preset: self._library.name_of(schedule),
         }
+        try:
+            return valid | {self._timeline: self._draw(schedule, *image)}
+        except SettingsError as error:
+            return valid | {self._image_message: markup.error(str(error))}
+        except AgentSDError as error:
+            return valid | {self._message: markup.error(str(error))}
 
     def _show_rows(self, phases: list[dict[str, Any]], values: bool = True) -> Updates:
         """The controls of phases; none if there are more phases than rows."""
@@ -128,8 +154,8 @@ class ScheduleEditor:
         updates: Updates = {}
         for number, row in enumerate(self._rows):
             phase = phases[number] if number < count else None
-            updates |= row.update(phase, number == count - 1, values)
-        return updates
+            updates |= row.update(phase, number == count - 1, values, only=count == 1)
+        return updates | {self._add: gr.update(interactive=0 < count < ROWS)}
 
     def _change_text(self, text: str, written: str, *image: Any) -> Updates:
         """Follow a change of the text, which itself is left as it is."""
@@ -142,7 +168,7 @@ class ScheduleEditor:
             return updates
 
     def _choose_preset(self, name: str, text: str, *image: Any) -> Updates:
-        return self.load(self._library.text(name) if name in self._library else text, *image)
+        return self.load(text if name == CUSTOM else name, *image)
 
     def _load_file(self, path: str, *image: Any) -> Updates:
         return self.load(read_uploaded_text(path), *image)
@@ -157,9 +183,11 @@ class ScheduleEditor:
         image, given = values[: len(self._image)], values[len(self._image) :]
         if number >= len(phases):
             raise ScheduleError(f"there is no phase {number + 1}")
-        last = number == len(phases) - 1
-        phases[number] = edit_phase(phases[number], self._rows[number].values(given), last)
-        return self._rewrite(text, phases, *image) | self._show_rows(phases, values=False)
+        last, edits = number == len(phases) - 1, self._rows[number].values(given)
+        is_switch = edits["method"] != method_name(phases[number])
+        edit = switch_method if is_switch else edit_phase
+        phases[number] = edit(phases[number], edits, last)
+        return self._rewrite(text, phases, *image) | self._show_rows(phases, values=is_switch)
 
     def _remove_row(self, number: int, text: str, *image: Any) -> Updates:
         phases = read_phases(text)
@@ -184,7 +212,7 @@ class ScheduleEditor:
         return self._rewrite(text, phases, model, steps, height, width) | self._show_rows(phases)
 
     def _connect(self) -> None:
-        here = errors_in(self._timeline)
+        here = errors_in(self._message)
         source = [self.yaml, *self._image]
         changed = [self.yaml, self._written, *self._image]
         self.yaml.change(here(self._change_text), changed, self.outputs, **LATEST)
@@ -203,7 +231,10 @@ class ScheduleEditor:
             row.remove.click(remove, source, self.outputs, **QUICK)
             edit = here(partial(self._edit_row, number))
             for control in row.inputs:
-                control.input(edit, [*source, *row.inputs], self.outputs, **LATEST)
+                if isinstance(control, gr.Dropdown):
+                    on_choice(control, edit, [*source, *row.inputs], self.outputs)
+                else:
+                    control.input(edit, [*source, *row.inputs], self.outputs, **LATEST)
         for control in self._image:
             control.change(here(self._view), source, self.outputs, **LATEST)
 
@@ -211,5 +242,5 @@ class ScheduleEditor:
         updates = self.load(self._preset.value, *(control.value for control in self._image))
         for component, value in updates.items():
             changes = value if isinstance(value, dict) else {"value": value}
-            for name in changes.keys() & {"value", "visible", "info"}:
+            for name in changes.keys() & {"value", "visible", "info", "interactive"}:
                 setattr(component, name, changes[name])

@@ -1,11 +1,11 @@
-"""How the page's events are wired: what waits for the device, and how a job is stopped."""
+"""How the page's events are wired: which of them run at once, and which are real choices."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from . import markup
+import gradio as gr
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Options of events that are for the page only, which shows progress itself."""
@@ -16,19 +16,41 @@ QUICK: dict[str, Any] = {"queue": False, **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
 """Options of events that come in quick succession, where only the last one matters."""
 
-DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
-"""Options of events that need the device: one at a time."""
+DEVICE: dict[str, Any] = {"concurrency_limit": None}
+"""Options of events that need the device; they wait in the worker's queue, not in gradio's, which
+cannot tell the page's visitors their place."""
 
-IN_FLIGHT = 0.3
-"""Seconds that a stopped job's last update takes to the page, where it would hide "Stopped."."""
+REMEMBER = "(value) => {{ (window.agentsdChoices ??= {{}})[{key}] = value; }}"
+"""Notes the value of a dropdown that is about to be used."""
+
+CHOSEN = """(value, ...rest) => {{
+  const before = (window.agentsdChoices ??= {{}});
+  const same = before[{key}] === value;
+  before[{key}] = value;
+  return [same ? null : value, ...rest];
+}}"""
+"""Sends ``null`` for a dropdown that was left as it was."""
 
 
-def stop_button(button: Any, status: Any, run: Any) -> None:
-    """Make a button stop a running job, and say so."""
+def on_choice(
+    dropdown: gr.Dropdown, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any]
+) -> None:
+    """Follow a visitor's choice of another value.
 
-    async def report() -> str:
-        await asyncio.sleep(IN_FLIGHT)
-        return markup.note("Stopped.")
+    Gradio reports input also when a dropdown only loses the focus, as it does on a way through the
+    page with Tab, and once more after each choice.
 
-    stopped = button.click(lambda: None, cancels=[run], **QUICK)
-    stopped.then(report, None, status, **QUICK)
+    Args:
+        dropdown: The dropdown.
+        handler: Called with the values of ``inputs``.
+        inputs: As for an event of gradio.
+        outputs: As for an event of gradio.
+    """
+
+    def choose(value: Any, *values: Any) -> Any:
+        return handler(*values) if value is not None else {outputs[0]: gr.skip()}
+
+    key = dropdown._id
+    dropdown.focus(None, dropdown, None, js=REMEMBER.format(key=key), **QUICK)
+    js = CHOSEN.format(key=key)
+    dropdown.input(choose, [dropdown, *inputs], outputs, js=js, **LATEST)

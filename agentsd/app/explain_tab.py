@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from ..errors import SettingsError
 from . import attention_view, markup
 from .attention_view import Explained
 from .catalog import ImageRequest
-from .events import DEVICE, LATEST, PRIVATE, QUICK, stop_button
+from .compare import planned
+from .events import LATEST, QUICK
+from .job import Job
+from .job_buttons import JobButtons, PageJob
 from .page_errors import errors_in
-from .worker import Finished, Progress, Worker
+from .worker import Worker
 
 MAX_KEPT = 4
 """Recordings kept at a time, of all visitors; those longest unused go first."""
@@ -40,7 +44,9 @@ class ExplainTab:
             "is made again to record this."
         )
         with gr.Row():
-            begin = gr.Button("Explain the last image", variant="primary", elem_id="explain")
+            begin = gr.Button(
+                "Explain the last image", variant="primary", interactive=False, elem_id="explain"
+            )
             stop = gr.Button("Stop", variant="stop", elem_id="explain-stop")
         self._status = gr.HTML(elem_id="explain-status")
         self._caption = gr.HTML(elem_id="explain-caption")
@@ -55,14 +61,10 @@ class ExplainTab:
             elem_id="explain-drawing",
         )
         outputs = [self._caption, self._drawing, self._place]
-        run = begin.click(
-            errors_in(self._status)(self._explain),
-            last,
-            [self._status, self._key, self._step, *outputs],
-            **DEVICE,
-            **PRIVATE,
+        last.change(lambda image: gr.update(interactive=image is not None), last, begin, **QUICK)
+        JobButtons(worker, begin, stop, self._status).connect(
+            "explain", self._check, [last], [self._key, self._step, *outputs]
         )
-        stop_button(stop, self._status, run)
         here = errors_in(self._caption)
         state = [self._key, self._step]
         self._drawing.select(here(self._click), state, outputs, **QUICK)
@@ -91,22 +93,16 @@ class ExplainTab:
             self._place: place,
         }
 
-    async def _explain(self, request: ImageRequest | None) -> AsyncIterator[dict[Any, Any]]:
+    def _check(self, request: ImageRequest | None) -> PageJob:
         if request is None:
-            yield {self._status: markup.note("Make an image first.")}
-            return
+            raise SettingsError("generate an image first")
         pipe = self._worker.pipes[request.model]
-        yield {self._status: markup.note("…")}
-        async with self._worker.follow(
-            lambda job: attention_view.explain(job, pipe, request)
-        ) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    yield {self._status: markup.progress(event)}
-                elif isinstance(event, Finished):
-                    yield self._open(event.result)
-                else:
-                    yield {self._status: gr.skip()}
+
+        def explain(job: Job) -> Explained:
+            return attention_view.explain(job, pipe, request)
+
+        image = planned(pipe, request)[0]
+        return PageJob(partial(self._worker.follow, explain, [image]), self._open)
 
     def _open(self, made: Explained) -> dict[Any, Any]:
         """Keep a recording and show its middle step."""

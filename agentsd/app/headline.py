@@ -7,6 +7,8 @@ from html import escape
 from statistics import fmean, median
 from typing import Any
 
+from . import markup
+
 CLOSENESS = (
     (50.0, "visually identical"),
     (40.0, "differences are hard to see"),
@@ -16,6 +18,11 @@ CLOSENESS = (
 
 HIDDEN = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
 """Figures that say whether a safety checker hid an image."""
+
+UNCHANGED = (
+    "The schedule changes nothing at this size and number of steps, so both images are the same "
+    "and no time is saved. Choose a larger size, more steps or another schedule."
+)
 
 VISIBLE = "visible differences"
 
@@ -45,12 +52,14 @@ def speed(ratio: float) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]], patched: str) -> str:
-    """HTML of a headline, two time bars and details.
+    """HTML of a headline, two time bars and details; no speed-up where nothing was changed.
 
     Args:
         found: The figures of each seed's comparison.
-        patched: Name of the schedule.
+        patched: What the patched image is called.
     """
+    if all(figures["unchanged"] for figures in found):
+        return markup.note(UNCHANGED)
     slow = fmean(figures["unpatched_seconds"] for figures in found)
     fast = fmean(figures["seconds"] for figures in found)
     words = closeness(min(found, key=lambda f: 999.0 if f["psnr"] is None else f["psnr"]))
@@ -62,7 +71,7 @@ def draw(found: Sequence[dict[str, Any]], patched: str) -> str:
         f'<i style="--share:{seconds / longest:.4f}"></i><b>{seconds:.1f} s</b></div>'
         for kind, name, seconds in (
             ("original", "Original", slow),
-            ("ours", f"agentsd ({patched})", fast),
+            ("ours", patched, fast),
         )
     )
     return (
@@ -83,15 +92,15 @@ def details(found: Sequence[dict[str, Any]]) -> str:
             (
                 "Prompt match (CLIP)",
                 f"{before:.1f} → {after:.1f}",
-                "Original → patched. Higher: the image shows more of what the prompt asks for.",
+                "Original → agentsd. Higher: the image shows more of what the prompt asks for.",
             )
         )
     ratios = [f["unpatched_seconds"] / f["seconds"] for f in found]
-    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(found) > 1 else ""
+    spread = f" ({min(ratios):.1f} to {max(ratios):.1f})" if len(found) > 1 else ""
     rows.append(
         (
             "Speed-up",
-            f"{median(ratios):.2f}×{spread}",
+            f"{median(ratios):.1f}×{spread}",
             "Measured once for each seed, text encoder and decoder included.",
         )
     )

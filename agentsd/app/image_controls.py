@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from math import isqrt
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
-from ..image_settings import LONGEST_PROMPT, LONGEST_SIDE
+from ..image_settings import LONGEST_PROMPT, SHORTEST_SIDE
 from ..models.loading import default_guidance
 from ..patching.patch import DEFAULT_SCHEDULE
 from .catalog import OWN_SCHEDULER, ModelCatalog
-from .editor import CUSTOM
-from .events import QUICK
+from .events import QUICK, on_choice
 from .page_errors import errors_in
 from .request_options import NO_LORA
 from .schedule_library import ScheduleLibrary
+from .schedule_text import CUSTOM
+
+RANDOM_SEED = -1
+"""Seed that stands for a random one, as an empty one does."""
 
 SEEDS = (1, 2, 4, 8)
 """How many seeds can be compared at a time."""
 
 PROMPT = "three red circles in a row on a blue background"
+
+
+def new_seed() -> int:
+    """A random seed, of as many bits as PyTorch's generator on the CPU reads."""
+    return secrets.randbelow(2**32)
 
 
 class ImageControls:
@@ -65,9 +72,14 @@ class ImageControls:
         sizes()
         with gr.Row(elem_id="seed"):
             controls["seed"] = gr.Number(
-                0, precision=0, minimum=0, label="Seed", info="Same for both images.", min_width=160
+                0,
+                precision=0,
+                minimum=RANDOM_SEED,
+                label="Seed",
+                info="Same for both images. Empty or -1: random.",
+                min_width=160,
             )
-            dice = gr.Button("Random", scale=0, min_width=110, elem_id="dice")
+            random_seed = gr.Button("Random seed", scale=0, min_width=170, elem_id="random-seed")
         counts = [n for n in SEEDS if 2 * n <= catalog.limits.max_images]
         controls["images"] = gr.Radio(
             counts,
@@ -79,11 +91,13 @@ class ImageControls:
         with gr.Row():
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
-        with gr.Accordion("More settings", open=False):
+        with gr.Accordion("Settings: steps, size, model", open=False):
             self._add_more()
+            self.message = gr.HTML(elem_id="settings-message")
+            """What is wrong with the size or the steps."""
         with gr.Accordion("Image to image and LoRA", open=False):
             self._add_options()
-        dice.click(lambda: secrets.randbelow(2**32), None, controls["seed"], **QUICK)
+        random_seed.click(new_seed, None, controls["seed"], **QUICK)
 
     def _add_more(self) -> None:
         limits, model = self._catalog.limits, next(iter(self._catalog.sizes))
@@ -107,8 +121,8 @@ class ImageControls:
         )
         for name, side in zip(("height", "width"), self._catalog.sizes[model], strict=True):
             controls[name] = gr.Slider(
-                64,
-                min(2 * isqrt(limits.max_pixels) // 8 * 8, LONGEST_SIDE),
+                SHORTEST_SIDE,
+                limits.longest_side,
                 side,
                 step=8,
                 precision=0,
@@ -163,6 +177,11 @@ class ImageControls:
         return list(self.by_setting.values())
 
     @property
+    def linked(self) -> dict[str, Any]:
+        """The controls whose values a link can carry, by setting."""
+        return {name: one for name, one in self.by_setting.items() if name != "init_image"}
+
+    @property
     def timeline(self) -> list[Any]:
         """The controls that a timeline depends on."""
         names = ("model", "num_inference_steps", "height", "width")
@@ -172,16 +191,30 @@ class ImageControls:
         """Follow a change of the model; errors show in ``status``."""
         model = self.by_setting["model"]
         change = errors_in(status)(self._change_model)
-        model.input(change, model, [*self.all, status], **QUICK)
+        on_choice(model, change, [model], [status, *self.all])
 
-    def restore(self, settings: dict[str, Any], scheduler: str, model: str) -> dict[Any, Any]:
+    def restore(self, settings: Mapping[str, Any], scheduler: str, model: str) -> dict[Any, Any]:
         """Updates by component that show the settings of an image."""
         updates = {
             self.by_setting[name]: value
-            for name, value in (settings | {"model": model}).items()
-            if value is not None
+            for name, value in {**settings, "model": model}.items()
+            if value is not None or name == "init_image"
         }
         return updates | {self.by_setting["scheduler"]: self._scheduler_choice(model, scheduler)}
+
+    def fit_options(self, chosen: dict[str, Any]) -> list[str]:
+        """Replace what the controls cannot show by their defaults; returns what was replaced."""
+        notes = []
+        for name in ("images", "lora", "strength", "lora_weight"):
+            control, value = self.by_setting[name], chosen[name]
+            if isinstance(control, gr.Slider):
+                fits = control.minimum <= value <= control.maximum
+            else:
+                fits = value in [choice for _, choice in control.choices]
+            if not fits:
+                chosen[name] = control.value
+                notes.append(f"{control.label}: {value} is not available here.")
+        return notes
 
     def _change_model(self, model: str) -> dict[Any, Any]:
         """Set the size, guidance and scheduler of another model, and list its schedulers.

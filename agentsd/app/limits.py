@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import isqrt, sqrt
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from ..errors import SettingsError
-from ..image_settings import ImageSettings
+from ..image_settings import LONGEST_SIDE, SHORTEST_SIDE, ImageSettings
 from ..settings import StrictModel
 
 
@@ -30,6 +31,45 @@ class Limits(StrictModel):
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 100
     max_images: Annotated[int, Field(ge=2, le=256)] = 16
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 32
+
+    @property
+    def longest_side(self) -> int:
+        """Of an image, in pixels: twice that of the largest square, a multiple of 8."""
+        return min(2 * isqrt(self.max_pixels) // 8 * 8, LONGEST_SIDE)
+
+    def fit(self, settings: ImageSettings) -> tuple[ImageSettings, list[str]]:
+        """The nearest settings that are allowed, and what was changed.
+
+        Example:
+            >>> settings = ImageSettings(prompt="a", num_inference_steps=300, height=64, width=64)
+            >>> Limits(max_steps=50).fit(settings)[1]
+            ['Steps: 50, the most here, for 300.']
+        """
+        changes: dict[str, int] = {}
+        notes = []
+        if settings.num_inference_steps > self.max_steps:
+            changes["num_inference_steps"] = self.max_steps
+            notes.append(
+                f"Steps: {self.max_steps}, the most here, for {settings.num_inference_steps}."
+            )
+        height, width = settings.height, settings.width
+        if height is not None and width is not None:
+            fitted = self._fit_size(height, width)
+            if fitted != (height, width):
+                changes |= dict(zip(("height", "width"), fitted, strict=True))
+                notes.append(
+                    f"Size: {fitted[1]} × {fitted[0]}, the most here, for {width} × {height}."
+                )
+        return settings.model_copy(update=changes), notes
+
+    def _fit_size(self, height: int, width: int) -> tuple[int, int]:
+        shrink = min(1.0, sqrt(self.max_pixels / (height * width)))
+        shrink = min(shrink, self.longest_side / max(height, width))
+        short, long = (
+            max(SHORTEST_SIDE, int(side * shrink) // 8 * 8) for side in sorted((height, width))
+        )
+        long = min(long, self.max_pixels // short // 8 * 8)
+        return (short, long) if height <= width else (long, short)
 
     def check(self, settings: ImageSettings) -> None:
         """Refuse an image of known size that is too large or takes too many steps.

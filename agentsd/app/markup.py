@@ -8,18 +8,30 @@ from io import BytesIO
 
 from PIL import Image
 
-from .worker import Progress
+from .job import Progress
+from .worker import Queued
 
 
 def progress(event: Progress) -> str:
     """A bar with the step, the time left and, if there is one, a preview of the image."""
-    left = max(1, round(event.seconds_left))
-    text = escape(f"{event.label}: step {event.step} of {event.steps} · about {left} s left")
+    step = f": step {event.step} of {event.steps}" if event.step else ""
+    text = escape(f"{event.label}{step}{_left(event.seconds_left)}")
     image = "" if event.preview is None else preview(event.preview)
     return (
-        f'<div class="message"><p>{text}</p>'
+        f'<div class="message" aria-live="off"><p>{text}</p>'
         f'<progress value="{event.share:.3f}" aria-label="{text}"></progress>{image}</div>'
     )
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f" · about {max(1, round(seconds))} s left"
+
+
+def queued(event: Queued) -> str:
+    """How many requests come first, and for how long."""
+    first = "1 request comes" if event.place == 1 else f"{event.place} requests come"
+    wait = "" if event.seconds is None else f" · about {max(1, round(event.seconds))} s"
+    return note(f"Waiting: {first} before yours{wait}")
 
 
 def preview(image: Image.Image) -> str:
@@ -33,6 +45,11 @@ def preview(image: Image.Image) -> str:
 def note(text: str) -> str:
     """A line of text."""
     return f'<div class="message"><p>{escape(text)}</p></div>'
+
+
+def sentence(text: str) -> str:
+    """A remark as a sentence of its own."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def error(text: str) -> str:

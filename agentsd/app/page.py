@@ -13,31 +13,43 @@ from .catalog import ImageRequest, model_catalog
 from .comparison_panel import ComparisonPanel
 from .comparisons import Comparisons
 from .editor import ScheduleEditor
-from .estimates import Estimates
 from .events import DEVICE
 from .examples import header, prompt_examples
 from .explain_tab import ExplainTab
-from .image_controls import ImageControls
+from .history import FILES_LAST
+from .image_controls import RANDOM_SEED, ImageControls, new_seed
 from .limits import Limits
+from .link import follow_settings
 from .plot_tab import PlotTab
 from .prediction import Prediction
+from .restorer import Restorer
 from .schedule_library import ScheduleLibrary
 from .size_choice import SizeChoice
 from .timeline import Timeline
 from .viewer_tab import ViewerTab
 from .worker import Worker
 
-FILES_LAST = 3 * 3600
-"""Seconds after which files that visitors made are deleted."""
-
 
 def theme() -> gr.themes.Base:
-    """The visitor's own fonts, so that none are fetched."""
+    """The visitor's own fonts, so that none are fetched, and buttons whose text can be read."""
+    green, red = ("#047857", "#065f46"), ("#b91c1c", "#991b1b")
+    buttons = {
+        f"button_{kind}_{name}{suffix}": value
+        for kind, (usual, hover) in (("primary", green), ("cancel", red))
+        for suffix in ("", "_dark")
+        for name, value in (
+            ("background_fill", usual),
+            ("background_fill_hover", hover),
+            ("text_color", "white"),
+            ("text_color_hover", "white"),
+            ("border_color", usual),
+        )
+    }
     return gr.themes.Default(
         primary_hue="emerald",
         font=["ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    )
+    ).set(**buttons)
 
 
 def build(
@@ -56,7 +68,6 @@ def build(
     """
     catalog = model_catalog(worker.pipes, limits, loras)
     library = library or ScheduleLibrary()
-    estimates = {name: Estimates(pipe) for name, pipe in worker.pipes.items()}
     timelines = {name: Timeline(pipe) for name, pipe in worker.pipes.items()}
 
     def draw(schedule: Schedule, model: str, steps: int, height: int, width: int) -> str:
@@ -67,14 +78,17 @@ def build(
         )
 
     def request(*values: Any) -> ImageRequest:
-        return catalog.request(**dict(zip([*controls.by_setting, "schedule"], values, strict=True)))
+        given = dict(zip([*controls.by_setting, "schedule"], values, strict=True))
+        if given["seed"] in (None, RANDOM_SEED):
+            given["seed"] = new_seed()
+        return catalog.request(**given)
 
     with gr.Blocks(
         title="agentsd", delete_cache=(600, FILES_LAST), analytics_enabled=False
     ) as page:
-        comparisons = Comparisons(worker, page.GRADIO_CACHE, estimates)
+        comparisons = Comparisons(worker, page.GRADIO_CACHE, catalog, library)
         gr.HTML(header(list(worker.pipes)))
-        sizes = SizeChoice(catalog, estimates)
+        sizes = SizeChoice(worker, catalog)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 expected = gr.HTML(elem_id="expected", render=False)
@@ -86,11 +100,13 @@ def build(
                     sizes.buttons.render,
                 )
             with gr.Column(scale=3, min_width=320):
-                panel = ComparisonPanel(comparisons, sizes, library, page.GRADIO_CACHE)
+                panel = ComparisonPanel(comparisons, sizes, page.GRADIO_CACHE)
         with gr.Tabs():
             with gr.Tab("Schedule"):
                 expected_too = gr.HTML(elem_id="expected-too")
-                editor = ScheduleEditor(controls.preset, controls.timeline, draw, library)
+                editor = ScheduleEditor(
+                    controls.preset, controls.timeline, controls.message, draw, library
+                )
             inputs = [*controls.all, editor.yaml]
             with gr.Tab("Explain"):
                 ExplainTab(worker, panel.last)
@@ -100,10 +116,12 @@ def build(
                 PlotTab(worker, catalog, page.GRADIO_CACHE, inputs, request)
         controls.connect(panel.status)
         sizes.connect(controls, editor.yaml, page)
-        prediction = Prediction(catalog, estimates, library)
+        prediction = Prediction(worker, catalog, library)
         lines = [expected, expected_too]
         prediction.connect(controls, editor.yaml, sizes.measured, lines, page)
         panel.connect(controls, inputs, request)
-        panel.gallery.connect(catalog, controls, editor, panel.status)
+        restorer = Restorer(catalog, controls, editor, panel.status)
+        panel.gallery.connect(page, restorer, panel.show, panel.outputs)
+        follow_settings(page, restorer, controls, editor.yaml)
         gr.api(compare_endpoint(comparisons, catalog), api_name="compare", **DEVICE)
     return page

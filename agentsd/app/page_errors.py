@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import wraps
@@ -13,17 +14,23 @@ import gradio as gr
 
 from ..errors import AgentSDError
 from . import markup
-from .worker import Stopped
+from .job import Stopped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
+FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/:'\"]+/)+")
+"""The folders of an absolute path, which are nobody's business."""
+
 
 def message(error: Exception) -> str:
-    """What a visitor may read of an error; any that is not ours is logged instead."""
+    """What a visitor may read of an error, with names of files but no folders.
+
+    Any error that is not ours is logged instead.
+    """
     if isinstance(error, AgentSDError | gr.Error):
-        return str(getattr(error, "message", error))
+        return FOLDERS.sub("", str(getattr(error, "message", error)))
     if isinstance(error, Stopped):
         return "stopped: the server is closing"
     log.error("a visitor's request failed", exc_info=error)

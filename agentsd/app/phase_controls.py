@@ -32,7 +32,7 @@ class PhaseControls:
             {key: p for key, p in self._parameters.items() if p.advanced is folded}
             for folded in (False, True)
         )
-        with gr.Group(visible=False, elem_id=f"phase-{number + 1}") as self.box:
+        with gr.Group(visible=False, elem_classes=f"phase phase-{number + 1}") as self.box:
             with gr.Row(equal_height=True):
                 self._method = gr.Dropdown(
                     [(f"{name}: {method.summary}", name) for name, method in METHODS.items()],
@@ -63,7 +63,7 @@ class PhaseControls:
     @property
     def outputs(self) -> list[Any]:
         """The components that :meth:`update` changes."""
-        return [self.box, self._advanced, *self.inputs]
+        return [self.box, self.remove, self._advanced, *self.inputs]
 
     def values(self, given: tuple[Any, ...]) -> dict[str, Any]:
         """The values of :attr:`inputs` by name: the method, ``until``, and the method's own."""
@@ -75,7 +75,7 @@ class PhaseControls:
         return values | {parameter.name: by_control[parameter.control] for parameter in own}
 
     def update(
-        self, phase: Mapping[str, Any] | None, last: bool, values: bool = True
+        self, phase: Mapping[str, Any] | None, last: bool, values: bool = True, only: bool = False
     ) -> dict[Any, Any]:
         """Updates by component that show a phase, or hide the row for ``None``.
 
@@ -83,6 +83,7 @@ class PhaseControls:
             phase: As plain values.
             last: Whether it is the last phase, which has no end.
             values: Whether to set the controls' values, which a visitor may be changing.
+            only: Whether it is the only phase, which cannot be removed.
         """
         if phase is None:
             return {self.box: gr.update(visible=False)}
@@ -91,6 +92,7 @@ class PhaseControls:
         idle = method.idle(phase) if method else set()
         updates: dict[Any, Any] = {
             self.box: gr.update(visible=True),
+            self.remove: gr.update(interactive=not only),
             self._advanced: gr.update(visible=any(p.advanced for p in own.values())),
         }
 

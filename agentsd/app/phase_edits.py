@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pprint import pformat
 from typing import Any
 
 from ..errors import ScheduleError
 from ..methods import METHODS, Phase
+from ..methods.base import ENDS
 from ..patching.patch import DEFAULT_SCHEDULE
 from ..schedule import Schedule
 from .parameters import parameters
@@ -55,8 +57,13 @@ def read_phases(text: Any) -> list[dict[str, Any]]:
 
 def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
     """The method of a phase; None if there is no such method."""
-    name = phase.get("method", Phase().method)
+    name = method_name(phase)
     return METHODS.get(name) if isinstance(name, str) else None
+
+
+def method_name(phase: Mapping[str, Any]) -> Any:
+    """The name of a phase's method, which may be none."""
+    return phase.get("method", Phase().method)
 
 
 def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dict[str, Any]:
@@ -68,12 +75,7 @@ def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) 
             ``None``.
         last: Whether it is the last phase, which runs to the end.
     """
-    if last:
-        end = {}
-    elif "until_step" in phase:
-        end = {"until_step": phase["until_step"]}
-    else:
-        end = {"until": values["until"]}
+    end = _end(phase, values, last)
     method = method_of(values)
     if method is None:
         return {**end, "method": values["method"]}
@@ -89,6 +91,35 @@ def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) 
         and not (parameter.optional and not values[name])
     }
     return {**end, "method": values["method"], **changes, **kept}
+
+
+def switch_method(
+    phase: Mapping[str, Any], values: Mapping[str, Any], last: bool
+) -> dict[str, Any]:
+    """A phase with another method, at values with which the method does something.
+
+    They are those of the first preset that has the method; its defaults may do nothing, as those
+    of ``agent``, which leave too many agents to be used.
+
+    Args:
+        phase: The phase before. What all methods share stays.
+        values: The new method, and ``until``.
+        last: Whether it is the last phase.
+    """
+    name, shared = values["method"], Phase.model_fields.keys() - {"method", *ENDS}
+    presets = (concise(Schedule.preset(preset))["phases"] for preset in Schedule.presets())
+    usual: dict[str, Any] = next((one for one in chain(*presets) if one["method"] == name), {})
+    start = {key: value for key, value in usual.items() if key not in {*shared, "method", *ENDS}}
+    kept = {key: value for key, value in phase.items() if key in shared}
+    return {**_end(phase, values, last), "method": name, **start, **kept}
+
+
+def _end(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dict[str, Any]:
+    if last:
+        return {}
+    if "until_step" in phase:
+        return {"until_step": phase["until_step"]}
+    return {"until": values["until"]}
 
 
 def remove_phase(phases: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import gradio as gr
 
+from ..generation.image_files import encode_image, write_whole
 from ..generation.prompt_encoding import warnings_for
-from . import markup, xy_plot
+from ..generation.records import ImageRecord
+from ..models.schedulers import scheduled
+from . import markup, plot_sheet, xy_plot
 from .catalog import ImageRequest, ModelCatalog
-from .events import DEVICE, PRIVATE, QUICK, stop_button
-from .history import save_plain
-from .page_errors import errors_in
-from .worker import Finished, Progress, Worker
+from .compare import recorded
+from .events import on_choice
+from .history import new_folder
+from .job import Job
+from .job_buttons import JobButtons, PageJob
+from .pace import PlannedImage
+from .schedule_text import CUSTOM
+from .worker import Worker
 
 
 class PlotTab:
@@ -40,14 +48,15 @@ class PlotTab:
         self._request = request
         gr.Markdown(
             "One image for each pair of values; everything else is as set above. Axes from "
-            f"*{xy_plot.FIRST_PARAMETER}* on change every phase that has the parameter. At most "
-            f"{catalog.limits.max_images} images, made one after the other."
+            f"*{xy_plot.FIRST_PARAMETER}* on change every phase that has the parameter; the "
+            f"schedule *{CUSTOM}* is the one edited here. Each is compared with the unpatched "
+            f"image. At most {catalog.limits.max_images} images, made one after the other."
         )
         with gr.Row():
             axes = [*_axis_controls("X", "schedule"), *_axis_controls("Y", "seed")]
         with gr.Row():
             begin = gr.Button("Plot", variant="primary", elem_id="plot")
-            stop = gr.Button("Stop", variant="stop")
+            stop = gr.Button("Stop", variant="stop", elem_id="plot-stop")
         self._status = gr.HTML(elem_id="plot-status")
         self._image = gr.Image(
             label="Plot",
@@ -58,17 +67,11 @@ class PlotTab:
             interactive=False,
             elem_id="plot-image",
         )
-        run = begin.click(
-            errors_in(self._status)(self.make_plot),
-            [*inputs, *axes],
-            [self._status, self._image],
-            **DEVICE,
-            **PRIVATE,
-        )
-        stop_button(stop, self._status, run)
+        buttons = JobButtons(worker, begin, stop, self._status)
+        buttons.connect("make_plot", self._check, [*inputs, *axes], [self._image])
 
-    async def make_plot(self, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        """Check and make a plot.
+    def _check(self, *values: Any) -> PageJob:
+        """The job that makes a plot.
 
         Args:
             *values: Of the page's controls, then name and values of each axis.
@@ -77,20 +80,26 @@ class PlotTab:
         request = self._request(*given)
         plot = xy_plot.plan(self._catalog, request, (x, x_values), (y, y_values))
         pipe, prompt = self._worker.pipes[request.model], request.settings.prompt
-        yield {self._status: markup.note("…")}
-        async with self._worker.follow(
-            lambda job: xy_plot.make(job, pipe, plot, prompt), len(plot.cells)
-        ) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    yield {self._status: markup.progress(event)}
-                elif isinstance(event, Finished):
-                    file = save_plain(self._folder, event.result, "agentsd-plot.png")
-                    warnings = chain(*(warnings_for(pipe, cell.settings) for cell in plot.cells))
-                    text = "; ".join(["Done.", *dict.fromkeys(warnings)])
-                    yield {self._status: markup.note(text), self._image: file}
-                else:
-                    yield {self._status: gr.skip()}
+
+        def make(job: Job) -> tuple[plot_sheet.Sheet, ImageRecord]:
+            with scheduled(pipe, request.scheduler):
+                record = recorded(pipe, request, request.schedule)
+            return plot_sheet.make(job, pipe, plot, prompt), record
+
+        def finish(result: tuple[plot_sheet.Sheet, ImageRecord]) -> dict[Any, Any]:
+            sheet, record = result
+            name = f"agentsd-plot-{plot.x[0]}-{plot.y[0]}-{request.settings.seed}.png"
+            file = new_folder(self._folder) / name
+            texts = {"agentsd-plot": plot_sheet.axes_text(plot)}
+            write_whole(file, encode_image(sheet.image, record, texts=texts))
+            total, seed = len(plot.cells), request.settings.seed
+            state = "Done" if sheet.made == total else f"Stopped at {sheet.made} of {total} images"
+            warnings = chain(*(warnings_for(pipe, cell.settings) for cell in plot.cells))
+            notes = [f"{state}. Seed {seed}.", *map(markup.sentence, dict.fromkeys(warnings))]
+            return {self._status: markup.note(" ".join(notes)), self._image: str(file)}
+
+        images = [PlannedImage(pipe, *cell) for cell in plot.images]
+        return PageJob(partial(self._worker.follow, make, images), finish)
 
 
 def _axis_controls(label: str, name: str) -> tuple[Any, Any]:
@@ -98,7 +107,14 @@ def _axis_controls(label: str, name: str) -> tuple[Any, Any]:
     axes = xy_plot.axes()
     choice = gr.Dropdown(list(axes), value=name, label=f"{label} axis")
     values = gr.Textbox(
-        axes[name].example, label=f"{label} values", info="Separated by commas.", max_length=500
+        axes[name].example,
+        label=f"{label} values",
+        info="Separated by commas; 0-3 stands for 0, 1, 2, 3.",
+        max_length=500,
     )
-    choice.input(lambda name: axes[name].example if name in axes else "", choice, values, **QUICK)
+
+    def show_example(name: str) -> dict[Any, Any]:
+        return {values: axes[name].example if name in axes else ""}
+
+    on_choice(choice, show_example, [choice], [values])
     return choice, values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -10,29 +9,25 @@ import gradio as gr
 
 from ..errors import AgentSDError
 from .catalog import ModelCatalog
-from .estimates import Estimates
 from .events import LATEST
 from .headline import speed
 from .image_controls import ImageControls
+from .pace import PlannedImage
 from .schedule_library import ScheduleLibrary
+from .worker import Worker
 
 
 class Prediction:
     """A line below the choice of a schedule: what is expected of it here, and what was measured.
 
     Args:
+        worker: Knows how long images take.
         catalog: What visitors can ask for.
-        estimates: Of each model.
         library: The schedules.
     """
 
-    def __init__(
-        self,
-        catalog: ModelCatalog,
-        estimates: Mapping[str, Estimates],
-        library: ScheduleLibrary,
-    ) -> None:
-        self._catalog, self._estimates, self._library = catalog, estimates, library
+    def __init__(self, worker: Worker, catalog: ModelCatalog, library: ScheduleLibrary) -> None:
+        self._worker, self._catalog, self._library = worker, catalog, library
 
     def connect(
         self,
@@ -74,7 +69,10 @@ class Prediction:
                 width=width,
                 schedule=text,
             )
-            ratio = self._estimates[model].speedup(request.settings, request.schedule)
+            pipe = self._worker.pipes[model]
+            ratio = self._worker.pace.speedup(
+                PlannedImage(pipe, request.settings, request.schedule)
+            )
         except AgentSDError:  # shown by the control that is wrong
             return None
         name = self._library.name_of(request.schedule)
@@ -83,8 +81,8 @@ class Prediction:
         return f'<p class="prediction">{expected}{_measured(self._library, name)}</p>'
 
 
-def _measured(library: ScheduleLibrary, name: str | None) -> str:
-    if name is None or library[name].time is None or library[name].psnr is None:
+def _measured(library: ScheduleLibrary, name: str) -> str:
+    if name not in library or library[name].time is None or library[name].psnr is None:
         return ""
     found = library[name]
     times, psnr = 1 / (found.time or 1), found.psnr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import ceil
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ SIDE = 256
 
 COLUMNS = 8
 """Frames in a row of a sheet."""
+
+QUALITY = 70
+"""Of the file of a sheet, as WebP."""
 
 RIDGE = 1e-3
 """Of the least squares, so that flat images have a solution."""
@@ -128,3 +132,10 @@ def sheet(lane: Lane) -> Image.Image:
     for number, frame in enumerate(lane.frames):
         canvas.paste(frame, (number % COLUMNS * width, number // COLUMNS * height))
     return canvas
+
+
+def sheet_file(lane: Lane) -> bytes:
+    """The sheet of a lane as a WebP file."""
+    data = BytesIO()
+    sheet(lane).save(data, format="WEBP", quality=QUALITY)
+    return data.getvalue()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from ..errors import GenerationError
+from ..generation.image_files import write_whole
 from . import markup
 from .difference_views import Pair, Runner, address
 from .events import PRIVATE
-from .history import write_file
+from .history import new_folder
 from .page_errors import errors_in
 from .race import Lane, frame_size
 from .race_gif import race_gif
@@ -72,9 +72,10 @@ class RaceButton:
         prompt, *pairs = shown
         pair: Pair = pairs[number if 0 <= number < len(pairs) else 0]
         lanes = [read_lane(runner, pair.columns) for runner in (pair.patched, pair.original)]
-        name = f"race-{pair.seed}.gif"
-        file = write_file(self._folder, name, race_gif(lanes, prompt))
-        link = f'<p><a download="{escape(name)}" href="{address(file)}">{name}</a></p>'
+        name = f"agentsd-{pair.seed}-race.gif"
+        file = new_folder(self._folder) / name
+        write_whole(file, race_gif(lanes, prompt))
+        link = f'<p><a download="{name}" href="{address(str(file))}">{name}</a></p>'
         return {self._link: gr.update(value=link, visible=True)}
 
 

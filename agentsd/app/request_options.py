@@ -29,6 +29,15 @@ DEFAULT_LORA_FILE = "pytorch_lora_weights"
 NO_LORA = "none"
 """Choice that stands for no LoRA."""
 
+UNSUPPORTED = {
+    "controlnet": "the ControlNet",
+    "ip_adapter": "the IP-Adapter",
+    "vae_tiling": "VAE tiling",
+    "vae_slicing": "VAE slicing",
+    "attention_backend": "the attention backend",
+}
+"""What the page has no control for, and what it is called there."""
+
 
 def read_options(
     settings: ImageSettings,
@@ -66,6 +75,37 @@ def read_options(
     options = PipelineOptions(**given)
     options.check(settings)
     return options
+
+
+def restored_options(
+    options: PipelineOptions, loras: Mapping[str, str], init_image: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What a visitor chose, from the record of an image.
+
+    Args:
+        options: Of the record, which names files but not where they are.
+        loras: Paths of the LoRAs that the server offers, by name.
+        init_image: The file of the image that it was started from, where it is still there.
+
+    Returns:
+        What :func:`read_options` takes, and what cannot be restored.
+    """
+    found: dict[str, Any] = {"init_image": None, "lora": NO_LORA}
+    lost = [label for name, label in UNSUPPORTED.items() if getattr(options, name)]
+    for lora in options.parsed_loras():
+        file = Path(lora.path).name
+        same = [name for name, path in loras.items() if Path(path).name == file]
+        if len(same) == len(options.loras) == 1:
+            found |= {"lora": same[0], "lora_weight": lora.scale}
+        else:
+            lost.append(f"the LoRA {file}")
+    if options.init_image is not None:
+        found["strength"] = options.strength
+        if init_image is None:
+            lost.append(f"the initial image {Path(options.init_image).name}")
+        else:
+            found["init_image"] = init_image
+    return found, lost
 
 
 def check_image(path: str) -> None:

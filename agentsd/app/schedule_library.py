@@ -11,6 +11,7 @@ from ..errors import ScheduleError
 from ..schedule import PRESETS, Schedule
 from ..settings import dump_yaml
 from ..text_files import read_text
+from .schedule_text import CUSTOM
 
 TIME = re.compile(r"(\d+(?:\.\d+)?) % of the unpatched time")
 SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*[×x] (?:as fast|faster)")
@@ -64,11 +65,11 @@ class ScheduleLibrary:
         presets = Schedule.presets()
         return name if name in presets else dump_yaml(self._all[name].schedule.to_dict())
 
-    def name_of(self, schedule: Schedule) -> str | None:
-        """Under which name a schedule is here, if it is."""
+    def name_of(self, schedule: Schedule) -> str:
+        """Under which name a schedule is here; :data:`CUSTOM` if it is not."""
         data = schedule.to_dict()
         found = (each.name for each in self._all.values() if each.schedule.to_dict() == data)
-        return next(found, None)
+        return next(found, CUSTOM)
 
 
 def read_named(file: Path) -> NamedSchedule:
@@ -107,7 +108,7 @@ def _read_folder(folder: Path | None) -> list[NamedSchedule]:
     if not folder.is_dir():
         raise ScheduleError(f"{folder}: is not a folder of schedules")
     files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
-    taken = set(Schedule.presets())
+    taken = {*Schedule.presets(), CUSTOM}
     found = [read_named(file) for file in files[:MAX_TUNED]]
     return [
         each._replace(name=f"{each.name} (tuned)") if each.name in taken else each for each in found

@@ -11,6 +11,9 @@ from ..errors import ScheduleError
 from ..schedule import Schedule
 from ..settings import parse_yaml, short_repr
 
+CUSTOM = "custom"
+"""Name of a schedule that is not a preset."""
+
 MAX_YAML = 16 * 1024
 """Bytes of a schedule; the presets have fewer than 1,000."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -31,14 +30,8 @@ from .worker import Worker
 MAX_BODY = 256 * 1024
 """Bytes of a request other than an upload."""
 
-ROUTES = re.compile(
-    r"/($|healthz$|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|assets/|static/"
-    r"|svelte/|gradio_api/(info|queue/|call/|run/|cancel|reset|heartbeat/|upload|startup-events|theme\.css"
-    r"|user|login_check|token|app_id|file=(?!https?:)))",
-    re.IGNORECASE,
-)
-"""Routes that are answered. The page does not use gradio's others (proxies, run history,
-component calls, code editing)."""
+UNUSED = tuple(f"/gradio_api/{name}" for name in ("proxy", "component_server", "deep_link"))
+"""Routes of gradio that fetch addresses, call components or keep sessions as files."""
 
 SESSIONS = 128
 """Visitors whose state is kept; those longest inactive are dropped first."""
@@ -47,7 +40,8 @@ SESSIONS = 128
 class Guard:
     """Refuses requests that the page does not need, before gradio sees them.
 
-    Bodies must be small, and no file in one may be an address, which gradio would fetch.
+    Bodies must be small, and no file in one may be an address, which gradio would fetch. Files on
+    the server are gradio's own check: it serves its folder of temporary files alone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -59,7 +53,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if not ROUTES.match(path):
+        if path.startswith(UNUSED):
             await _refusal(404, "not found")(scope, receive, send)
         elif scope["method"] != "POST" or path.startswith("/gradio_api/upload"):
             await self._app(scope, receive, send)
@@ -219,9 +213,9 @@ def start(
     folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
     from .page import build, theme
 
-    worker = Worker(pipes)
+    worker = Worker(pipes, limits.queue_size)
     demo = build(worker, limits, library, loras)
-    demo.queue(api_open=False, max_size=limits.queue_size, default_concurrency_limit=4)
+    demo.queue(api_open=False, default_concurrency_limit=4)
     try:
         demo.launch(
             server_name=address.host,
@@ -244,6 +238,7 @@ def start(
             footer_links=["api"],
             theme=theme(),
             css_paths=[Path(__file__).with_name(f"{name}.css") for name in ("page", "result")],
+            js=Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],

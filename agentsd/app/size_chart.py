@@ -8,8 +8,8 @@ from math import sqrt
 from statistics import median
 from typing import NamedTuple
 
-from .estimates import SizeEstimate
 from .headline import speed
+from .sizes import SizeEstimate
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 210, 52, 22, 10, 28
 """Sizes of the drawing and of its margins."""

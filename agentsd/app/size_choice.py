@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,10 +10,12 @@ import gradio as gr
 from ..errors import AgentSDError
 from .catalog import ImageRequest, ModelCatalog
 from .comparisons import SavedComparison
-from .estimates import Estimates, SizeEstimate, offered_sizes, size_estimates
 from .events import LATEST, QUICK
 from .image_controls import ImageControls
+from .pace import PlannedImage
 from .size_chart import Measured, draw, size_label
+from .sizes import SizeEstimate, offered_sizes, size_estimates
+from .worker import Worker
 
 MAX_MEASURED = 64
 """Points of the chart; the oldest go first."""
@@ -23,12 +25,12 @@ class SizeChoice:
     """The buttons, the chart, and how they follow the other controls.
 
     Args:
+        worker: Knows how long images take.
         catalog: What visitors can ask for.
-        estimates: Of each model.
     """
 
-    def __init__(self, catalog: ModelCatalog, estimates: Mapping[str, Estimates]) -> None:
-        self._catalog, self._estimates = catalog, estimates
+    def __init__(self, worker: Worker, catalog: ModelCatalog) -> None:
+        self._worker, self._catalog = worker, catalog
         model, (height, width) = next(iter(catalog.sizes.items()))
         self.buttons = gr.Radio(
             [_plain(*size) for size in self._sizes(model)],
@@ -64,24 +66,9 @@ class SizeChoice:
         changes = [control.change for control in inputs]
         gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)
 
-    def add(
-        self, request: ImageRequest, made: list[SavedComparison], measured: list[Measured]
-    ) -> dict[Any, Any]:
+    def add(self, made: Sequence[SavedComparison], measured: Sequence[Measured]) -> dict[Any, Any]:
         """Updates by component that add finished comparisons to the chart."""
-        settings = request.settings
-        new = [
-            Measured(
-                request.model,
-                settings.height or 0,
-                settings.width or 0,
-                _key(request),
-                settings.num_inference_steps,
-                one.figures["unpatched_seconds"],
-                one.figures["seconds"],
-            )
-            for one in made
-            if request.options.init_image is None
-        ]
+        new = [_measured(one) for one in made if one.request.options.init_image is None]
         return {self.measured: [*measured, *new][-MAX_MEASURED:]}
 
     def _sizes(self, model: str) -> list[tuple[int, int]]:
@@ -111,18 +98,31 @@ class SizeChoice:
                 width=width,
                 schedule=text,
             )
-            found = size_estimates(
-                self._estimates[model], request.settings, request.schedule, self._sizes(model)
-            )
+            pipe = self._worker.pipes[model]
+            image = PlannedImage(pipe, request.settings, request.schedule)
+            found = size_estimates(self._worker.pace, image, self._sizes(model))
         except AgentSDError:  # shown by the control that is wrong
             return [gr.skip(), gr.skip()]
         choices = [(size_label(each), _value(each.height, each.width)) for each in found]
-        key = model, _key(request), steps
+        key = model, _kind(request), steps
         same = [m for m in measured if (m.model, m.schedule, m.steps) == key]
         return [gr.update(choices=choices), draw(found, same)]
 
 
-def _key(request: ImageRequest) -> str:
+def _measured(made: SavedComparison) -> Measured:
+    settings, figures = made.request.settings, made.figures
+    return Measured(
+        made.request.model,
+        settings.height or 0,
+        settings.width or 0,
+        _kind(made.request),
+        settings.num_inference_steps,
+        figures["unpatched_seconds"],
+        figures["seconds"],
+    )
+
+
+def _kind(request: ImageRequest) -> str:
     """What the time of a step depends on besides model and size."""
     guided = request.settings.guidance_scale > 1
     return f"{request.schedule.to_dict()} {guided}"

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..patching.layers import find_attention_layers, find_unet
 from ..patching.processor import LAYER, PatchedLayer, Projections
 from .catalog import ImageRequest
+from .job import Job
 from .request_options import with_options
-from .worker import Job
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -131,6 +131,24 @@ def _hooks(
 
 def _to_numpy(value: Tensor | str | None) -> Any:
     return value.cpu().numpy().astype(np.int32) if isinstance(value, Tensor) else value
+
+
+def is_empty(snapshot: LayerSnapshot, view: str) -> bool:
+    """Whether there is nothing to draw of a layer."""
+    if view == MERGED:
+        return snapshot.owner is None
+    return snapshot.places is None or (snapshot.attended is None and view == ATTENDED)
+
+
+def first_view(recording: Recording) -> tuple[int, str, str]:
+    """The first step, the layer (the last of the UNet) and the view that show something."""
+    for step in recording.steps:
+        for layer in reversed(recording.layers):
+            for view in VIEWS:
+                snapshot = recording.snapshots.get((step, layer))
+                if snapshot is not None and not is_empty(snapshot, view):
+                    return step, layer, view
+    return recording.steps[0], recording.layers[-1], VIEWS[0]
 
 
 def caption(snapshot: LayerSnapshot, view: str) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from ..errors import SettingsError
 from . import markup, viewer
 from .catalog import ImageRequest
-from .events import DEVICE, LATEST, PRIVATE, stop_button
+from .compare import planned
+from .events import LATEST, QUICK, on_choice
+from .job import Job
+from .job_buttons import JobButtons, PageJob
 from .page_errors import errors_in
-from .worker import Finished, Progress, Worker
+from .worker import Worker
 
 MAX_RECORDINGS = 4
 """Recordings kept at a time, of all visitors; those longest unused go first."""
@@ -37,7 +41,12 @@ class ViewerTab:
             "include it."
         )
         with gr.Row():
-            record = gr.Button("Look inside the last image", variant="primary", elem_id="record")
+            record = gr.Button(
+                "Look inside the last image",
+                variant="primary",
+                interactive=False,
+                elem_id="record",
+            )
             stop = gr.Button("Stop", variant="stop")
         self._status = gr.HTML(elem_id="viewer-status")
         self._key = gr.State("")
@@ -69,16 +78,13 @@ class ViewerTab:
         )
         controls = [self._layer, self._step, self._view]
         outputs = [self._caption, self._drawing]
-        run = record.click(
-            errors_in(self._status)(self._record),
-            last,
-            [self._status, self._key, self._choices, *controls, *outputs],
-            **DEVICE,
-            **PRIVATE,
+        last.change(lambda image: gr.update(interactive=image is not None), last, record, **QUICK)
+        JobButtons(worker, record, stop, self._status).connect(
+            "record", self._check, [last], [self._key, self._choices, *controls, *outputs]
         )
-        stop_button(stop, self._status, run)
         show = errors_in(self._caption)(self._show)
-        for control in controls:
+        on_choice(self._layer, show, [self._key, *controls], outputs)
+        for control in (self._step, self._view):
             control.input(show, [self._key, *controls], outputs, **LATEST)
 
     def _show(self, key: str, layer: str, step: int, view: str) -> dict[Any, Any]:
@@ -97,22 +103,16 @@ class ViewerTab:
             self._drawing: gr.update(value=drawing, visible=True),
         }
 
-    async def _record(self, request: ImageRequest | None) -> AsyncIterator[dict[Any, Any]]:
+    def _check(self, request: ImageRequest | None) -> PageJob:
         if request is None:
-            yield {self._status: markup.note("Make an image first.")}
-            return
+            raise SettingsError("generate an image first")
         pipe = self._worker.pipes[request.model]
-        yield {self._status: markup.note("…")}
-        async with self._worker.follow(
-            lambda job: viewer.record_layers(job, pipe, request)
-        ) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    yield {self._status: markup.progress(event)}
-                elif isinstance(event, Finished):
-                    yield self._open(event.result)
-                else:
-                    yield {self._status: gr.skip()}
+        image = planned(pipe, request)[0]
+
+        def record(job: Job) -> viewer.Recording:
+            return viewer.record_layers(job, pipe, request)
+
+        return PageJob(partial(self._worker.follow, record, [image]), self._open)
 
     def _open(self, recording: viewer.Recording) -> dict[Any, Any]:
         """Keep a recording and show its first step."""
@@ -123,16 +123,17 @@ class ViewerTab:
         self._recordings[key] = recording
         while len(self._recordings) > MAX_RECORDINGS:
             self._recordings.popitem(last=False)
-        first, last, layer = recording.steps[0], recording.steps[-1], recording.layers[-1]
-        return self._show(key, layer, first, viewer.VIEWS[0]) | {
+        first, last = recording.steps[0], recording.steps[-1]
+        step, layer, view = viewer.first_view(recording)
+        return self._show(key, layer, step, view) | {
             self._status: markup.note("Recorded. Choose a layer, a step and a view."),
             self._key: key,
             self._choices: gr.update(visible=True),
             self._layer: gr.update(
                 choices=[(layer_label(name), name) for name in recording.layers], value=layer
             ),
-            self._step: gr.update(maximum=max(last, first + 1), value=first),
-            self._view: viewer.VIEWS[0],
+            self._step: gr.update(maximum=max(last, first + 1), value=step),
+            self._view: view,
         }
 
 

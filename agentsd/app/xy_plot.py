@@ -1,12 +1,10 @@
-"""X/Y plots: one image for each pair of values of two parameters, as one picture."""
+"""X/Y plots: an image for each pair of values of two parameters, checked before any is made."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import SettingsError
 from ..image_settings import ImageSettings
@@ -16,7 +14,7 @@ from ..schedule import Schedule
 from ..settings import short_repr
 from .catalog import OWN_SCHEDULER, ImageRequest, ModelCatalog
 from .parameters import Parameter, parameters
-from .worker import Job
+from .schedule_text import CUSTOM
 
 UNPATCHED = "none"
 """Name, among schedules, of the unpatched image."""
@@ -24,8 +22,8 @@ UNPATCHED = "none"
 MAX_VALUES_TEXT = 500
 """Characters of an axis's values."""
 
-MAX_SIDE = 4096
-"""Pixels of a plot's longer side; images are made smaller to fit."""
+MAX_VALUES = 256
+"""Values of an axis that are counted; more are too many for any plot."""
 
 FIRST_PARAMETER = "stride"
 """The first axis that changes phases; it sets both ``sx`` and ``sy``."""
@@ -37,6 +35,11 @@ class Cell(NamedTuple):
     settings: ImageSettings
     schedule: Schedule | None
     scheduler: str | None
+
+    @property
+    def unpatched(self) -> Cell:
+        """The same without a schedule."""
+        return self._replace(schedule=None)
 
 
 def _setting(name: str) -> Callable[[Cell, Any], Cell]:
@@ -56,6 +59,8 @@ def _parameter(*names: str) -> Callable[[Cell, Any], Cell]:
 
 
 def _schedule(cell: Cell, name: str) -> Cell:
+    if name == CUSTOM:
+        return cell
     return cell._replace(schedule=None if name == UNPATCHED else Schedule.preset(name))
 
 
@@ -100,9 +105,14 @@ class Plot(NamedTuple):
     y: tuple[str, list[Any]]
     cells: list[Cell]
 
+    @property
+    def images(self) -> list[Cell]:
+        """The images to make, each once, and the unpatched one before those made like it."""
+        return list(dict.fromkeys(one for cell in self.cells for one in (cell.unpatched, cell)))
+
 
 def read_values(name: str, text: Any) -> list[Any]:
-    """Read the values of an axis, which are separated by commas.
+    """Read the values of an axis, which are separated by commas; ``0-3`` stands for 0, 1, 2, 3.
 
     Raises:
         SettingsError: If there is no such axis, or a value has the wrong type.
@@ -110,6 +120,8 @@ def read_values(name: str, text: Any) -> list[Any]:
     Example:
         >>> read_values("ratio", "0.2, 0.4")
         [0.2, 0.4]
+        >>> read_values("seed", "1-3, 7")
+        [1, 2, 3, 7]
     """
     known = axes()
     if name not in known:
@@ -119,10 +131,10 @@ def read_values(name: str, text: Any) -> list[Any]:
         raise SettingsError(
             f"{name}: values separated by commas, at most {MAX_VALUES_TEXT} characters"
         )
-    values = []
+    values: list[Any] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         try:
-            values.append(axis.type(part))
+            values += _range(part) if axis.type is int else [axis.type(part)]
         except ValueError:
             what = "whole numbers" if axis.type is int else "numbers"
             raise SettingsError(
@@ -131,6 +143,14 @@ def read_values(name: str, text: Any) -> list[Any]:
     if not values:
         raise SettingsError(f"{name}: give values separated by commas, such as {axis.example}")
     return values
+
+
+def _range(text: str) -> list[int]:
+    """The whole numbers of ``first-last``, or of one number; no more than a plot can have."""
+    if match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", text):
+        first, last = map(int, match.groups())
+        return list(range(first, min(last, first + MAX_VALUES) + 1))
+    return [int(text)]
 
 
 def plan(
@@ -168,67 +188,10 @@ def plan(
             catalog.limits.check(cell.settings)
             catalog.check_scheduler(request.model, cell.scheduler)
             cells.append(cell)
-    return Plot((x_name, xs), (y_name, ys), cells)
-
-
-def make(job: Job, pipe: DiffusionPipeline, plot: Plot, prompt: str) -> Image.Image:
-    """Make the images of a plot and draw them.
-
-    Raises:
-        Stopped: If the job is stopped.
-        AgentSDError: As :meth:`Job.make`.
-    """
-    made = [
-        job.make(pipe, *cell, label=f"image {number} of {len(plot.cells)}")
-        for number, cell in enumerate(plot.cells, start=1)
-    ]
-    captions = [
-        "hidden by the safety checker" if one.nsfw_content_detected else f"{one.seconds:.1f} s"
-        for one in made
-    ]
-    return draw(plot, [one.image for one in made], captions, prompt)
-
-
-def draw(plot: Plot, images: list[Image.Image], captions: list[str], title: str) -> Image.Image:
-    """Images in rows and columns, with labels.
-
-    Args:
-        plot: Whose labels.
-        images: Row by row, all of one size.
-        captions: A line below each image.
-        title: A line above them all.
-    """
-    (x_name, xs), (y_name, ys) = plot.x, plot.y
-    width, height = images[0].size
-    shrink = min(1.0, MAX_SIDE / max(width * len(xs), height * len(ys)))
-    width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
-    size = max(12, min(width // 14, 32))
-    font = ImageFont.load_default(size)
-    labels = [f"{y_name} {value}" for value in ys]
-    left = 2 * size + int(max(font.getlength(label) for label in labels))
-    top, line, gap = 5 * size, 2 * size, 8
-    sheet = Image.new(
-        "RGB", (left + len(xs) * (width + gap), top + len(ys) * (height + line)), "white"
-    )
-    pen = ImageDraw.Draw(sheet)
-    pen.text((size, size), _cut(title, font, sheet.width - 2 * size), fill="black", font=font)
-    for column, value in enumerate(xs):
-        middle = left + column * (width + gap) + width / 2, top - size
-        pen.text(middle, f"{x_name} {value}", fill="black", font=font, anchor="mm")
-    for row, label in enumerate(labels):
-        beside = left - size, top + row * (height + line) + height / 2
-        pen.text(beside, label, fill="black", font=font, anchor="rm")
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(number, len(xs))
-        corner = left + column * (width + gap), top + row * (height + line)
-        sheet.paste(image.resize((width, height)), corner)
-        below = corner[0] + width / 2, corner[1] + height + line / 2
-        pen.text(below, caption, fill="black", font=font, anchor="mm")
-    return sheet
-
-
-def _cut(text: str, font: Any, width: float) -> str:
-    text = " ".join(text.split())[:200]
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-2] + "…"
-    return text
+    plot = Plot((x_name, xs), (y_name, ys), cells)
+    if (more := len(plot.images) - most) > 0:
+        raise SettingsError(
+            f"at most {most} images in a plot (got {len(xs)} × {len(ys)}, with the unpatched ones "
+            f"to compare with {more} more than that); leave out some values"
+        )
+    return plot
