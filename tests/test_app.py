@@ -337,3 +337,20 @@ def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
     stopped.stop()
     with pytest.raises(Stopped):
         stopped.make(pipe, ImageSettings(prompt="a", height=64, width=64))
+
+
+def test_changed_phases_keep_the_comments() -> None:
+    text = (
+        "# mine\nphases:\n- method: keys  # few\n  sx: 4\n- method: merge  # by halves\nseed: 3\n"
+    )
+    keys, merge = phase_edits.read_phases(text)
+    assert phase_edits.with_phases(text, [keys, merge]) == text
+    changed = [{"method": "keys", "until": 0.5, "sx": 8}, merge, {"method": "full"}]
+    assert phase_edits.with_phases(text, changed) == (
+        "# mine\nphases:\n- method: keys  # few\n  until: 0.5\n  sx: 8\n"
+        "- method: merge  # by halves\n- method: full\nseed: 3\n"
+    )
+    rest = phase_edits.with_phases(text, [merge])
+    assert "# few" not in rest
+    assert phase_edits.read_phases(rest) == [merge]
+    assert "# by halves" in rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ from PIL import Image, PngImagePlugin
 from test_adapters import save_lora
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import attention_view, compare, examples, headline, race, size_chart
+from agentsd.app import attention_view, compare, examples, headline, history, race, size_chart
 from agentsd.app.catalog import ModelCatalog, model_catalog
-from agentsd.app.job import Job
+from agentsd.app.comparisons import Comparisons, SavedComparison
+from agentsd.app.job import Job, Progress
 from agentsd.app.limits import Limits
 from agentsd.app.pace import Pace, PlannedImage, fit_rates
 from agentsd.app.phase_borders import move_border
 from agentsd.app.race_gif import playback_rate, race_gif
-from agentsd.app.request_options import named_loras, with_options
+from agentsd.app.request_options import named_loras, restored_options, with_options
 from agentsd.app.schedule_library import ScheduleLibrary
 from agentsd.app.sizes import offered_sizes, size_estimates
 from agentsd.app.uploads import read_uploaded_image
+from agentsd.app.worker import Finished, Worker
 from agentsd.errors import LoadError, ScheduleError, SettingsError
 from agentsd.generation.a1111 import read_parameters
 from agentsd.image_settings import ImageSettings
+from agentsd.models.options import PipelineOptions
 from agentsd.patching.work import Operations
 from agentsd.schedule import Schedule
 
@@ -372,6 +376,57 @@ def test_a_lora_and_an_initial_image_change_one_request_alone(pipe: Any, tmp_pat
     assert styled.records[0].options.loras == ("pytorch_lora_weights.safetensors:2.0",)
     assert begun.records[1].options.init_image == "start.png"
     assert str(tmp_path) not in str([r.to_dict() for r in (*styled.records, *begun.records)])
+
+
+def test_a_stopped_batch_keeps_its_seeds_and_each_can_be_loaded_again(
+    pipe: Any, tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "mine.png")
+    catalog = model_catalog({"tiny": pipe}, Limits())
+    worker = Worker({"tiny": pipe})
+    comparisons = Comparisons(worker, str(tmp_path / "out"), catalog, ScheduleLibrary())
+    request = catalog.request(
+        model="tiny",
+        prompt="a",
+        seed=5,
+        images=3,
+        num_inference_steps=4,
+        schedule="fast",
+        init_image=str(tmp_path / "mine.png"),
+    )
+
+    async def run() -> list[SavedComparison]:
+        async with comparisons.follow(request, "me") as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return list(event.result)
+                if isinstance(event, Progress) and "seed 6" in event.label:
+                    worker.stop("me")
+        return []
+
+    (made,) = asyncio.run(run())
+    worker.close()
+    assert made.request.settings.seed == 5
+    assert Path(made.patched.file).name == "agentsd-5-fast.png"
+    (tmp_path / "mine.png").unlink()
+    again = comparisons.load(made.key)
+    assert again is not None
+    assert again.request.options.init_image is not None
+    assert (again.figures, again.pair, again.notes) == (made.figures, made.pair, made.notes)
+    restored = history.restore(again.patched.record, catalog, again.request.options.init_image)
+    assert (restored.settings["strength"], restored.notes) == (0.8, [])
+    dropped = history.restore(again.patched.record, catalog)
+    assert dropped.settings["init_image"] is None
+    assert dropped.notes == ["Not restored: the initial image mine.png."]
+    assert comparisons.load("0" * 32) is None
+
+
+def test_a_lora_comes_back_by_its_file_s_name(catalog: ModelCatalog) -> None:
+    record = PipelineOptions(loras=("secret:0.5",))
+    found, lost = restored_options(record, catalog.loras)
+    assert (found["lora"], found["lora_weight"], lost) == ("style", 0.5, [])
+    found, lost = restored_options(PipelineOptions(loras=("other:0.5",)), catalog.loras)
+    assert (found["lora"], lost) == ("none", ["the LoRA other"])
 
 
 def test_loras_have_names_of_their_own() -> None:

@@ -80,7 +80,7 @@ def draw(pairs: Sequence[Pair], shown: int = 0) -> str:
         '<output>1×</output><button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
         f'</div></div><div class="stage">{images}<div class="rule" aria-hidden="true"></div></div>'
         '<input class="divider" type="range" min="0" max="100" step="0.5" value="50" '
-        'aria-label="Divider between the original and the patched image">'
+        'aria-label="Divider between the original and the agentsd image">'
         f"{_race_lanes(pair)}{_seeds(pairs, shown)}"
         f'<p class="downloads">Download: {_downloads(pair)}</p></div>'
     )

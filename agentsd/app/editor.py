@@ -24,9 +24,10 @@ from .phase_edits import (
     read_phases,
     remove_phase,
     switch_method,
+    with_phases,
 )
 from .schedule_library import ScheduleLibrary
-from .schedule_text import CUSTOM, MAX_YAML, read_schedule, read_yaml
+from .schedule_text import CUSTOM, MAX_YAML, read_schedule
 from .uploads import read_uploaded_text
 
 ROWS = 4
@@ -120,10 +121,9 @@ class ScheduleEditor:
         """
         text = self._library.text(text) if text in self._library else text
         values = concise(read_schedule(text))
-        return self._write(values, *image) | self._show_rows(values["phases"])
+        return self._write(dump_yaml(values), *image) | self._show_rows(values["phases"])
 
-    def _write(self, values: dict[str, Any], *image: Any) -> Updates:
-        text = dump_yaml(values)
+    def _write(self, text: str, *image: Any) -> Updates:
         return {self.yaml: text, self._written: text} | self._view(text, *image)
 
     def _view(self, text: str, *image: Any) -> Updates:
@@ -174,9 +174,10 @@ class ScheduleEditor:
         return self.load(read_uploaded_text(path), *image)
 
     def _rewrite(self, text: str, phases: list[dict[str, Any]], *image: Any) -> Updates:
-        """The text with other phases."""
-        rest = {name: value for name, value in read_yaml(text).items() if name != "phases"}
-        return self._write({"phases": phases, **rest}, *image)
+        """The text with other phases; it stays as it is if they are the same."""
+        if phases == read_phases(text):
+            return self._view(text, *image)
+        return self._write(with_phases(text, phases), *image)
 
     def _edit_row(self, number: int, text: str, *values: Any) -> Updates:
         phases = read_phases(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ REMEMBER = "(value) => {{ (window.agentsdChoices ??= {{}})[{key}] = value; }}"
 
 CHOSEN = """(value, ...rest) => {{
   const before = (window.agentsdChoices ??= {{}});
-  const same = before[{key}] === value;
+  const same = (before[{key}] ?? {start}) === value;
   before[{key}] = value;
   return [same ? null : value, ...rest];
 }}"""
@@ -50,7 +51,7 @@ def on_choice(
     def choose(value: Any, *values: Any) -> Any:
         return handler(*values) if value is not None else {outputs[0]: gr.skip()}
 
-    key = dropdown._id
+    key, start = dropdown._id, json.dumps(dropdown.value)
     dropdown.focus(None, dropdown, None, js=REMEMBER.format(key=key), **QUICK)
-    js = CHOSEN.format(key=key)
+    js = CHOSEN.format(key=key, start=start)
     dropdown.input(choose, [dropdown, *inputs], outputs, js=js, **LATEST)

@@ -39,9 +39,9 @@ class ExplainTab:
         self._worker = worker
         self._kept: OrderedDict[str, Explained] = OrderedDict()
         gr.Markdown(
-            "Every place of an image asks others what to become. Unpatched, it listens to all of "
-            "them; patched, to a few. **Click a place to see the ones it listens to.** The image "
-            "is made again to record this."
+            "Every place of an image asks others what to become. In the original, it listens to "
+            "all of them; with agentsd, to a few. **Click a place to see the ones it listens to.** "
+            "The image is made again to record this."
         )
         with gr.Row():
             begin = gr.Button(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from itertools import chain
 from pprint import pformat
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from ..errors import ScheduleError
 from ..methods import METHODS, Phase
@@ -137,3 +140,38 @@ def add_phase(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     start = start if isinstance(start, int | float) else 0
     method = Schedule.preset(DEFAULT_SCHEDULE).phases[-1].method
     return [*early, {"until": round((start + 1) / 2, 2), **last}, {"method": method}]
+
+
+def with_phases(text: str, phases: Sequence[Mapping[str, Any]]) -> str:
+    """YAML text with other phases; comments stay, unless what they belong to goes.
+
+    Args:
+        text: As for :func:`read_phases`.
+        phases: The same with some changed, one left out, or more at the end.
+
+    Example:
+        >>> print(with_phases("phases:\\n- method: keys  # few\\n", [{"method": "keys", "sx": 4}]))
+        phases:
+        - method: keys  # few
+          sx: 4
+        <BLANKLINE>
+    """
+    yaml = YAML()
+    yaml.default_flow_style = False
+    data = yaml.load(text)
+    rows = data["phases"]
+    if len(phases) < len(rows):
+        changed = (i for i, (old, new) in enumerate(zip(rows, phases, strict=False)) if old != new)
+        del rows[next(changed, len(phases))]
+    for row, phase in zip(rows, phases, strict=False):
+        for name in row.keys() - phase.keys():
+            del row[name]
+        for place, (name, value) in enumerate(phase.items()):
+            if name not in row:
+                row.insert(place, name, value)
+            elif row[name] != value:
+                row[name] = value
+    rows.extend(dict(phase) for phase in phases[len(rows) :])
+    out = StringIO()
+    yaml.dump(data, out)
+    return out.getvalue()

@@ -49,7 +49,7 @@ class PlotTab:
         gr.Markdown(
             "One image for each pair of values; everything else is as set above. Axes from "
             f"*{xy_plot.FIRST_PARAMETER}* on change every phase that has the parameter; the "
-            f"schedule *{CUSTOM}* is the one edited here. Each is compared with the unpatched "
+            f"schedule *{CUSTOM}* is the one edited here. Each is compared with the original "
             f"image. At most {catalog.limits.max_images} images, made one after the other."
         )
         with gr.Row():

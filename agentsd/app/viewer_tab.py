@@ -95,7 +95,7 @@ class ViewerTab:
         nearest = min(recording.steps, key=lambda recorded: abs(recorded - step))
         snapshot = recording.snapshots.get((nearest, layer))
         if snapshot is None:
-            return {self._caption: markup.note("This layer is as unpatched at this step.")}
+            return {self._caption: markup.note("This layer is as in the original at this step.")}
         text = f"Step {nearest}: {viewer.caption(snapshot, view)}"
         drawing = viewer.draw(recording, snapshot, view)
         return {

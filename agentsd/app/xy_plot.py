@@ -191,7 +191,7 @@ def plan(
     plot = Plot((x_name, xs), (y_name, ys), cells)
     if (more := len(plot.images) - most) > 0:
         raise SettingsError(
-            f"at most {most} images in a plot (got {len(xs)} × {len(ys)}, with the unpatched ones "
+            f"at most {most} images in a plot (got {len(xs)} × {len(ys)}, with the originals "
             f"to compare with {more} more than that); leave out some values"
         )
     return plot
