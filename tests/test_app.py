@@ -16,25 +16,21 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import (
-    compare,
-    headline,
-    history,
-    markup,
-    phase_edits,
-    plot_sheet,
-    viewer,
-    xy_plot,
-)
-from agentsd.app.catalog import ModelCatalog, model_catalog
-from agentsd.app.job import Job, Progress, Stopped
-from agentsd.app.limits import Limits
-from agentsd.app.pace import Pace, PlannedImage
-from agentsd.app.parameters import parameters
-from agentsd.app.schedule_text import read_schedule
-from agentsd.app.timeline import Timeline, pairs, stages
-from agentsd.app.uploads import read_uploaded_image
-from agentsd.app.worker import Finished, Worker
+from agentsd.app.components import markup
+from agentsd.app.editor import phase_edits
+from agentsd.app.editor.parameters import parameters
+from agentsd.app.editor.timeline import Timeline, pairs, stages
+from agentsd.app.explain import viewer
+from agentsd.app.history.restored_settings import restore
+from agentsd.app.jobs.job import Job, Progress, Stopped
+from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.worker import Finished, Worker
+from agentsd.app.plots import plot_sheet, xy_plot
+from agentsd.app.requests.catalog import ModelCatalog, model_catalog
+from agentsd.app.requests.limits import Limits
+from agentsd.app.requests.schedule_text import read_schedule
+from agentsd.app.requests.uploads import read_uploaded_image
+from agentsd.app.result import compare, headline
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
 from agentsd.generation.records import ImageRecord
@@ -115,14 +111,14 @@ def test_a_forged_record_is_refused(
 ) -> None:
     request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
     record = compare.recorded(pipe, request, request.schedule)
-    found = history.restore(record, catalog)
+    found = restore(record, catalog)
     assert found.settings.items() >= request.settings.model_dump().items()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
     save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", replace(record, model="/etc"))
-    assert history.restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
+    assert restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
     forged = json.loads(json.dumps(record.to_dict())) | changes
     with pytest.raises((SettingsError, ScheduleError), match=says):
-        history.restore(ImageRecord.from_dict(forged), catalog)
+        restore(ImageRecord.from_dict(forged), catalog)
 
 
 def test_messages_are_escaped() -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 from serving import opened, served
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.app.limits import Limits
+from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server
 from agentsd.generation.image_files import read_record, save_image
 from agentsd.generation.records import ImageRecord

@@ -14,19 +14,22 @@ from PIL import Image, PngImagePlugin
 from test_adapters import save_lora
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import attention_view, compare, examples, headline, history, race, size_chart
-from agentsd.app.catalog import ModelCatalog, model_catalog
-from agentsd.app.comparisons import Comparisons, SavedComparison
-from agentsd.app.job import Job, Progress
-from agentsd.app.limits import Limits
-from agentsd.app.pace import Pace, PlannedImage, fit_rates
-from agentsd.app.phase_borders import move_border
-from agentsd.app.race_gif import playback_rate, race_gif
-from agentsd.app.request_options import named_loras, restored_options, with_options
-from agentsd.app.schedule_library import ScheduleLibrary
-from agentsd.app.sizes import offered_sizes, size_estimates
-from agentsd.app.uploads import read_uploaded_image
-from agentsd.app.worker import Finished, Worker
+from agentsd.app.controls import examples
+from agentsd.app.editor.phase_borders import move_border
+from agentsd.app.explain import attention_view
+from agentsd.app.history.restored_settings import restore
+from agentsd.app.jobs.job import Job, Progress
+from agentsd.app.jobs.pace import Pace, PlannedImage, fit_rates
+from agentsd.app.jobs.worker import Finished, Worker
+from agentsd.app.requests.catalog import ModelCatalog, model_catalog
+from agentsd.app.requests.limits import Limits
+from agentsd.app.requests.request_options import named_loras, restored_options, with_options
+from agentsd.app.requests.schedule_library import ScheduleLibrary
+from agentsd.app.requests.uploads import read_uploaded_image
+from agentsd.app.result import compare, headline, race, size_chart
+from agentsd.app.result.comparisons import Comparisons, SavedComparison
+from agentsd.app.result.race_gif import playback_rate, race_gif
+from agentsd.app.result.sizes import offered_sizes, size_estimates
 from agentsd.errors import LoadError, ScheduleError, SettingsError
 from agentsd.generation.a1111 import read_parameters
 from agentsd.image_settings import ImageSettings
@@ -413,9 +416,9 @@ def test_a_stopped_batch_keeps_its_seeds_and_each_can_be_loaded_again(
     assert again is not None
     assert again.request.options.init_image is not None
     assert (again.figures, again.pair, again.notes) == (made.figures, made.pair, made.notes)
-    restored = history.restore(again.patched.record, catalog, again.request.options.init_image)
+    restored = restore(again.patched.record, catalog, again.request.options.init_image)
     assert (restored.settings["strength"], restored.notes) == (0.8, [])
-    dropped = history.restore(again.patched.record, catalog)
+    dropped = restore(again.patched.record, catalog)
     assert dropped.settings["init_image"] is None
     assert dropped.notes == ["Not restored: the initial image mine.png."]
     assert comparisons.load("0" * 32) is None

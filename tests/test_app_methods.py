@@ -13,15 +13,17 @@ from pydantic import Field
 from tiny_models import tiny_pipeline, tiny_unet
 from torch import Tensor
 
-from agentsd.app import compare, viewer, xy_plot
-from agentsd.app.catalog import model_catalog
-from agentsd.app.job import Job
-from agentsd.app.limits import Limits
-from agentsd.app.pace import Pace
-from agentsd.app.parameters import parameters
-from agentsd.app.phase_controls import PhaseControls
-from agentsd.app.phase_edits import concise, edit_phase
-from agentsd.app.timeline import Timeline
+from agentsd.app.editor.parameters import parameters
+from agentsd.app.editor.phase_controls import PhaseControls
+from agentsd.app.editor.phase_edits import concise, edit_phase
+from agentsd.app.editor.timeline import Timeline
+from agentsd.app.explain import viewer
+from agentsd.app.jobs.job import Job
+from agentsd.app.jobs.pace import Pace
+from agentsd.app.plots import xy_plot
+from agentsd.app.requests.catalog import model_catalog
+from agentsd.app.requests.limits import Limits
+from agentsd.app.result import compare
 from agentsd.methods import METHODS, Phase, Plan
 from agentsd.methods.base import ADVANCED, Draw, SelfAttention
 from agentsd.schedule import Schedule

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from playwright.sync_api import Page, expect
 from serving import opened, served
 
-from agentsd.app.limits import Limits
+from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server
 from agentsd.generation.image_files import read_record
 

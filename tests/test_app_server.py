@@ -16,7 +16,7 @@ from PIL import Image
 from serving import BAD, BASE, ask, handler, idle, leave, pixels, served
 from tiny_models import patched_layers, tiny_pipeline, with_safety_checker
 
-from agentsd.app.limits import Limits
+from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server, ServerAddress, read_auth, start
 from agentsd.errors import LoadError, SettingsError
 from agentsd.generation.image_files import read_record

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ..patching.patch import DEFAULT_SCHEDULE
-from .catalog import OWN_SCHEDULER, ModelCatalog
-from .comparisons import Comparisons
-from .job import Progress
-from .page_errors import api_errors
-from .worker import Finished, Queued
+from .components.page_errors import api_errors
+from .jobs.job import Progress
+from .jobs.worker import Finished, Queued
+from .requests.catalog import OWN_SCHEDULER, ModelCatalog
+from .result.comparisons import Comparisons
 
 
 def compare_endpoint(

@@ -8,14 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from . import difference_views, headline, markup
-from .catalog import ImageRequest
-from .comparisons import Comparisons, SavedComparison
-from .gallery import Gallery
-from .image_controls import ImageControls
-from .job_buttons import JobButtons, PageJob
-from .race_button import RaceButton
-from .size_choice import SizeChoice
+from .components import markup
+from .components.job_buttons import JobButtons, PageJob
+from .controls.image_controls import ImageControls
+from .controls.size_choice import SizeChoice
+from .history.gallery import Gallery
+from .requests.catalog import ImageRequest
+from .result import difference_views, headline
+from .result.comparisons import Comparisons, SavedComparison
+from .result.race_button import RaceButton
 
 
 class ComparisonPanel:

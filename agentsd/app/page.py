@@ -9,25 +9,25 @@ import gradio as gr
 
 from ..schedule import Schedule
 from .api import compare_endpoint
-from .catalog import ImageRequest, model_catalog
 from .comparison_panel import ComparisonPanel
-from .comparisons import Comparisons
-from .editor import ScheduleEditor
-from .events import DEVICE
-from .examples import header, prompt_examples
-from .explain_tab import ExplainTab
-from .history import FILES_LAST
-from .image_controls import RANDOM_SEED, ImageControls, new_seed
-from .limits import Limits
-from .link import follow_settings
-from .plot_tab import PlotTab
-from .prediction import Prediction
-from .restorer import Restorer
-from .schedule_library import ScheduleLibrary
-from .size_choice import SizeChoice
-from .timeline import Timeline
-from .viewer_tab import ViewerTab
-from .worker import Worker
+from .components.events import DEVICE
+from .controls.examples import header, prompt_examples
+from .controls.image_controls import RANDOM_SEED, ImageControls, new_seed
+from .controls.prediction import Prediction
+from .controls.size_choice import SizeChoice
+from .editor.editor import ScheduleEditor
+from .editor.timeline import Timeline
+from .explain.explain_tab import ExplainTab
+from .explain.viewer_tab import ViewerTab
+from .history.link import follow_settings
+from .history.restorer import Restorer
+from .jobs.worker import Worker
+from .plots.plot_tab import PlotTab
+from .requests.catalog import ImageRequest, model_catalog
+from .requests.limits import Limits
+from .requests.schedule_library import ScheduleLibrary
+from .result.comparisons import Comparisons
+from .result.saved_files import FILES_LAST
 
 
 def theme() -> gr.themes.Base:

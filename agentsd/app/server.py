@@ -22,10 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LoadError, SettingsError
 from ..text_files import read_text
-from .limits import Limits
-from .schedule_library import ScheduleLibrary
-from .uploads import MAX_PNG
-from .worker import Worker
+from .jobs.worker import Worker
+from .requests.limits import Limits
+from .requests.schedule_library import ScheduleLibrary
+from .requests.uploads import MAX_PNG
+
+HERE = Path(__file__).parent
 
 MAX_BODY = 256 * 1024
 """Bytes of a request other than an upload."""
@@ -237,8 +239,8 @@ def start(
             enable_monitoring=False,
             footer_links=["api"],
             theme=theme(),
-            css_paths=[Path(__file__).with_name(f"{name}.css") for name in ("page", "result")],
-            js=Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
+            css_paths=[HERE / "page.css", HERE / "result" / "result.css"],
+            js=(HERE / "page.js").read_text(encoding="utf-8"),
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],

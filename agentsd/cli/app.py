@@ -68,9 +68,9 @@ def serve(
     """Serve a web page that compares patched with unpatched images and edits schedules."""
     if find_spec("gradio") is None:
         raise LoadError(f'the app requires gradio; run `pip install "{GRADIO}"`')
-    from ..app.limits import Limits
-    from ..app.request_options import named_loras
-    from ..app.schedule_library import ScheduleLibrary
+    from ..app.requests.limits import Limits
+    from ..app.requests.request_options import named_loras
+    from ..app.requests.schedule_library import ScheduleLibrary
     from ..app.server import ServerAddress, read_auth, start
     from ..models.loading import hide_loading_bars, load_pipeline
     from ..models.options import PipelineOptions
