@@ -21,10 +21,10 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 MOST_STEPS = 1000
 """Denoising steps; models are trained with this many."""
 
-LONGEST_SIDE = 8192
+SHORTEST_SIDE, LONGEST_SIDE = 64, 8192
 """Of an image, in pixels."""
 
-Side = Annotated[int, Field(ge=64, le=LONGEST_SIDE)]
+Side = Annotated[int, Field(ge=SHORTEST_SIDE, le=LONGEST_SIDE)]
 
 
 class ImageSettings(StrictModel):

@@ -20,7 +20,7 @@ from browser import find_chromium
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.app.limits import Limits
+from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server, ServerAddress, start
 
 ARGUMENTS = (

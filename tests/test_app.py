@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,21 @@ import torch
 from PIL import Image, PngImagePlugin
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
-from agentsd.app import compare, history, markup, phase_edits, viewer, xy_plot
-from agentsd.app.catalog import ModelCatalog, model_catalog
-from agentsd.app.limits import Limits
-from agentsd.app.parameters import parameters
-from agentsd.app.schedule_text import read_schedule
-from agentsd.app.timeline import Timeline, pairs, stages
-from agentsd.app.uploads import read_uploaded_image
-from agentsd.app.worker import Finished, Job, Progress, Stopped, Worker
+from agentsd.app.components import markup
+from agentsd.app.editor import phase_edits
+from agentsd.app.editor.parameters import parameters
+from agentsd.app.editor.timeline import Timeline, pairs, stages
+from agentsd.app.explain import viewer
+from agentsd.app.history.restored_settings import restore
+from agentsd.app.jobs.job import Job, Progress, Stopped
+from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.worker import Finished, Worker
+from agentsd.app.plots import plot_sheet, xy_plot
+from agentsd.app.requests.catalog import ModelCatalog, model_catalog
+from agentsd.app.requests.limits import Limits
+from agentsd.app.requests.schedule_text import read_schedule
+from agentsd.app.requests.uploads import read_uploaded_image
+from agentsd.app.result import compare, headline
 from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
 from agentsd.generation.records import ImageRecord
@@ -44,8 +52,8 @@ def catalog(pipe: Any) -> ModelCatalog:
     return model_catalog({"tiny": pipe}, Limits(max_images=6, max_steps=50))
 
 
-def job(images: int = 1, events: list[Any] | None = None) -> Job:
-    return Job((events if events is not None else []).append, images, set())
+def job(pipe: Any, images: Sequence[PlannedImage], events: list[Any] | None = None) -> Job:
+    return Job((events if events is not None else []).append, images, Pace(pipe))
 
 
 def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:
@@ -103,14 +111,14 @@ def test_a_forged_record_is_refused(
 ) -> None:
     request = catalog.request(model="tiny", schedule="faithful", prompt="a", seed=4)
     record = compare.recorded(pipe, request, request.schedule)
-    found = history.restore(record, catalog)
-    assert found.settings == request.settings.model_dump()
+    found = restore(record, catalog)
+    assert found.settings.items() >= request.settings.model_dump().items()
     assert (found.model, found.schedule) == ("tiny", request.schedule)
     save_image(Image.new("RGB", (8, 8)), tmp_path / "forged.png", replace(record, model="/etc"))
-    assert history.restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
+    assert restore(read_uploaded_image(tmp_path / "forged.png"), catalog).model is None
     forged = json.loads(json.dumps(record.to_dict())) | changes
     with pytest.raises((SettingsError, ScheduleError), match=says):
-        history.restore(ImageRecord.from_dict(forged), catalog)
+        restore(ImageRecord.from_dict(forged), catalog)
 
 
 def test_messages_are_escaped() -> None:
@@ -132,9 +140,10 @@ def test_messages_are_escaped() -> None:
     ],
 )
 def test_a_hidden_image_is_not_the_same(psnr: Any, flags: Any, says: str) -> None:
-    found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2}
+    found = {"psnr": psnr, "speedup": 1.5, "unpatched_seconds": 3, "seconds": 2, "unchanged": False}
     names = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
-    assert f"<dd>{says}</dd>" in markup.figures(found | dict(zip(names, flags, strict=True)))
+    html = headline.draw([found | dict(zip(names, flags, strict=True))], "faithful")
+    assert f"<dd>{says}</dd>" in html
 
 
 def test_a_timeline_shows_the_tokens_and_the_caps(pipe: Any) -> None:
@@ -212,12 +221,14 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     plot = xy_plot.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
     colours = ["red", "green", "blue", "black"]
     images = [Image.new("RGB", (64, 64), colour) for colour in colours]
-    sheet = xy_plot.draw(plot, images, ["1 s"] * 4, "a prompt")
+    sheet = plot_sheet.draw(plot, images, ["1 s"] * 4, "a prompt")
     found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
     assert set(found) == {image.getpixel((0, 0)) for image in images}
     events: list[Progress] = []
-    xy_plot.make(job(4, events), pipe, plot, "a")
-    assert [(p.label, p.step) for p in events[:3]] == [
+    planned = [PlannedImage(pipe, *cell) for cell in plot.images]
+    plot_sheet.make(job(pipe, planned, events), pipe, plot, "a")
+    assert [p.label.partition(" as ")[0] for p in events[:2]] == ["Warm-up,"] * 2
+    assert [(p.label, p.step) for p in events[2:5]] == [
         *(("image 1 of 4", 1), ("image 1 of 4", 2), ("image 2 of 4", 1))
     ]
     assert events[-1].share == 1
@@ -226,9 +237,10 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
 def test_a_recording_is_what_the_layers_do(pipe: Any, catalog: ModelCatalog) -> None:
     """Owners and agents are those of the layer's own matching, and watching changes nothing."""
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
-    recording = viewer.record_layers(job(), pipe, request)
+    planned = compare.planned(pipe, request)
+    recording = viewer.record_layers(job(pipe, planned), pipe, request)
     with patched(pipe, "paper"):
-        plain = job().make(pipe, request.settings)
+        plain = job(pipe, planned).make(pipe, request.settings)
     assert recording.image.tobytes() == plain.image.tobytes()
     assert (recording.steps, len(recording.layers)) == ([1, 2, 3, 4], 3)
     early = recording.snapshots[1, recording.layers[0]]
@@ -259,10 +271,12 @@ def test_attended_most_by_a_loop() -> None:
     assert owner.max() == 3  # destinations come first among the agents
 
 
-def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[Any]:
+def follow(
+    worker: Worker, work: Any, images: Sequence[PlannedImage], leave_after: int | None = None
+) -> list[Any]:
     async def run() -> list[Any]:
         found: list[Any] = []
-        async with worker.follow(work) as events:
+        async with worker.follow(work, images) as events:
             async for event in events:
                 found.append(event)
                 if leave_after is not None and len(found) >= leave_after:
@@ -275,6 +289,7 @@ def follow(worker: Worker, work: Any, leave_after: int | None = None) -> list[An
 def test_a_failed_or_abandoned_job_does_not_affect_the_next(pipe: Any) -> None:
     worker = Worker({"tiny": pipe})
     settings = ImageSettings(prompt="a", num_inference_steps=8, height=64, width=64)
+    planned = [PlannedImage(pipe, settings, Schedule.preset("paper"), "Euler a")]
     steps: list[int] = []
 
     def make(job: Job) -> bytes:
@@ -297,24 +312,41 @@ def test_a_failed_or_abandoned_job_does_not_affect_the_next(pipe: Any) -> None:
         finally:
             hook.remove()
 
-    first = follow(worker, make)[-1]
+    first = follow(worker, make, planned)[-1]
     assert isinstance(first, Finished)
     with pytest.raises(ZeroDivisionError):
-        follow(worker, fail)
+        follow(worker, fail, planned)
     assert not patched_layers(pipe.unet)
-    follow(worker, count, leave_after=2)
+    follow(worker, count, planned, leave_after=2)
     while worker.waiting:
         time.sleep(0.01)
     assert len(steps) <= 4  # two, and one or two that were under way when it was left
     assert not patched_layers(pipe.unet)
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
-    assert follow(worker, make)[-1].result == first.result
+    assert follow(worker, make, planned)[-1].result == first.result
     worker.close()
     assert not worker.open
 
 
 def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
-    stopped = job()
+    stopped = job(pipe, [])
     stopped.stop()
     with pytest.raises(Stopped):
         stopped.make(pipe, ImageSettings(prompt="a", height=64, width=64))
+
+
+def test_changed_phases_keep_the_comments() -> None:
+    text = (
+        "# mine\nphases:\n- method: keys  # few\n  sx: 4\n- method: merge  # by halves\nseed: 3\n"
+    )
+    keys, merge = phase_edits.read_phases(text)
+    assert phase_edits.with_phases(text, [keys, merge]) == text
+    changed = [{"method": "keys", "until": 0.5, "sx": 8}, merge, {"method": "full"}]
+    assert phase_edits.with_phases(text, changed) == (
+        "# mine\nphases:\n- method: keys  # few\n  until: 0.5\n  sx: 8\n"
+        "- method: merge  # by halves\n- method: full\nseed: 3\n"
+    )
+    rest = phase_edits.with_phases(text, [merge])
+    assert "# few" not in rest
+    assert phase_edits.read_phases(rest) == [merge]
+    assert "# by halves" in rest

@@ -13,14 +13,17 @@ from pydantic import Field
 from tiny_models import tiny_pipeline, tiny_unet
 from torch import Tensor
 
-from agentsd.app import viewer, xy_plot
-from agentsd.app.catalog import model_catalog
-from agentsd.app.limits import Limits
-from agentsd.app.parameters import parameters
-from agentsd.app.phase_controls import PhaseControls
-from agentsd.app.phase_edits import concise, edit_phase
-from agentsd.app.timeline import Timeline
-from agentsd.app.worker import Job
+from agentsd.app.editor.parameters import parameters
+from agentsd.app.editor.phase_controls import PhaseControls
+from agentsd.app.editor.phase_edits import concise, edit_phase
+from agentsd.app.editor.timeline import Timeline
+from agentsd.app.explain import viewer
+from agentsd.app.jobs.job import Job
+from agentsd.app.jobs.pace import Pace
+from agentsd.app.plots import xy_plot
+from agentsd.app.requests.catalog import model_catalog
+from agentsd.app.requests.limits import Limits
+from agentsd.app.result import compare
 from agentsd.methods import METHODS, Phase, Plan
 from agentsd.methods.base import ADVANCED, Draw, SelfAttention
 from agentsd.schedule import Schedule
@@ -149,7 +152,7 @@ def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) ->
     )
     plot = xy_plot.plan(catalog, request, ("every", "2, 8"), ("seed", "1"))
     assert [cell.schedule and cell.schedule.phases[0].every for cell in plot.cells] == [2, 8]
-    job = Job([].append, 1, set())
+    job = Job([].append, compare.planned(pipe, request), Pace(pipe))
     recording = viewer.record_layers(job, pipe, request)
     snapshot = recording.snapshots[1, recording.layers[0]]
     for view in viewer.VIEWS:  # it observes nothing of itself, and nothing is drawn

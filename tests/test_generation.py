@@ -289,7 +289,7 @@ def test_what_the_tokenizer_loses_is_a_warning(pipe: Any) -> None:
         )
 
     assert warnings("a B c", "d") == []
-    says = "the {} is longer than the model's 14 tokens; lost: 'x y z'"
+    says = "{} too long (17 tokens, at most 14): ignored 'x y z'"
     assert warnings(long) == [says.format("prompt")]
     assert warnings("a", long) == [says.format("negative prompt")]
     assert warnings(long, long) == [says.format("prompt"), says.format("negative prompt")]

@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ..patching.patch import DEFAULT_SCHEDULE
-from .catalog import OWN_SCHEDULER, ModelCatalog
-from .comparisons import Comparisons
-from .page_errors import api_errors
-from .worker import Finished
+from .components.page_errors import api_errors
+from .jobs.job import Progress
+from .jobs.worker import Finished, Queued
+from .requests.catalog import OWN_SCHEDULER, ModelCatalog
+from .result.comparisons import Comparisons
 
 
 def compare_endpoint(
@@ -51,13 +52,18 @@ def compare_endpoint(
             async with comparisons.follow(request) as events:
                 async for event in events:
                     if isinstance(event, Finished):
-                        made = event.result
+                        (made,) = event.result
                         files = {
-                            entry.caption: gr.FileData(path=entry.file).model_dump()
-                            for entry in (made.unpatched, made.patched)
+                            name: gr.FileData(path=entry.file).model_dump()
+                            for name, entry in (
+                                ("unpatched", made.unpatched),
+                                ("patched", made.patched),
+                            )
                         }
                         yield files | made.figures | {"notes": made.notes}
-                    elif event is not None:
+                    elif isinstance(event, Queued):
+                        yield {"place": event.place, "seconds": event.seconds}
+                    elif isinstance(event, Progress):
                         yield {"image": event.label, "step": event.step, "steps": event.steps}
                     else:
                         yield {}

@@ -1,20 +1,22 @@
-"""The images of a comparison under a divider, with their figures and the progress before them."""
+"""The images of a comparison with their figures, and the progress before them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from . import markup
-from .catalog import ImageRequest
-from .comparisons import Comparisons, SavedComparison
-from .events import DEVICE, PRIVATE, stop_button
-from .gallery import Gallery
-from .image_controls import ImageControls
-from .page_errors import errors_in
-from .worker import Finished, Progress
+from .components import markup
+from .components.job_buttons import JobButtons, PageJob
+from .controls.image_controls import ImageControls
+from .controls.size_choice import SizeChoice
+from .history.gallery import Gallery
+from .requests.catalog import ImageRequest
+from .result import difference_views, headline
+from .result.comparisons import Comparisons, SavedComparison
+from .result.race_button import RaceButton
 
 
 class ComparisonPanel:
@@ -22,23 +24,36 @@ class ComparisonPanel:
 
     Args:
         comparisons: Makes the images.
+        sizes: Keeps what was measured, and draws its chart here.
+        folder: Where files are written.
     """
 
-    def __init__(self, comparisons: Comparisons) -> None:
-        self._comparisons = comparisons
-        self.status = gr.HTML(markup.note("Press Generate."), elem_id="status")
+    def __init__(self, comparisons: Comparisons, sizes: SizeChoice, folder: str) -> None:
+        self._comparisons, self._sizes = comparisons, sizes
+        self.status = gr.HTML(markup.note("Press Generate, or Ctrl+Enter."), elem_id="status")
         self.last = gr.State(None)
         """The request of the images shown."""
-        self._images = gr.ImageSlider(
-            label="unpatched | patched",
-            type="filepath",
-            format="png",
-            interactive=False,
-            max_height=640,
-            elem_id="comparison",
-        )
         self._figures = gr.HTML(elem_id="figures")
-        self.gallery = Gallery()
+        self._images = difference_views.difference_views()
+        self._race = RaceButton(folder)
+        sizes.add_chart()
+        self.gallery = Gallery(comparisons)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that :meth:`show` changes."""
+        return [self._images, self._figures, self.last, *self._race.outputs]
+
+    def show(self, made: Sequence[SavedComparison]) -> dict[Any, Any]:
+        """Updates by component that show comparisons of one request, one for each seed."""
+        request, label = made[0].request, made[0].pair.patched.label
+        pairs = [one.pair for one in made]
+        return {
+            self._images: difference_views.draw(pairs),
+            self._figures: headline.draw([one.figures for one in made], label),
+            self.last: request,
+            **self._race.show(request.settings.prompt, pairs),
+        }
 
     def connect(
         self, controls: ImageControls, inputs: list[Any], request: Callable[..., ImageRequest]
@@ -51,36 +66,42 @@ class ComparisonPanel:
             request: Reads the values of ``inputs``.
         """
         self._request = request
-        run = controls.generate.click(
-            errors_in(self.status)(self.generate),
-            [*inputs, self.gallery.entries],
-            [self.status, self._images, self._figures, self.last, *self.gallery.outputs],
-            **DEVICE,
-            **PRIVATE,
+        buttons = JobButtons(
+            self._comparisons.worker, controls.generate, controls.stop, self.status
         )
-        stop_button(controls.stop, self.status, run)
+        buttons.connect(
+            "generate",
+            self._check,
+            [*inputs, self._sizes.measured, self.gallery.keys],
+            [*self.outputs, self._sizes.measured, *self.gallery.outputs],
+        )
 
-    async def generate(self, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        """Make both images.
+    def _check(self, *values: Any) -> PageJob:
+        """The job that the page asks for.
 
         Args:
-            *values: Of the page's controls, then the entries of the gallery.
+            *values: Of the page's controls, then the visitor's measurements and the keys of the
+                gallery.
         """
-        *given, entries = values
+        *given, measured, keys = values
         request = self._request(*given)
-        waiting = "Waiting for the device." if self._comparisons.busy else "…"
-        yield {self.status: markup.note(waiting)}
-        async with self._comparisons.follow(request) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    yield {self.status: markup.progress(event)}
-                elif isinstance(event, Finished):
-                    made: SavedComparison = event.result
-                    yield {
-                        self.status: markup.note("; ".join(["Done.", *made.notes])),
-                        self._images: (made.unpatched.file, made.patched.file),
-                        self._figures: markup.figures(made.figures),
-                        self.last: request,
-                    } | self.gallery.add([made.patched, made.unpatched], entries)
-                else:
-                    yield {self.status: gr.skip()}
+
+        def finish(made: list[SavedComparison]) -> dict[Any, Any]:
+            return {
+                self.status: markup.note(_done(request, made)),
+                **self.show(made),
+                **self._sizes.add(made, measured),
+                **self.gallery.add(made, keys),
+            }
+
+        return PageJob(partial(self._comparisons.follow, request), finish)
+
+
+def _done(request: ImageRequest, made: Sequence[SavedComparison]) -> str:
+    """What was made, and what a visitor should know of it."""
+    seeds = [one.request.settings.seed for one in made]
+    shown = f"Seed {seeds[0]}." if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}."
+    complete = len(made) == request.images
+    state = "Done." if complete else f"Stopped after {len(made)} of {request.images} seeds."
+    notes = dict.fromkeys(note for one in made for note in one.notes)
+    return " ".join([state, shown, *map(markup.sentence, notes)])

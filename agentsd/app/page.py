@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from ..schedule import Schedule
 from .api import compare_endpoint
-from .catalog import ImageRequest, model_catalog
 from .comparison_panel import ComparisonPanel
-from .comparisons import Comparisons
-from .editor import ScheduleEditor
-from .events import DEVICE
-from .image_controls import ImageControls
-from .limits import Limits
-from .plot_tab import PlotTab
-from .timeline import Timeline
-from .viewer_tab import ViewerTab
-from .worker import Worker
-
-FILES_LAST = 3 * 3600
-"""Seconds after which files that visitors made are deleted."""
+from .components.events import DEVICE
+from .controls.examples import header, prompt_examples
+from .controls.image_controls import RANDOM_SEED, ImageControls, new_seed
+from .controls.prediction import Prediction
+from .controls.size_choice import SizeChoice
+from .editor.editor import ScheduleEditor
+from .editor.timeline import Timeline
+from .explain.explain_tab import ExplainTab
+from .explain.viewer_tab import ViewerTab
+from .history.link import follow_settings
+from .history.restorer import Restorer
+from .jobs.worker import Worker
+from .plots.plot_tab import PlotTab
+from .requests.catalog import ImageRequest, model_catalog
+from .requests.limits import Limits
+from .requests.schedule_library import ScheduleLibrary
+from .result.comparisons import Comparisons
+from .result.saved_files import FILES_LAST
 
 
 def theme() -> gr.themes.Base:
-    """The visitor's own fonts, so that none are fetched."""
+    """The visitor's own fonts, so that none are fetched, and buttons whose text can be read."""
+    green, red = ("#047857", "#065f46"), ("#b91c1c", "#991b1b")
+    buttons = {
+        f"button_{kind}_{name}{suffix}": value
+        for kind, (usual, hover) in (("primary", green), ("cancel", red))
+        for suffix in ("", "_dark")
+        for name, value in (
+            ("background_fill", usual),
+            ("background_fill_hover", hover),
+            ("text_color", "white"),
+            ("text_color_hover", "white"),
+            ("border_color", usual),
+        )
+    }
     return gr.themes.Default(
-        font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+        primary_hue="emerald",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(**buttons)
 
 
-def build(worker: Worker, limits: Limits) -> gr.Blocks:
+def build(
+    worker: Worker,
+    limits: Limits,
+    library: ScheduleLibrary | None = None,
+    loras: Mapping[str, str] | None = None,
+) -> gr.Blocks:
     """Put the page together.
 
     Args:
         worker: Runs the jobs.
         limits: How much visitors may ask for.
+        library: The schedules to choose from; the presets by default.
+        loras: Paths of the LoRAs to choose from, by name.
     """
-    catalog = model_catalog(worker.pipes, limits)
+    catalog = model_catalog(worker.pipes, limits, loras)
+    library = library or ScheduleLibrary()
     timelines = {name: Timeline(pipe) for name, pipe in worker.pipes.items()}
 
     def draw(schedule: Schedule, model: str, steps: int, height: int, width: int) -> str:
@@ -49,31 +78,50 @@ def build(worker: Worker, limits: Limits) -> gr.Blocks:
         )
 
     def request(*values: Any) -> ImageRequest:
-        return catalog.request(**dict(zip([*controls.by_setting, "schedule"], values, strict=True)))
+        given = dict(zip([*controls.by_setting, "schedule"], values, strict=True))
+        if given["seed"] in (None, RANDOM_SEED):
+            given["seed"] = new_seed()
+        return catalog.request(**given)
 
     with gr.Blocks(
         title="agentsd", delete_cache=(600, FILES_LAST), analytics_enabled=False
     ) as page:
-        comparisons = Comparisons(worker, page.GRADIO_CACHE)
-        gr.Markdown(
-            "# agentsd\nTwo images from the same prompt and seed: one by Stable Diffusion as it "
-            "is, one with faster self-attention. Nothing is trained. Drag the divider to compare."
-        )
+        comparisons = Comparisons(worker, page.GRADIO_CACHE, catalog, library)
+        gr.HTML(header(list(worker.pipes)))
+        sizes = SizeChoice(worker, catalog)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                controls = ImageControls(catalog)
+                expected = gr.HTML(elem_id="expected", render=False)
+                controls = ImageControls(
+                    catalog,
+                    library,
+                    lambda prompt: prompt_examples(prompt, list(worker.pipes)),
+                    expected.render,
+                    sizes.buttons.render,
+                )
             with gr.Column(scale=3, min_width=320):
-                panel = ComparisonPanel(comparisons)
+                panel = ComparisonPanel(comparisons, sizes, page.GRADIO_CACHE)
         with gr.Tabs():
             with gr.Tab("Schedule"):
-                editor = ScheduleEditor(controls.preset, controls.timeline, draw)
+                expected_too = gr.HTML(elem_id="expected-too")
+                editor = ScheduleEditor(
+                    controls.preset, controls.timeline, controls.message, draw, library
+                )
             inputs = [*controls.all, editor.yaml]
+            with gr.Tab("Explain"):
+                ExplainTab(worker, panel.last)
             with gr.Tab("Layers"):
                 ViewerTab(worker, panel.last)
             with gr.Tab("X/Y plot"):
                 PlotTab(worker, catalog, page.GRADIO_CACHE, inputs, request)
         controls.connect(panel.status)
+        sizes.connect(controls, editor.yaml, page)
+        prediction = Prediction(worker, catalog, library)
+        lines = [expected, expected_too]
+        prediction.connect(controls, editor.yaml, sizes.measured, lines, page)
         panel.connect(controls, inputs, request)
-        panel.gallery.connect(catalog, controls, editor, panel.status)
+        restorer = Restorer(catalog, controls, editor, panel.status)
+        panel.gallery.connect(page, restorer, panel.show, panel.outputs)
+        follow_settings(page, restorer, controls, editor.yaml)
         gr.api(compare_endpoint(comparisons, catalog), api_name="compare", **DEVICE)
     return page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -23,21 +22,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import LoadError, SettingsError
 from ..text_files import read_text
-from .limits import Limits
-from .uploads import MAX_PNG
-from .worker import Worker
+from .jobs.worker import Worker
+from .requests.limits import Limits
+from .requests.schedule_library import ScheduleLibrary
+from .requests.uploads import MAX_PNG
+
+HERE = Path(__file__).parent
 
 MAX_BODY = 256 * 1024
 """Bytes of a request other than an upload."""
 
-ROUTES = re.compile(
-    r"/($|healthz$|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|assets/|static/"
-    r"|svelte/|gradio_api/(info|queue/|call/|run/|cancel|reset|heartbeat/|upload|startup-events|theme\.css"
-    r"|user|login_check|token|app_id|file=(?!https?:)))",
-    re.IGNORECASE,
-)
-"""Routes that are answered. The page does not use gradio's others (proxies, run history,
-component calls, code editing)."""
+UNUSED = tuple(f"/gradio_api/{name}" for name in ("proxy", "component_server", "deep_link"))
+"""Routes of gradio that fetch addresses, call components or keep sessions as files."""
 
 SESSIONS = 128
 """Visitors whose state is kept; those longest inactive are dropped first."""
@@ -46,7 +42,8 @@ SESSIONS = 128
 class Guard:
     """Refuses requests that the page does not need, before gradio sees them.
 
-    Bodies must be small, and no file in one may be an address, which gradio would fetch.
+    Bodies must be small, and no file in one may be an address, which gradio would fetch. Files on
+    the server are gradio's own check: it serves its folder of temporary files alone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -58,7 +55,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if not ROUTES.match(path):
+        if path.startswith(UNUSED):
             await _refusal(404, "not found")(scope, receive, send)
         elif scope["method"] != "POST" or path.startswith("/gradio_api/upload"):
             await self._app(scope, receive, send)
@@ -190,13 +187,21 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: ServerAddress) -> Server:
+def start(
+    pipes: Mapping[str, DiffusionPipeline],
+    limits: Limits,
+    address: ServerAddress,
+    library: ScheduleLibrary | None = None,
+    loras: Mapping[str, str] | None = None,
+) -> Server:
     """Serve in the background.
 
     Args:
         pipes: The models that visitors choose from, by name.
         limits: How much they may ask for.
         address: Where and how to serve.
+        library: The schedules to choose from; the presets by default.
+        loras: Paths of the LoRAs to choose from, by name.
 
     Returns:
         The server, which runs in a thread.
@@ -210,9 +215,9 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: Serve
     folder = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="agentsd-app-")
     from .page import build, theme
 
-    worker = Worker(pipes)
-    demo = build(worker, limits)
-    demo.queue(api_open=False, max_size=limits.queue_size, default_concurrency_limit=4)
+    worker = Worker(pipes, limits.queue_size)
+    demo = build(worker, limits, library, loras)
+    demo.queue(api_open=False, default_concurrency_limit=4)
     try:
         demo.launch(
             server_name=address.host,
@@ -234,7 +239,8 @@ def start(pipes: Mapping[str, DiffusionPipeline], limits: Limits, address: Serve
             enable_monitoring=False,
             footer_links=["api"],
             theme=theme(),
-            css_paths=Path(__file__).with_name("page.css"),
+            css_paths=[HERE / "page.css", HERE / "result" / "result.css"],
+            js=(HERE / "page.js").read_text(encoding="utf-8"),
             app_kwargs={
                 "middleware": [Middleware(Guard)],
                 "routes": [Route("/healthz", health(worker))],

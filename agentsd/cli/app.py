@@ -45,6 +45,20 @@ def serve(
     * 1024,
     max_steps: Annotated[int, typer.Option(help="Most denoising steps of an image.")] = 100,
     max_images: Annotated[int, typer.Option(help="Most images of an X/Y plot.")] = 16,
+    schedules: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of schedules (YAML) to offer beside the presets, such as those that "
+            "agentsd tune wrote.",
+            show_default="the presets alone",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LoRA that visitors can choose; repeat for several.", show_default="none"
+        ),
+    ] = None,
     device: Device = None,
     dtype: Annotated[
         Dtype | None,
@@ -54,21 +68,27 @@ def serve(
     """Serve a web page that compares patched with unpatched images and edits schedules."""
     if find_spec("gradio") is None:
         raise LoadError(f'the app requires gradio; run `pip install "{GRADIO}"`')
-    from ..app.limits import Limits
+    from ..app.requests.limits import Limits
+    from ..app.requests.request_options import named_loras
+    from ..app.requests.schedule_library import ScheduleLibrary
     from ..app.server import ServerAddress, read_auth, start
     from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.options import PipelineOptions
 
     limits = Limits(
         max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size
     )
     accounts = read_auth(auth_file, os.environ.get("AGENTSD_AUTH"))
     address = ServerAddress(host, port, root_path, accounts)
+    library = ScheduleLibrary(schedules)
+    PipelineOptions(loras=tuple(lora or ())).check_files()
+    loras = named_loras(lora or [])
     hide_loading_bars()
     pipes = {}
     for name in model or ["pocket"]:
         with loading(name):
             pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
-    server = start(pipes, limits, address)
+    server = start(pipes, limits, address, library, loras)
     stdout.print(server.url)
     if accounts is None and host not in ("127.0.0.1", "localhost", "::1"):
         note("anyone on the network can use this page; --auth-file restricts it to named users")

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -59,7 +59,12 @@ _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
 """EXIF tags: the description, the camera's block, and within it the user's comment."""
 
 
-def encode_image(image: Image.Image, record: ImageRecord | None = None, form: str = "png") -> bytes:
+def encode_image(
+    image: Image.Image,
+    record: ImageRecord | None = None,
+    form: str = "png",
+    texts: Mapping[str, str] | None = None,
+) -> bytes:
     """Encode an image as the bytes of a file, with its record as ``parameters`` and as JSON.
 
     In PNG they are the text chunks ``parameters`` and ``agentsd``; elsewhere the EXIF comment,
@@ -69,6 +74,7 @@ def encode_image(image: Image.Image, record: ImageRecord | None = None, form: st
         image: The image.
         record: Of the image; ``None`` writes none.
         form: One of :data:`FORMATS`.
+        texts: Further text chunks of a PNG, by name.
 
     Raises:
         GenerationError: If the format cannot hold the image or its record.
@@ -79,6 +85,8 @@ def encode_image(image: Image.Image, record: ImageRecord | None = None, form: st
         if record is not None:
             info.add_text("parameters", parameters(image, record))
             info.add_text("agentsd", json.dumps(record.to_dict()))
+        for name, text in (texts or {}).items():
+            info.add_text(name, text)
         image.save(data, format="PNG", pnginfo=info)
     else:
         exif = Image.Exif()

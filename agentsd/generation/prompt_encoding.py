@@ -87,9 +87,8 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
     ids = tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
-        found.append(
-            f"the {name} is longer than the model's {limit - 2} tokens; lost: {short_repr(lost)}"
-        )
+        tokens = f"{len(ids) - 2} tokens, at most {limit - 2}"
+        found.append(f"{name} too long ({tokens}): ignored {short_repr(lost)}")
     if len(tokenizer) < WHOLE_WORDS:
         vocabulary = tokenizer.get_vocab()
         words = re.findall(r"\w+", text.lower())

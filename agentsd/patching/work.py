@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,6 +16,23 @@ from .runtime import Runtime
 from .still_runtime import StillRuntime
 
 TEXT_TOKENS = 77
+
+
+class Operations(NamedTuple):
+    """Floating-point operations."""
+
+    attention: float
+    """Of the products of queries with keys and of weights with values."""
+    other: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.attention + self.other
+
+    def times(self, factor: float) -> Operations:
+        """As many, so many times."""
+        return Operations(factor * self.attention, factor * self.other)
 
 
 def work_left(
@@ -39,6 +56,19 @@ def work_left(
     """
     if runtime is None:
         return 1.0
+    unpatched = run_operations(unet, None, size, device, 1)
+    ours = run_operations(unet, runtime, size, device, num_steps)
+    return None if ours is None or unpatched is None else ours.total / num_steps / unpatched.total
+
+
+def run_operations(
+    unet: torch.nn.Module,
+    runtime: Runtime | None,
+    size: tuple[int, int],
+    device: str,
+    num_steps: int,
+) -> Operations | None:
+    """The operations of a run with guidance; arguments and ``None`` as for :func:`work_left`."""
     if not isinstance(unet, UNet2DConditionModel):
         return None
     with torch.device("meta"):
@@ -46,7 +76,8 @@ def work_left(
     inputs = _inputs(twin, size)
     if inputs is None:
         return None
-    unpatched = _operations(twin, inputs)
+    if runtime is None:
+        return _operations(twin, inputs).times(num_steps)
     still = StillRuntime(runtime.schedule, runtime.layers)
     install(twin, still)
     costs = {}
@@ -59,10 +90,10 @@ def work_left(
             costs[phase, False] = _operations(twin, inputs)
     schedule = runtime.schedule
     run = [
-        costs[schedule.phase_at(step, num_steps), whole]
-        for step, whole in enumerate(whole_steps(schedule, num_steps))
+        costs[schedule.phase_at(number, num_steps), whole]
+        for number, whole in enumerate(whole_steps(schedule, num_steps))
     ]
-    return sum(run) / (num_steps * unpatched)
+    return Operations(sum(step.attention for step in run), sum(step.other for step in run))
 
 
 def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
@@ -87,7 +118,11 @@ def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     return found
 
 
-def _operations(unet: Any, inputs: dict[str, Any]) -> int:
+def _operations(unet: Any, inputs: dict[str, Any]) -> Operations:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(**inputs)
-    return int(counter.get_total_flops())
+    counts = counter.get_flop_counts()["Global"]
+    # On the meta device, attention is two batched products; its projections are plain ones.
+    names = ("bmm", "scaled_dot_product")
+    attention = sum(n for kind, n in counts.items() if any(name in str(kind) for name in names))
+    return Operations(attention, counter.get_total_flops() - attention)

@@ -1,0 +1,1 @@
+"""What all parts of the page share: events, messages, and buttons that run a job."""

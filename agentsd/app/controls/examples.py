@@ -1,0 +1,70 @@
+"""What stands at the top of the page: links, what the model is, and prompts to begin with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+LINKS = {
+    "Code": "https://github.com/agentsd/agentsd",
+    "Paper": "https://arxiv.org/abs/2312.08874",
+    "Token merging": "https://arxiv.org/abs/2303.17604",
+}
+
+INSTALL = 'pip install ".[app]"'
+"""In a clone of the repository."""
+
+POCKET_PROMPTS = (
+    "a ring of six yellow stars on a purple background",
+    "a 3 by 3 grid of white triangles on a green background",
+    "four purple triangles in a row on a white background",
+    "a green circle below a white star on a blue background",
+)
+"""In the words that the pocket model knows."""
+
+PROMPTS = (
+    "a photo of an astronaut riding a horse on the moon",
+    "a cosy library with a fireplace, oil painting",
+    "a red fox in fresh snow, morning light",
+    "a bowl of ramen, studio photograph",
+)
+"""For other models."""
+
+POCKET_NOTE = (
+    "<b>The pocket model</b> draws flat shapes: 30 MB, trained from nothing, to try all of this "
+    "offline on a CPU. For real pictures: <code>agentsd app --model "
+    "FOLDER_OR_HUB_ID</code>"
+)
+
+
+def header(models: list[str]) -> str:
+    """HTML of the top of the page.
+
+    Args:
+        models: Names of the models on offer.
+    """
+    anchors = " ".join(
+        f'<a href="{address}" target="_blank" rel="noopener noreferrer">{name}</a>'
+        for name, address in LINKS.items()
+    )
+    note = f'<p class="model-note">{POCKET_NOTE}</p>' if "pocket" in models else ""
+    return (
+        '<header class="top"><div><h1>agentsd</h1><p>One prompt and seed, twice: '
+        "as it is, and with faster self-attention. Nothing is trained.</p></div>"
+        f"<nav>{anchors}<code>{INSTALL}</code></nav></header>{note}"
+    )
+
+
+def prompt_examples(prompt: Any, models: list[str]) -> None:
+    """Prompts that a click puts into the control of the prompt."""
+    prompts = POCKET_PROMPTS if "pocket" in models else PROMPTS
+    gr.Examples(
+        [[each] for each in prompts],
+        inputs=[prompt],
+        label="Try one of these",
+        examples_per_page=len(prompts),
+        api_visibility="private",
+        elem_id="examples",
+        cache_examples=False,
+    )

@@ -1,0 +1,89 @@
+"""What the chosen schedule is expected to bring, said beside the choice."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ...errors import AgentSDError
+from ..components.events import LATEST
+from ..jobs.pace import PlannedImage
+from ..jobs.worker import Worker
+from ..requests.catalog import ModelCatalog
+from ..requests.schedule_library import ScheduleLibrary
+from ..result.headline import speed
+from .image_controls import ImageControls
+
+
+class Prediction:
+    """A line below the choice of a schedule: what is expected of it here, and what was measured.
+
+    Args:
+        worker: Knows how long images take.
+        catalog: What visitors can ask for.
+        library: The schedules.
+    """
+
+    def __init__(self, worker: Worker, catalog: ModelCatalog, library: ScheduleLibrary) -> None:
+        self._worker, self._catalog, self._library = worker, catalog, library
+
+    def connect(
+        self,
+        controls: ImageControls,
+        yaml: Any,
+        measured: Any,
+        lines: list[Any],
+        page: gr.Blocks,
+    ) -> None:
+        """Follow the controls.
+
+        Args:
+            controls: The page's controls.
+            yaml: The schedule.
+            measured: State that changes with each finished comparison.
+            lines: HTML components that show the line.
+            page: The page, whose loading shows it first.
+        """
+        names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
+        inputs = [*(controls.by_setting[name] for name in names), yaml]
+
+        def show(*values: Any) -> list[Any]:
+            line = self._line(*values)
+            return [gr.skip() if line is None else line for _ in lines]
+
+        changes = [control.change for control in [*inputs, measured]]
+        gr.on([page.load, *changes], show, inputs, lines, **LATEST)
+
+    def _line(
+        self, model: str, steps: int, guidance: float, height: int, width: int, text: str
+    ) -> str | None:
+        try:
+            request = self._catalog.request(
+                model=model,
+                prompt="-",
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=height,
+                width=width,
+                schedule=text,
+            )
+            pipe = self._worker.pipes[model]
+            ratio = self._worker.pace.speedup(
+                PlannedImage(pipe, request.settings, request.schedule)
+            )
+        except AgentSDError:  # shown by the control that is wrong
+            return None
+        name = self._library.name_of(request.schedule)
+        here = f"{width} × {height}, {steps} steps"
+        expected = "" if ratio is None else f"<b>~{escape(speed(ratio))}</b> expected at {here}"
+        return f'<p class="prediction">{expected}{_measured(self._library, name)}</p>'
+
+
+def _measured(library: ScheduleLibrary, name: str) -> str:
+    if name not in library or library[name].time is None or library[name].psnr is None:
+        return ""
+    found = library[name]
+    times, psnr = 1 / (found.time or 1), found.psnr
+    return f"<small>Its file says: measured {times:.1f}× as fast, {psnr:.0f} dB.</small>"

@@ -1,0 +1,1 @@
+"""Settings put back: from earlier images, files and links."""

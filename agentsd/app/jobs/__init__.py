@@ -1,0 +1,1 @@
+"""Work for the device: one job at a time, its progress, and how long it takes."""

@@ -1,0 +1,1 @@
+"""What visitors ask for, checked on the server."""

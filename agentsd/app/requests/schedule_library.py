@@ -1,0 +1,115 @@
+"""The schedules to choose from, ordered from the closest to the original image to the fastest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import ScheduleError
+from ...schedule import PRESETS, Schedule
+from ...settings import dump_yaml
+from ...text_files import read_text
+from .schedule_text import CUSTOM
+
+TIME = re.compile(r"(\d+(?:\.\d+)?) % of the unpatched time")
+SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*[×x] (?:as fast|faster)")
+PSNR = re.compile(r"(\d+(?:\.\d+)?) dB")
+"""How the comments of a schedule's file state what was measured."""
+
+MAX_TUNED = 16
+"""Schedules read from a folder; the rest are left out."""
+
+
+class NamedSchedule(NamedTuple):
+    """A schedule with what was measured of it."""
+
+    name: str
+    schedule: Schedule
+    time: float | None
+    """Share of the unpatched time, from the comments of its file."""
+    psnr: float | None
+    """Of its images to the unpatched ones, in dB, likewise."""
+    about: str
+    """The comments of its file."""
+
+
+class ScheduleLibrary:
+    """The presets, and the schedules that ``agentsd tune`` or anyone wrote into a folder.
+
+    Args:
+        folder: Of YAML files; ``None`` for the presets alone.
+
+    Raises:
+        ScheduleError: If the folder does not exist or a file in it is not a schedule.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        presets = [read_named(PRESETS / f"{name}.yaml") for name in Schedule.presets()]
+        self._all = {each.name: each for each in [*presets, *_read_folder(folder)]}
+
+    def names(self) -> list[str]:
+        """From the closest to the fastest, then those that another one beats in both."""
+        front, rest = ordered(self._all.values())
+        return [each.name for each in [*front, *rest]]
+
+    def __getitem__(self, name: str) -> NamedSchedule:
+        return self._all[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
+    def text(self, name: str) -> str:
+        """A preset's name, or the YAML text of another schedule."""
+        presets = Schedule.presets()
+        return name if name in presets else dump_yaml(self._all[name].schedule.to_dict())
+
+    def name_of(self, schedule: Schedule) -> str:
+        """Under which name a schedule is here; :data:`CUSTOM` if it is not."""
+        data = schedule.to_dict()
+        found = (each.name for each in self._all.values() if each.schedule.to_dict() == data)
+        return next(found, CUSTOM)
+
+
+def read_named(file: Path) -> NamedSchedule:
+    """Read a schedule and what the comments of its file say was measured.
+
+    Raises:
+        ScheduleError: If it is not a schedule.
+    """
+    schedule = Schedule.from_yaml(file)
+    lines = [line.strip() for line in read_text(file, ScheduleError).splitlines()]
+    about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    share, times, psnr = TIME.search(about), SPEED.search(about), PSNR.search(about)
+    time = float(share[1]) / 100 if share else 1 / float(times[1]) if times else None
+    return NamedSchedule(file.stem, schedule, time, float(psnr[1]) if psnr else None, about)
+
+
+def ordered(
+    schedules: Iterable[NamedSchedule],
+) -> tuple[Sequence[NamedSchedule], Sequence[NamedSchedule]]:
+    """Those that no other is both closer and faster than, from slow to fast; and the rest."""
+    measured = [each for each in schedules if each.time and each.psnr]
+    front = [each for each in measured if not any(_beats(other, each) for other in measured)]
+    names = {each.name for each in front}
+    rest = [each for each in schedules if each.name not in names]
+    return sorted(front, key=lambda each: -(each.time or 0)), rest
+
+
+def _beats(one: NamedSchedule, other: NamedSchedule) -> bool:
+    mine, yours = (one.time or 0, -(one.psnr or 0)), (other.time or 0, -(other.psnr or 0))
+    return mine != yours and mine[0] <= yours[0] and mine[1] <= yours[1]
+
+
+def _read_folder(folder: Path | None) -> list[NamedSchedule]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise ScheduleError(f"{folder}: is not a folder of schedules")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    taken = {*Schedule.presets(), CUSTOM}
+    found = [read_named(file) for file in files[:MAX_TUNED]]
+    return [
+        each._replace(name=f"{each.name} (tuned)") if each.name in taken else each for each in found
+    ]

@@ -1,0 +1,1 @@
+"""A comparison: its images, made and kept, and how they are shown."""

@@ -1,0 +1,73 @@
+"""Read the ``parameters`` text that AUTOMATIC1111's web UI and others write into their images."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..errors import SettingsError
+from ..image_settings import ImageSettings
+from ..models.schedulers import class_name
+from .records import ImageRecord
+
+FIELD = re.compile(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+"""A name and a value, which is quoted if it has a comma or colon."""
+
+NEGATIVE = "Negative prompt:"
+
+SETTINGS = {
+    "Seed": ("seed", int),
+    "Steps": ("num_inference_steps", int),
+    "CFG scale": ("guidance_scale", float),
+}
+"""Settings by the names of their fields."""
+
+MAX_TEXT = 64 * 1024
+"""Characters of such a text."""
+
+
+def read_parameters(text: str) -> ImageRecord:
+    """Read the settings of an image.
+
+    Args:
+        text: The prompt, the negative prompt if there is one, and a last line of fields
+            (``Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: …``).
+
+    Raises:
+        SettingsError: If it has no such line, or a setting is out of range.
+
+    Example:
+        >>> record = read_parameters("a fox\\nSteps: 20, Sampler: Euler a, Seed: 7, Size: 512x768")
+        >>> record.settings.seed, record.settings.height, record.scheduler
+        (7, 768, 'EulerAncestralDiscreteScheduler')
+    """
+    *lines, last = text[:MAX_TEXT].strip().split("\n")
+    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall(last)}
+    if "Steps" not in fields:
+        raise SettingsError("the image's parameters have no line with Steps")
+    prompt, _, negative = "\n".join(lines).partition(NEGATIVE)
+    settings: dict[str, Any] = {"prompt": prompt.strip(), "negative_prompt": negative.strip()}
+    for field, (name, kind) in SETTINGS.items():
+        try:
+            settings |= {name: kind(fields[field])} if field in fields else {}
+        except ValueError:
+            raise SettingsError(f"{field}: is not a number in the image's parameters") from None
+    if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", fields.get("Size", "")):
+        settings |= {"width": int(size[1]), "height": int(size[2])}
+    sampler = fields.get("Sampler")
+    return ImageRecord(
+        settings=ImageSettings(**settings),
+        model=fields.get("Model", "unknown"),
+        scheduler=None if sampler is None else class_name(sampler),
+    )
+
+
+def _unquoted(value: str) -> str:
+    value = value.strip()
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value.strip('"')
+    return value
