@@ -18,7 +18,7 @@ from torch import Tensor
 from agentsd import Schedule, apply_patch, patched
 from agentsd.benchmark.stopwatch import inputs_of
 
-pytestmark = pytest.mark.usefixtures("small_grids")
+pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
 
 CUDA = pytest.param(
     "cuda",

@@ -9,10 +9,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import call, latents, patched_layers, sdxl_unet, tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch
 from agentsd.patching import processor
+from agentsd.patching.work import operation_counter
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -255,7 +255,7 @@ def counted(unet: Any, place: int) -> int:
     for index in range(place):
         call(unet, timesteps[index], text=77)
     # The CPU's own kernel is not counted.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with operation_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         call(unet, timesteps[place], text=77)
     return int(counter.get_total_flops())
 

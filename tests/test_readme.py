@@ -31,6 +31,7 @@ NOT_RUN = {
     "agentsd app": "runs until it is stopped; test_app_load.py does both",
     "from gradio_client import Client": "needs a server; test_app_server.py has one",
     "import timm": "needs timm; test_vision_models.py has it",
+    "import agentsd  # tuning takes minutes": "test_tuning.py does it in seconds",
 }
 """First lines of what other tests run."""
 

@@ -192,7 +192,7 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
         >>> from agentsd import Phase, Schedule
         >>> schedule = Schedule(phases=[Phase(method="keys", cache_interval=3)])
         >>> "".join("light whole ".split()[w][0] for w in whole_steps(schedule, 12))
-        'wwllwllwllw'
+        'wlwllwllwllw'
     """
     known: list[Feature] = []
     whole = []

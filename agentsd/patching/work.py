@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
 
 from .deep_features import whole_steps
 from .denoising_step import Position
@@ -118,11 +118,24 @@ def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     return found
 
 
+def operation_counter() -> FlopCounterMode:
+    """A counter that knows the product by which ``keys`` projects its keys, as PyTorch's does not.
+
+    Example:
+        >>> with operation_counter() as counter:
+        ...     _ = torch.zeros(2, 3, 4).baddbmm_(torch.ones(2, 3, 5), torch.ones(2, 5, 4))
+        >>> counter.get_total_flops() == 2 * 2 * 3 * 5 * 4
+        True
+    """
+    inplace = {torch.ops.aten.baddbmm_: baddbmm_flop}
+    return FlopCounterMode(display=False, custom_mapping=inplace)
+
+
 def _operations(unet: Any, inputs: dict[str, Any]) -> Operations:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), operation_counter() as counter:
         unet(**inputs)
     counts = counter.get_flop_counts()["Global"]
-    # On the meta device, attention is two batched products; its projections are plain ones.
-    names = ("bmm", "scaled_dot_product")
+    # On the meta device, attention is two batched products; projections are other ones.
+    names = ("aten.bmm", "scaled_dot_product")
     attention = sum(n for kind, n in counts.items() if any(name in str(kind) for name in names))
     return Operations(attention, counter.get_total_flops() - attention)
