@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from .deep_features import whole_steps
 from .denoising_step import Position
@@ -127,8 +127,12 @@ def operation_counter() -> FlopCounterMode:
         >>> counter.get_total_flops() == 2 * 2 * 3 * 5 * 4
         True
     """
-    inplace = {torch.ops.aten.baddbmm_: baddbmm_flop}
-    return FlopCounterMode(display=False, custom_mapping=inplace)
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
+
+
+def _product(_: torch.Size, a: torch.Size, b: torch.Size, **__: Any) -> int:
+    """Operations of a batched product ``[B, N, K]`` by ``[B, K, M]``."""
+    return 2 * a.numel() * b[-1]
 
 
 def _operations(unet: Any, inputs: dict[str, Any]) -> Operations:
