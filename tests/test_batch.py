@@ -416,7 +416,7 @@ def test_the_manifest_has_notes_on_negative_prompts(start: Any, tmp_path: Path) 
     start(prompts=(), source=file)
     unused, cut = (line["notes"] for line in manifest(tmp_path / "run"))
     assert "negative prompt is not used" in unused[0]
-    assert "negative prompt is longer" in cut[0]
+    assert "negative prompt too long" in cut[0]
 
 
 def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> None:
