@@ -276,6 +276,24 @@ def test_errors_stay_where_they_belong(page: Page) -> None:
     expect(page.locator("#settings-message .message")).to_have_count(0)
 
 
+def test_slow_answers_do_not_keep_the_page_busy(page: Page) -> None:
+    """Handlers that wait for each other's last call must not call each other forever."""
+    begun: list[float] = []
+
+    def late(route: Any) -> None:
+        begun.append(time.monotonic())
+        time.sleep(0.5 if len(begun) % 3 == 1 else 0.05)
+        route.continue_()
+
+    page.route("**/predict", late)
+    for side, value in (("Width", 96), ("Height", 96), ("Height", 64), ("Width", 64)):
+        fill(number(page, f"{side} in pixels"), value)
+    page.wait_for_timeout(8000)
+    assert len(begun) > 8
+    assert begun[-1] < time.monotonic() - 2
+    expect(number(page, "Height in pixels")).to_have_value("64")
+
+
 def test_only_buttons_that_can_do_something_are_active(page: Page) -> None:
     open_advanced(page)
     begin, stop = page.locator("#generate"), page.locator("#stop")

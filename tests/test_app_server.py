@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -257,3 +259,16 @@ def test_leaving_stops_the_job(server: Server) -> None:
     leave(server.url)
     assert idle(server) < 3
     assert untouched(server)
+
+
+def test_one_handler_of_an_event_at_most_waits_for_the_last(server: Server) -> None:
+    """Two of them would call each other forever; see components/events.py."""
+    config = httpx.get(f"{server.url.rstrip('/')}/config").json()
+    waiting = Counter(
+        (target, event)
+        for handler in config["dependencies"]
+        if handler["trigger_mode"] == "always_last"
+        for target, event in map(tuple, handler["targets"])
+    )
+    assert waiting, "nothing was looked at"
+    assert [event for event, count in waiting.items() if count > 1] == []

@@ -14,8 +14,16 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 QUICK: dict[str, Any] = {"queue": False, **PRIVATE}
 """Options of events that do not wait for the device."""
 
+EACH: dict[str, Any] = {"trigger_mode": "multiple", **QUICK}
+"""Options of events that come in quick succession, and are all answered."""
+
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-"""Options of events that come in quick succession, where only the last one matters."""
+"""Options of events that come in quick succession, where only the last one matters.
+
+For at most one handler of an event: when one has waited for its turn, gradio calls all handlers of
+the event again, so that two of them keep each other going forever. It is also gradio's default for
+changes.
+"""
 
 DEVICE: dict[str, Any] = {"concurrency_limit": None}
 """Options of events that need the device; they wait in the worker's queue, not in gradio's, which

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import AgentSDError
-from ..components.events import LATEST
+from ..components.events import EACH
 from ..jobs.pace import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ModelCatalog
@@ -54,7 +54,7 @@ class Prediction:
             return [gr.skip() if line is None else line for _ in lines]
 
         changes = [control.change for control in [*inputs, measured]]
-        gr.on([page.load, *changes], show, inputs, lines, **LATEST)
+        gr.on([page.load, *changes], show, inputs, lines, **EACH)
 
     def _line(
         self, model: str, steps: int, guidance: float, height: int, width: int, text: str

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import AgentSDError
-from ..components.events import LATEST, QUICK
+from ..components.events import EACH, LATEST, QUICK
 from ..jobs.pace import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest, ModelCatalog
@@ -61,7 +61,7 @@ class SizeChoice:
         size = [controls.by_setting[name] for name in ("height", "width")]
         self.buttons.input(self._choose, self.buttons, size, **QUICK)
         for control in size:
-            control.change(self._match, [watched[0], *size], self.buttons, **LATEST)
+            control.change(self._match, [watched[0], *size], self.buttons, **EACH)
         outputs = [self.buttons, self.chart]
         changes = [control.change for control in inputs]
         gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)

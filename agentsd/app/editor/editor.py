@@ -11,7 +11,7 @@ import gradio as gr
 from ...errors import AgentSDError, ScheduleError, SettingsError
 from ...settings import dump_yaml
 from ..components import markup
-from ..components.events import LATEST, QUICK, on_choice
+from ..components.events import EACH, LATEST, QUICK, on_choice
 from ..components.page_errors import errors_in
 from ..requests.schedule_library import ScheduleLibrary
 from ..requests.schedule_text import CUSTOM, MAX_YAML, read_schedule
@@ -216,7 +216,7 @@ class ScheduleEditor:
         here = errors_in(self._message)
         source = [self.yaml, *self._image]
         changed = [self.yaml, self._written, *self._image]
-        self.yaml.change(here(self._change_text), changed, self.outputs, **LATEST)
+        self.yaml.change(here(self._change_text), changed, self.outputs, **EACH)
         self._preset.input(
             here(self._choose_preset), [self._preset, *source], self.outputs, **QUICK
         )
@@ -237,7 +237,7 @@ class ScheduleEditor:
                 else:
                     control.input(edit, [*source, *row.inputs], self.outputs, **LATEST)
         for control in self._image:
-            control.change(here(self._view), source, self.outputs, **LATEST)
+            control.change(here(self._view), source, self.outputs, **EACH)
 
     def _show_at_start(self) -> None:
         updates = self.load(self._preset.value, *(control.value for control in self._image))

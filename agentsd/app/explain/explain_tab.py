@@ -11,7 +11,7 @@ import gradio as gr
 
 from ...errors import SettingsError
 from ..components import markup
-from ..components.events import LATEST, QUICK
+from ..components.events import EACH, LATEST, QUICK
 from ..components.job_buttons import JobButtons, PageJob
 from ..components.page_errors import errors_in
 from ..jobs.job import Job
@@ -62,7 +62,7 @@ class ExplainTab:
             elem_id="explain-drawing",
         )
         outputs = [self._caption, self._drawing, self._place]
-        last.change(lambda image: gr.update(interactive=image is not None), last, begin, **QUICK)
+        last.change(lambda image: gr.update(interactive=image is not None), last, begin, **EACH)
         JobButtons(worker, begin, stop, self._status).connect(
             "explain", self._check, [last], [self._key, self._step, *outputs]
         )

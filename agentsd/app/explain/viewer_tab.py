@@ -12,7 +12,7 @@ import gradio as gr
 
 from ...errors import SettingsError
 from ..components import markup
-from ..components.events import LATEST, QUICK, on_choice
+from ..components.events import EACH, LATEST, on_choice
 from ..components.job_buttons import JobButtons, PageJob
 from ..components.page_errors import errors_in
 from ..jobs.job import Job
@@ -79,7 +79,7 @@ class ViewerTab:
         )
         controls = [self._layer, self._step, self._view]
         outputs = [self._caption, self._drawing]
-        last.change(lambda image: gr.update(interactive=image is not None), last, record, **QUICK)
+        last.change(lambda image: gr.update(interactive=image is not None), last, record, **EACH)
         JobButtons(worker, record, stop, self._status).connect(
             "record", self._check, [last], [self._key, self._choices, *controls, *outputs]
         )

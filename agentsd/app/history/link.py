@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..components.events import QUICK
+from ..components.events import EACH, QUICK
 from ..components.page_errors import errors_in
 from ..controls.image_controls import RANDOM_SEED, ImageControls
 from ..requests.schedule_text import CUSTOM
@@ -55,4 +55,4 @@ def follow_settings(
     for name, value in values.items():
         js = js.replace(name, json.dumps(value))
     inputs = [controls.preset, yaml, *controls.linked.values()]
-    gr.on([control.change for control in inputs], None, inputs, None, js=js, **QUICK)
+    gr.on([control.change for control in inputs], None, inputs, None, js=js, **EACH)
