@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...patching.layers import AttentionLayer, find_attention_layers, find_unet
-from ...patching.processor import LAYER, PatchedLayer, Projections
+from ...patching.processor import Projections
 from ..jobs.job import Job
 from ..requests.catalog import ImageRequest
 from ..requests.request_options import with_options
+from .patched_calls import PatchedCall, patchable_layers, watched
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -95,61 +95,37 @@ def explain(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Explain
 def recorded(pipe: DiffusionPipeline, request: ImageRequest) -> Iterator[list[AttentionMap]]:
     """Record while the block runs: the last patched layer of the highest resolution."""
     maps: list[AttentionMap] = []
-    layers = [
-        layer
-        for layer in find_attention_layers(find_unet(pipe))
-        if layer.unpatchable_reason is None
-    ]
+    layers = patchable_layers(pipe)
     top = min(layer.downsample for layer in layers)
-    layer = [layer for layer in layers if layer.downsample == top][-1]
-    settings = request.settings
-    grid = [
-        -(-(side or 0) // pipe.vae_scale_factor // layer.downsample)
-        for side in (settings.height, settings.width)
-    ]
-    handle = layer.module.register_forward_pre_hook(
-        _hook(layer, (grid[0], grid[1]), maps), with_kwargs=True
-    )
-    try:
-        yield maps
-    finally:
-        handle.remove()
 
-
-def _hook(layer: AttentionLayer, grid: tuple[int, int], maps: list[AttentionMap]) -> Any:
-    def record(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        patched: PatchedLayer | None = vars(attn).get(LAYER)
-        step = patched.step_for(x.shape[1]) if patched is not None else None
-        if patched is None or step is None:
-            return
-        number, steps = step.position.step, step.position.num_steps
-        size = 2 * torch.half.itemsize * x[-1:].numel()  # queries, and at most as many keys
+    def see(_: str, call: PatchedCall) -> None:
+        size = 2 * torch.half.itemsize * call.x[-1:].numel()  # queries, and at most as many keys
         wanted = max(1, min(MOST_STEPS, MAX_BYTES // size))
-        if number % ceil(steps / wanted) or any(each.step == number + 1 for each in maps):
-            return
-        chosen = step.chosen[patched.downsample, attn.heads]
-        plan = step.plans[patched.downsample]
-        projections = _Listening(attn, in_float32=False)
-        with torch.no_grad():
-            step.phase.attention(projections, x[-1:], chosen, plan)
-            seen = step.phase.observe(Projections(attn, in_float32=False), x, chosen, plan)
-        queries, keys, scale = projections.heard
-        tokens = np.arange(x.shape[1])
-        owner = tokens if seen.owner is None else seen.owner.cpu().numpy()
-        if plan.agents and seen.places is not None:
-            places: Any = seen.places.cpu().numpy()
-        elif seen.owner is not None:
-            places = _representatives(owner)
-        else:
-            places = chosen.cpu().numpy()  # [H, m] for keys
-        maps.append(
-            AttentionMap(
-                number + 1, *grid, queries, owner, keys, scale, places, seen.targets or "tokens"
-            )
-        )
+        is_known = any(each.step == call.number + 1 for each in maps)
+        if call.number % ceil(call.num_steps / wanted) == 0 and not is_known:
+            maps.append(_map_of(call, call.grid(pipe, request.settings)))
 
-    return record
+    with watched([layer for layer in layers if layer.downsample == top][-1:], see):
+        yield maps
+
+
+def _map_of(call: PatchedCall, grid: tuple[int, int]) -> AttentionMap:
+    phase, x, chosen, plan = call.step.phase, call.x, call.chosen, call.plan
+    projections = _Listening(call.attn, in_float32=False)
+    with torch.no_grad():
+        phase.attention(projections, x[-1:], chosen, plan)
+        seen = phase.observe(Projections(call.attn, in_float32=False), x, chosen, plan)
+    queries, keys, scale = projections.heard
+    tokens = np.arange(x.shape[1])
+    owner = tokens if seen.owner is None else seen.owner.cpu().numpy()
+    if plan.agents and seen.places is not None:
+        places: Any = seen.places.cpu().numpy()
+    elif seen.owner is not None:
+        places = _representatives(owner)
+    else:
+        places = chosen.cpu().numpy()  # [H, m] for keys
+    targets = seen.targets or "tokens"
+    return AttentionMap(call.number + 1, *grid, queries, owner, keys, scale, places, targets)
 
 
 class _Listening(Projections):

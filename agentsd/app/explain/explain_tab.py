@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -20,9 +18,7 @@ from ..requests.catalog import ImageRequest
 from ..result.compare import planned
 from . import attention_view
 from .attention_view import Explained
-
-MAX_KEPT = 4
-"""Recordings kept at a time, of all visitors; those longest unused go first."""
+from .recordings import Recordings
 
 CENTRE = (0.5, 0.5)
 """Where the first drawing looks, as shares of width and height."""
@@ -38,7 +34,7 @@ class ExplainTab:
 
     def __init__(self, worker: Worker, last: Any) -> None:
         self._worker = worker
-        self._kept: OrderedDict[str, Explained] = OrderedDict()
+        self._kept = Recordings[Explained]()
         gr.Markdown(
             "Every place of an image asks others what to become. In the original, it listens to "
             "all of them; with agentsd, to a few. **Click a place to see the ones it listens to.** "
@@ -83,7 +79,6 @@ class ExplainTab:
         kept = self._kept.get(key)
         if kept is None:
             return {self._caption: markup.note("That recording is no longer here; record again.")}
-        self._kept.move_to_end(key)
         seen = min(kept.maps, key=lambda each: abs(each.step - step))
         token = seen.token_at(*place)
         return {
@@ -109,10 +104,7 @@ class ExplainTab:
         """Keep a recording and show its middle step."""
         if not made.maps:
             return {self._status: markup.note("This schedule changes no layer at this size.")}
-        key = secrets.token_hex(16)
-        self._kept[key] = made
-        while len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+        key = self._kept.add(made)
         steps = [each.step for each in made.maps]
         middle = steps[len(steps) // 2]
         last = max(steps[-1], steps[0] + 1)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...patching.layers import find_attention_layers, find_unet
-from ...patching.processor import LAYER, PatchedLayer, Projections
+from ...patching.processor import Projections
 from ..jobs.job import Job
 from ..requests.catalog import ImageRequest
 from ..requests.request_options import with_options
+from .patched_calls import PatchedCall, patchable_layers, watched
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -87,46 +87,21 @@ def _hooks(
     request: ImageRequest,
     snapshots: dict[tuple[int, str], LayerSnapshot],
 ) -> Iterator[None]:
-    """Fill ``snapshots`` from hooks before the layers' calls."""
-    layers = [
-        layer
-        for layer in find_attention_layers(find_unet(pipe))
-        if layer.unpatchable_reason is None
-    ]
-    rows, columns = (
-        (side or 0) // pipe.vae_scale_factor
-        for side in (request.settings.height, request.settings.width)
-    )
+    """Fill ``snapshots`` before the layers' calls."""
+    layers = patchable_layers(pipe)
     bytes_a_token = 3 * np.dtype(np.int32).itemsize * len(layers)
 
-    def hook(name: str) -> Any:
-        def record(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            layer: PatchedLayer | None = vars(attn).get(LAYER)
-            step = layer.step_for(x.shape[1]) if layer is not None else None
-            if layer is None or step is None:
-                return
-            number, steps = step.position.step, step.position.num_steps
-            if number % ceil(bytes_a_token * x.shape[1] * steps / MAX_BYTES):
-                return
-            grid = -(-rows // layer.downsample), -(-columns // layer.downsample)
-            chosen = step.chosen[layer.downsample, attn.heads]
-            plan = step.plans[layer.downsample]
-            with torch.no_grad():
-                seen = step.phase.observe(Projections(attn, in_float32=False), x, chosen, plan)
-            snapshots[number + 1, name] = LayerSnapshot(*grid, *map(_to_numpy, seen))
+    def see(name: str, call: PatchedCall) -> None:
+        if call.number % ceil(bytes_a_token * call.x.shape[1] * call.num_steps / MAX_BYTES):
+            return
+        projections = Projections(call.attn, in_float32=False)
+        with torch.no_grad():
+            seen = call.step.phase.observe(projections, call.x, call.chosen, call.plan)
+        grid = call.grid(pipe, request.settings)
+        snapshots[call.number + 1, name] = LayerSnapshot(*grid, *map(_to_numpy, seen))
 
-        return record
-
-    handles = [
-        layer.module.register_forward_pre_hook(hook(layer.name), with_kwargs=True)
-        for layer in layers
-    ]
-    try:
+    with watched(layers, see):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _to_numpy(value: Tensor | str | None) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -20,9 +18,7 @@ from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest
 from ..result.compare import planned
 from . import viewer
-
-MAX_RECORDINGS = 4
-"""Recordings kept at a time, of all visitors; those longest unused go first."""
+from .recordings import Recordings
 
 
 class ViewerTab:
@@ -35,7 +31,7 @@ class ViewerTab:
 
     def __init__(self, worker: Worker, last: Any) -> None:
         self._worker = worker
-        self._recordings: OrderedDict[str, viewer.Recording] = OrderedDict()
+        self._recordings = Recordings[viewer.Recording]()
         gr.Markdown(
             "Which tokens are merged, where the agents or keys are, and which of them each token "
             "attends to most. The image is made again to record this; the times above do not "
@@ -92,7 +88,6 @@ class ViewerTab:
         recording = self._recordings.get(key)
         if recording is None or view not in viewer.VIEWS:
             return {self._caption: markup.note("That recording is no longer here; record again.")}
-        self._recordings.move_to_end(key)
         nearest = min(recording.steps, key=lambda recorded: abs(recorded - step))
         snapshot = recording.snapshots.get((nearest, layer))
         if snapshot is None:
@@ -120,10 +115,7 @@ class ViewerTab:
         if not recording.snapshots:
             note = "This schedule changes no layer at this size."
             return {self._status: markup.note(note)}
-        key = secrets.token_hex(16)
-        self._recordings[key] = recording
-        while len(self._recordings) > MAX_RECORDINGS:
-            self._recordings.popitem(last=False)
+        key = self._recordings.add(recording)
         first, last = recording.steps[0], recording.steps[-1]
         step, layer, view = viewer.first_view(recording)
         return self._show(key, layer, step, view) | {

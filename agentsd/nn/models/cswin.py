@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ...errors import ModelError
 from ...methods.agent_attention import softmax_attention
 from ..attention import AgentAttention
 from ..bias import Grid
-from ..published import BIAS, convert_published, renamed
-from .data_config import data_config
+from ..published import BIAS, renamed
 from .pyramid import Pyramid, StageSpec
+from .registration import create, data_config
 
 __all__ = ["AgentCSWin"]  # timm adds the models
 
@@ -144,18 +144,6 @@ def _striped(width: int, heads: int, stripes: int, _: Grid, **options: Any) -> n
     return CrossShapedAttention(width, heads, stripes, **options)
 
 
-def _create(variant: str, pretrained: bool, **options: Any) -> AgentCSWin:
-    model: AgentCSWin = build_model_with_cfg(
-        AgentCSWin,
-        variant,
-        pretrained,
-        pretrained_filter_fn=convert_published,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **options,
-    )
-    return model
-
-
 default_cfgs = generate_default_cfgs(
     {f"agent_cswin_{size}": data_config("stages.0.proj") for size in ("tiny", "small", "base")}
 )
@@ -164,17 +152,19 @@ default_cfgs = generate_default_cfgs(
 @register_model  # type: ignore[untyped-decorator]
 def agent_cswin_tiny(pretrained: bool = False, **options: Any) -> AgentCSWin:
     """Agent-CSWin-T, 20.5 million parameters."""
-    return _create("agent_cswin_tiny", pretrained, **{"depths": (2, 4, 18, 1)} | options)
+    return create(AgentCSWin, "agent_cswin_tiny", pretrained, **{"depths": (2, 4, 18, 1)} | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_cswin_small(pretrained: bool = False, **options: Any) -> AgentCSWin:
     """Agent-CSWin-S, 32.8 million parameters."""
-    return _create("agent_cswin_small", pretrained, **{"depths": (3, 6, 29, 2)} | options)
+    return create(
+        AgentCSWin, "agent_cswin_small", pretrained, **{"depths": (3, 6, 29, 2)} | options
+    )
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_cswin_base(pretrained: bool = False, **options: Any) -> AgentCSWin:
     """Agent-CSWin-B, 73.2 million parameters."""
-    own = {"depths": (3, 6, 29, 2), "embed_dim": 96, "num_heads": (4, 8, 16, 32)}
-    return _create("agent_cswin_base", pretrained, **own | options)
+    own: dict[str, Any] = {"depths": (3, 6, 29, 2), "embed_dim": 96, "num_heads": (4, 8, 16, 32)}
+    return create(AgentCSWin, "agent_cswin_base", pretrained, **own | options)

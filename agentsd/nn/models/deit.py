@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 from timm.layers import LayerNorm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from ...errors import ModelError
 from ..attention import AgentAttention
-from ..published import BIAS, convert_published, renamed
-from .data_config import data_config
+from ..published import BIAS, renamed
+from .registration import create, data_config
 
 __all__ = ["AgentDeiT"]  # timm adds the models
 
@@ -73,15 +73,8 @@ class AgentDeiT(VisionTransformer):  # type: ignore[misc]  # timm is untyped
 
 def _create(variant: str, pretrained: bool, **options: Any) -> AgentDeiT:
     fixed = {"patch_size": 16, "depth": 12, "norm_layer": partial(LayerNorm, eps=1e-6)}
-    model: AgentDeiT = build_model_with_cfg(
-        AgentDeiT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=convert_published,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **fixed | options,
-    )
-    return model
+    features = {"out_indices": 3, "feature_cls": "getter"}
+    return create(AgentDeiT, variant, pretrained, features, **fixed | options)
 
 
 default_cfgs = generate_default_cfgs(
@@ -104,5 +97,5 @@ def agent_deit_small(pretrained: bool = False, **options: Any) -> AgentDeiT:
 @register_model  # type: ignore[untyped-decorator]
 def agent_deit_base(pretrained: bool = False, **options: Any) -> AgentDeiT:
     """Agent-DeiT-B, 87.2 million parameters; 81 agents in the first four blocks."""
-    own = {"embed_dim": 768, "num_heads": 12, "agents": 81, "agent_blocks": 4}
+    own: dict[str, Any] = {"embed_dim": 768, "num_heads": 12, "agents": 81, "agent_blocks": 4}
     return _create("agent_deit_base", pretrained, **own | options)

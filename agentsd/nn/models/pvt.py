@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from ..attention import AgentAttention
-from ..published import BIAS, convert_published, renamed
-from .data_config import data_config
+from ..published import BIAS, renamed
 from .pyramid import Pyramid, StageSpec
+from .registration import create, data_config
 
 __all__ = ["AgentPVT"]  # timm adds the models
 
@@ -69,18 +69,6 @@ class AgentPVT(Pyramid):
         return weights
 
 
-def _create(variant: str, pretrained: bool, **options: Any) -> AgentPVT:
-    model: AgentPVT = build_model_with_cfg(
-        AgentPVT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=convert_published,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **options,
-    )
-    return model
-
-
 default_cfgs = generate_default_cfgs(
     {
         f"agent_pvt_{size}": data_config("stages.0.proj")
@@ -92,22 +80,22 @@ default_cfgs = generate_default_cfgs(
 @register_model  # type: ignore[untyped-decorator]
 def agent_pvt_tiny(pretrained: bool = False, **options: Any) -> AgentPVT:
     """Agent-PVT-T, 11.6 million parameters."""
-    return _create("agent_pvt_tiny", pretrained, **{"depths": (2, 2, 2, 2)} | options)
+    return create(AgentPVT, "agent_pvt_tiny", pretrained, **{"depths": (2, 2, 2, 2)} | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_pvt_small(pretrained: bool = False, **options: Any) -> AgentPVT:
     """Agent-PVT-S, 20.6 million parameters."""
-    return _create("agent_pvt_small", pretrained, **{"depths": (3, 4, 6, 3)} | options)
+    return create(AgentPVT, "agent_pvt_small", pretrained, **{"depths": (3, 4, 6, 3)} | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_pvt_medium(pretrained: bool = False, **options: Any) -> AgentPVT:
     """Agent-PVT-M, 35.9 million parameters."""
-    return _create("agent_pvt_medium", pretrained, **{"depths": (3, 4, 18, 3)} | options)
+    return create(AgentPVT, "agent_pvt_medium", pretrained, **{"depths": (3, 4, 18, 3)} | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_pvt_large(pretrained: bool = False, **options: Any) -> AgentPVT:
     """Agent-PVT-L, 48.7 million parameters."""
-    return _create("agent_pvt_large", pretrained, **{"depths": (3, 8, 27, 3)} | options)
+    return create(AgentPVT, "agent_pvt_large", pretrained, **{"depths": (3, 8, 27, 3)} | options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.swin_transformer import (
     SwinTransformer,
     SwinTransformerBlock,
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..attention import AgentAttention
 from ..bias import Grid
-from ..published import BIAS, convert_published, renamed
-from .data_config import data_config
+from ..published import BIAS, renamed
+from .registration import create, data_config
 
 __all__ = ["AgentSwin"]  # timm adds the models
 
@@ -89,18 +89,6 @@ class AgentSwin(SwinTransformer):  # type: ignore[misc]  # timm is untyped
         return renamed(checkpoint_filter_fn(weights, self), [BIAS])
 
 
-def _create(variant: str, pretrained: bool, **options: Any) -> AgentSwin:
-    model: AgentSwin = build_model_with_cfg(
-        AgentSwin,
-        variant,
-        pretrained,
-        pretrained_filter_fn=convert_published,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **options,
-    )
-    return model
-
-
 default_cfgs = generate_default_cfgs(
     {
         f"agent_swin_{size}": data_config("patch_embed.proj", "head.fc")
@@ -112,24 +100,24 @@ default_cfgs = generate_default_cfgs(
 @register_model  # type: ignore[untyped-decorator]
 def agent_swin_tiny(pretrained: bool = False, **options: Any) -> AgentSwin:
     """Agent-Swin-T, 28.9 million parameters; agents in the first three stages."""
-    own = {"depths": (2, 2, 6, 2), "agent_blocks": (2, 2, 6, 0)}
-    return _create("agent_swin_tiny", pretrained, **own | options)
+    own: dict[str, Any] = {"depths": (2, 2, 6, 2), "agent_blocks": (2, 2, 6, 0)}
+    return create(AgentSwin, "agent_swin_tiny", pretrained, **own | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_swin_small(pretrained: bool = False, **options: Any) -> AgentSwin:
     """Agent-Swin-S, 49.7 million parameters; agents in the first two stages."""
-    own = {"depths": (2, 2, 18, 2), "agent_blocks": (2, 2, 0, 0)}
-    return _create("agent_swin_small", pretrained, **own | options)
+    own: dict[str, Any] = {"depths": (2, 2, 18, 2), "agent_blocks": (2, 2, 0, 0)}
+    return create(AgentSwin, "agent_swin_small", pretrained, **own | options)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def agent_swin_base(pretrained: bool = False, **options: Any) -> AgentSwin:
     """Agent-Swin-B, 88.1 million parameters; agents in the first two blocks of three stages."""
-    own = {
+    own: dict[str, Any] = {
         "embed_dim": 128,
         "depths": (2, 2, 18, 2),
         "num_heads": (4, 8, 16, 32),
         "agent_blocks": (2, 2, 2, 0),
     }
-    return _create("agent_swin_base", pretrained, **own | options)
+    return create(AgentSwin, "agent_swin_base", pretrained, **own | options)
