@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contrast import CONTRAST_OF
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from serving import opened, served
@@ -393,33 +394,19 @@ def test_plots_compare_with_the_unpatched_image_and_outlive_a_stop(
     expect(image).not_to_have_attribute("src", before or "")
 
 
-CONTRAST = """() => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => {
-    const [r, g, b] = c.slice(0, 3).map((v) => {
-      v /= 255;
-      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const found = {};
+CONTRAST = f"""() => {{
+{CONTRAST_OF}  const found = {{}};
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
+  while (texts.nextNode()) {{
     const element = texts.currentNode.parentElement, words = texts.currentNode.data.trim();
-    if (!words || !element.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+    if (!words || !element.checkVisibility({{ visibilityProperty: true, opacityProperty: true }}))
       continue;
     if (element.closest(":disabled, script, style, [data-testid=slider]")) continue;
-    let back = null;
-    for (let at = element; at && !back; at = at.parentElement) {
-      const colour = rgb(getComputedStyle(at).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0.9) back = colour;
-    }
-    const [a, b] = [light(rgb(getComputedStyle(element).color)), light(back ?? [255, 255, 255])];
-    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const contrast = contrastOf(element);
     if (contrast < LEAST) found[words.slice(0, 40)] = contrast;
-  }
+  }}
   return found;
-}"""
+}}"""
 
 
 def test_all_text_can_be_read(page: Page) -> None:

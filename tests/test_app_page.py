@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from contrast import CONTRAST_OF
 from diffusers import LCMScheduler
 from playwright.sync_api import Page, expect
 from serving import free_port, idle, opened, served
@@ -340,25 +341,7 @@ def contrast(page: Page, locator: str) -> float:
     """Contrast of a text to its background, as WCAG measures it."""
     return float(
         page.evaluate(
-            """(where) => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => {
-    const [r, g, b] = c.slice(0, 3).map((v) => {
-      v /= 255;
-      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  let element = document.querySelector(where);
-  const text = light(rgb(getComputedStyle(element).color));
-  let back = null;
-  for (; element && !back; element = element.parentElement) {
-    const found = rgb(getComputedStyle(element).backgroundColor);
-    if (found.length < 4 || found[3] > 0.9) back = light(found);
-  }
-  back = back ?? 1;
-  return (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
-}""",
+            f"(where) => {{ {CONTRAST_OF} return contrastOf(document.querySelector(where)); }}",
             locator,
         )
     )

@@ -86,7 +86,7 @@ def write(report: dict[str, Any], out: Path) -> Path:
     for metric in metrics[1:]:
         data = plot(report, metric)
         write_whole(out / f"{metric}.png", data)
-        plots.append(_data_uri(data, "png"))
+        plots.append(data_uri(data, "png"))
     write_whole(out / "table.md", markdown(report).encode())
     settings = {"protocol": report["protocol"], "made_with": report["made_with"]}
     settings["variants"] = {name: table[name]["spec"] for name in names}
@@ -108,8 +108,8 @@ def write(report: dict[str, Any], out: Path) -> Path:
             rows=[{"name": name, "cells": _cells(table[name], metrics)} for name in names],
             plots=plots,
             differences=differences,
-            samples=_jpeg(samples(report, out, names)),
-            worst=_jpeg(worst(report, out)),
+            samples=as_jpeg(samples(report, out, names)),
+            worst=as_jpeg(worst(report, out)),
             settings=json.dumps(settings, indent=2),
         )
     )
@@ -251,11 +251,13 @@ def worst(report: dict[str, Any], out: Path) -> Image.Image:
     )
 
 
-def _jpeg(image: Image.Image) -> str:
+def as_jpeg(image: Image.Image, quality: int = 85) -> str:
+    """An image for a page that has its pictures in itself: a data URI."""
     data = BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return _data_uri(data.getvalue(), "jpeg")
+    image.save(data, "JPEG", quality=quality)
+    return data_uri(data.getvalue(), "jpeg")
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """The data URI of an image's file, of the ``kind`` ``"png"`` or ``"jpeg"``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..errors import SettingsError
-from ..evaluation.report import LABELS, plot
+from ..evaluation.report import LABELS, as_jpeg, data_uri, plot
 from ..generation.image_files import side_by_side, write_whole
 from .judgement import UNPATCHED
 
@@ -64,8 +62,8 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
             metric=metric,
             label=LABELS[metric],
             rows=sorted(found["variants"].items(), key=lambda item: item[1]["time"]["mean"]),
-            plot=_data_uri(image, "png"),
-            samples=[_jpeg(each) for each in samples(found, folder, metric)],
+            plot=data_uri(image, "png"),
+            samples=[as_jpeg(each, quality=90) for each in samples(found, folder, metric)],
             schedule=schedule,
         )
     )
@@ -95,13 +93,3 @@ def samples(found: dict[str, Any], folder: Path, metric: str) -> list[Image.Imag
 
 def _image(folder: Path, number: int, name: str) -> Image.Image:
     return Image.open(folder / f"held-out-{number}-{name}.png").convert("RGB")
-
-
-def _jpeg(image: Image.Image) -> str:
-    data = BytesIO()
-    image.save(data, "JPEG", quality=90)
-    return _data_uri(data.getvalue(), "jpeg")
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

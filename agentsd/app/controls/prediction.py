@@ -9,11 +9,11 @@ import gradio as gr
 
 from ...errors import AgentSDError
 from ..components.events import EACH
-from ..jobs.pace import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ModelCatalog
 from ..requests.schedule_library import ScheduleLibrary
 from ..result.headline import speed
+from .asked_image import asked_image, timed_controls
 from .image_controls import ImageControls
 
 
@@ -46,8 +46,7 @@ class Prediction:
             lines: HTML components that show the line.
             page: The page, whose loading shows it first.
         """
-        names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
-        inputs = [*(controls.by_setting[name] for name in names), yaml]
+        inputs = timed_controls(controls, yaml)
 
         def show(*values: Any) -> list[Any]:
             line = self._line(*values)
@@ -56,27 +55,15 @@ class Prediction:
         changes = [control.change for control in [*inputs, measured]]
         gr.on([page.load, *changes], show, inputs, lines, **EACH)
 
-    def _line(
-        self, model: str, steps: int, guidance: float, height: int, width: int, text: str
-    ) -> str | None:
+    def _line(self, *values: Any) -> str | None:
         try:
-            request = self._catalog.request(
-                model=model,
-                prompt="-",
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                height=height,
-                width=width,
-                schedule=text,
-            )
-            pipe = self._worker.pipes[model]
-            ratio = self._worker.pace.speedup(
-                PlannedImage(pipe, request.settings, request.schedule)
-            )
+            request, image = asked_image(self._worker, self._catalog, *values)
+            ratio = self._worker.pace.speedup(image)
         except AgentSDError:  # shown by the control that is wrong
             return None
         name = self._library.name_of(request.schedule)
-        here = f"{width} × {height}, {steps} steps"
+        settings = request.settings
+        here = f"{settings.width} × {settings.height}, {settings.num_inference_steps} steps"
         expected = "" if ratio is None else f"<b>~{escape(speed(ratio))}</b> expected at {here}"
         return f'<p class="prediction">{expected}{_measured(self._library, name)}</p>'
 

@@ -9,12 +9,12 @@ import gradio as gr
 
 from ...errors import AgentSDError
 from ..components.events import EACH, LATEST, QUICK
-from ..jobs.pace import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest, ModelCatalog
 from ..result.comparisons import SavedComparison
 from ..result.size_chart import Measured, draw, size_label
 from ..result.sizes import SizeEstimate, offered_sizes, size_estimates
+from .asked_image import asked_image, timed_controls
 from .image_controls import ImageControls
 
 MAX_MEASURED = 64
@@ -55,13 +55,11 @@ class SizeChoice:
             yaml: The schedule.
             page: The page, whose loading shows the estimates.
         """
-        names = ("model", "num_inference_steps", "guidance_scale", "height", "width")
-        watched = [controls.by_setting[name] for name in names]
-        inputs = [*watched, yaml, self.measured]
-        size = [controls.by_setting[name] for name in ("height", "width")]
+        inputs = [self.measured, *timed_controls(controls, yaml)]
+        model, *size = (controls.by_setting[name] for name in ("model", "height", "width"))
         self.buttons.input(self._choose, self.buttons, size, **QUICK)
         for control in size:
-            control.change(self._match, [watched[0], *size], self.buttons, **EACH)
+            control.change(self._match, [model, *size], self.buttons, **EACH)
         outputs = [self.buttons, self.chart]
         changes = [control.change for control in inputs]
         gr.on([page.load, *changes], self._show, inputs, outputs, **LATEST)
@@ -86,25 +84,14 @@ class SizeChoice:
         size = _value(height, width)
         return gr.update(value=size if size in sizes else None)
 
-    def _show(self, *values: Any) -> list[Any]:
-        model, steps, guidance, height, width, text, measured = values
+    def _show(self, measured: list[Measured], *values: Any) -> list[Any]:
         try:
-            request = self._catalog.request(
-                model=model,
-                prompt="-",
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                height=height,
-                width=width,
-                schedule=text,
-            )
-            pipe = self._worker.pipes[model]
-            image = PlannedImage(pipe, request.settings, request.schedule)
-            found = size_estimates(self._worker.pace, image, self._sizes(model))
+            request, image = asked_image(self._worker, self._catalog, *values)
+            found = size_estimates(self._worker.pace, image, self._sizes(request.model))
         except AgentSDError:  # shown by the control that is wrong
             return [gr.skip(), gr.skip()]
         choices = [(size_label(each), _value(each.height, each.width)) for each in found]
-        key = model, _kind(request), steps
+        key = request.model, _kind(request), request.settings.num_inference_steps
         same = [m for m in measured if (m.model, m.schedule, m.steps) == key]
         return [gr.update(choices=choices), draw(found, same)]
 
