@@ -30,6 +30,9 @@ from tiny_models import (
 from torch import Tensor, nn
 
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
+from agentsd.generation.images import make_image
+from agentsd.generation.turns import warm_up, with_schedule
+from agentsd.image_settings import ImageSettings
 from agentsd.patching import deep_features
 from agentsd.patching.deep_features import extrapolated, find_parts, whole_steps
 from agentsd.patching.denoising_step import Call
@@ -95,6 +98,17 @@ def test_a_short_run_is_whole_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyP
         assert pattern(pipe, 4) == "wwww"
         assert pattern(pipe, 8) == "wwlwlwlw"
     assert whole_steps(cached(2), 7) == [True] * 7
+
+
+def test_a_warm_up_does_not_call_itself_short(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 4)
+    short = ImageSettings(prompt="red", num_inference_steps=2, height=64, width=64)
+    variant = with_schedule(cached(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warm_up(pipe, {"cached": variant}, short)
+    with variant(pipe), pytest.warns(UserWarning, match="computes each step whole"):
+        make_image(pipe, short)
 
 
 @pytest.mark.parametrize("branch", [0, 1])

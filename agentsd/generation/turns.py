@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -52,7 +53,9 @@ def warm_up(
         inputs: Further arguments of the pipeline's call.
     """
     for name, apply in variants.items():
-        with apply(pipe):
+        with apply(pipe), warnings.catch_warnings():
+            # That of a short run, which is what this is.
+            warnings.filterwarnings("ignore", "this run of .* computes each step whole")
             make(pipe, settings, f"warm-up, {name}", inputs)
 
 
