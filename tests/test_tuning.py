@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import smallest_unet, tiny_pipeline
+from tuning_of_tiny_models import FULL, cache, few_candidates
 
 from agentsd import Schedule, inspect_patch, patched, tune
 from agentsd.cli import main
@@ -19,8 +20,7 @@ from agentsd.generation.images import make_image
 from agentsd.image_settings import ImageSettings
 from agentsd.models.loading import model_fingerprint
 from agentsd.tuned_for import TunedFor
-from agentsd.tuning import probing, prompts, screening, step_costs, step_errors, tuner
-from agentsd.tuning import search as searching
+from agentsd.tuning import probing, step_errors
 from agentsd.tuning.budget import Budget, decibels
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment, schedule_of
 from agentsd.tuning.clock import OutOfTime, TuningProgress
@@ -36,13 +36,6 @@ pytestmark = pytest.mark.usefixtures("short_runs")
 STEPS = 8
 SMALL = {"height": 64, "width": 64, "num_inference_steps": STEPS, "guidance_scale": 2.0}
 PROMPTS = ["red", "blue", "green", "a", "b"]
-FULL = ATTENTION.index({"method": "full"})
-
-
-def cache(interval: int, branch: int, order: int) -> int:
-    """The index of a cache among the candidates'."""
-    wanted = {"cache_interval": interval, "cache_branch": branch, "cache_order": order}
-    return CACHES.index(wanted)
 
 
 @pytest.fixture
@@ -292,13 +285,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tune a tiny pipeline with few images and candidates; its progress is in ``seen``."""
     seen: list[TuningProgress] = []
     pipe = tiny_pipeline(tmp_path, smallest_unet())
-    monkeypatch.setattr(prompts, "TUNING", 2)
-    monkeypatch.setattr(prompts, "HELD_OUT", 2)
-    monkeypatch.setattr(screening, "ROUNDS", 0)
-    monkeypatch.setattr(step_costs, "ROUNDS", 1)
-    few = [(Segment(FULL, c, 5),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(3, -1, 0))]
-    for module in (searching, screening, tuner):
-        monkeypatch.setattr(module, "uniform_candidates", lambda _: few)
+    few_candidates(monkeypatch)
 
     def run(budget: str = "psnr>=30", **more: Any) -> Any:
         given = {"out": tmp_path / "mine.yaml", "minutes": 2, "model": "tiny", "weights": "w"}

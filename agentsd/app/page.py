@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -28,6 +29,7 @@ from .requests.limits import Limits
 from .requests.schedule_library import ScheduleLibrary
 from .result.comparisons import Comparisons
 from .result.saved_files import FILES_LAST
+from .tune.tune_tab import TuneTab
 
 
 def theme() -> gr.themes.Base:
@@ -108,6 +110,17 @@ def build(
                     controls.preset, controls.timeline, controls.message, draw, library
                 )
             inputs = [*controls.all, editor.yaml]
+            if limits.max_minutes:
+                with gr.Tab("Tune"):
+                    TuneTab(
+                        worker,
+                        limits,
+                        page.GRADIO_CACHE,
+                        inputs[1:],
+                        partial(request, "-"),  # the prompt comes first
+                        editor,
+                        controls.timeline,
+                    )
             with gr.Tab("Explain"):
                 ExplainTab(worker, panel.last)
             with gr.Tab("Layers"):

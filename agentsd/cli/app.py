@@ -45,6 +45,9 @@ def serve(
     * 1024,
     max_steps: Annotated[int, typer.Option(help="Most denoising steps of an image.")] = 100,
     max_images: Annotated[int, typer.Option(help="Most images of an X/Y plot.")] = 16,
+    max_minutes: Annotated[
+        float, typer.Option(help="Longest tuning of a schedule; 0 for no tuning on the page.")
+    ] = 10,
     schedules: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +79,11 @@ def serve(
     from ..models.options import PipelineOptions
 
     limits = Limits(
-        max_pixels=max_pixels, max_steps=max_steps, max_images=max_images, queue_size=queue_size
+        max_pixels=max_pixels,
+        max_steps=max_steps,
+        max_images=max_images,
+        max_minutes=max_minutes,
+        queue_size=queue_size,
     )
     accounts = read_auth(auth_file, os.environ.get("AGENTSD_AUTH"))
     address = ServerAddress(host, port, root_path, accounts)

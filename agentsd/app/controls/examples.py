@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import gradio as gr
@@ -56,9 +57,14 @@ def header(models: list[str]) -> str:
     )
 
 
+def example_prompts(models: Container[str]) -> tuple[str, ...]:
+    """Prompts for the models on offer."""
+    return POCKET_PROMPTS if "pocket" in models else PROMPTS
+
+
 def prompt_examples(prompt: Any, models: list[str]) -> None:
     """Prompts that a click puts into the control of the prompt."""
-    prompts = POCKET_PROMPTS if "pocket" in models else PROMPTS
+    prompts = example_prompts(models)
     gr.Examples(
         [[each] for each in prompts],
         inputs=[prompt],

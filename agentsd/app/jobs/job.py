@@ -55,6 +55,7 @@ class Job:
         images: The images that it will make, in order.
         pace: How fast images are made here, which the job adds to.
         owner: Whose job it is, for :meth:`Worker.stop`.
+        seconds: How long it takes, where that does not follow from its images.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Job:
         images: Sequence[PlannedImage],
         pace: Pace,
         owner: Hashable = None,
+        seconds: float | None = None,
     ) -> None:
         self._report = report
         self._images = images
@@ -72,7 +74,7 @@ class Job:
         self._made = 0
         self._stopped = threading.Event()
         self._begun = self._reported = time.perf_counter()
-        self._left: float | None = None
+        self._left = seconds
         self._previews = 0.0  # seconds that previews took
 
     def begin(self) -> None:
@@ -85,9 +87,14 @@ class Job:
         """End the job within one denoising step; may be called from any thread."""
         self._stopped.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the job was stopped."""
+        return self._stopped.is_set()
+
     def check(self) -> None:
         """Raise :class:`Stopped` if the job was stopped."""
-        if self._stopped.is_set():
+        if self.stopping:
             raise Stopped
 
     @property
@@ -95,7 +102,8 @@ class Job:
         """Seconds until the job is done; ``None`` where nothing is known yet."""
         if self._left is None:
             return self._pace.seconds([*map(_one_step, self._cold_images()), *self._images])
-        return max(0.0, self._left - (time.perf_counter() - self._reported))
+        passed = time.perf_counter() - self._reported if self.running else 0.0
+        return max(0.0, self._left - passed)
 
     def _cold_images(self) -> list[PlannedImage]:
         """One image of each kind whose size is new, patched and unpatched."""
@@ -116,7 +124,7 @@ class Job:
         for number, image in enumerate(cold := self._cold_images()):
             name = ORIGINAL if image.schedule is None else OURS
             left = self._pace.seconds([*map(_one_step, cold[number:]), *self._images])
-            self._tell(f"Warm-up, as this size is new ({name})", 0, 1, left)
+            self.tell(f"Warm-up, as this size is new ({name})", left)
             with scheduled(pipe, image.scheduler):
                 variants = {name: with_schedule(image.schedule)}
                 short = warm_up_settings(image.settings, 1, inputs)
@@ -189,7 +197,7 @@ class Job:
             self._pace.learn(image, seconds, done / steps)
             preview = self._preview(pipe, tensors["latents"]) if done < steps else None
             left = seconds / done * (steps - done) + (self._pace.seconds(later) or 0)
-            self._tell(label, done, steps, left, preview)
+            self.tell(label, left, done, steps, preview)
             return tensors
 
         self.check()
@@ -199,14 +207,15 @@ class Job:
         self._made += 1
         return made
 
-    def _tell(
+    def tell(
         self,
         label: str,
-        step: int,
-        steps: int,
         left: float | None,
+        step: int = 0,
+        steps: int = 1,
         preview: Image.Image | None = None,
     ) -> None:
+        """Report progress: what is done now, the seconds left, and the step of an image."""
         self._left, self._reported = left, time.perf_counter()
         elapsed = self._reported - self._begun
         share = 0.0 if left is None else elapsed / (elapsed + left)

@@ -95,7 +95,11 @@ class Worker:
 
     @asynccontextmanager
     async def follow(
-        self, work: Callable[[Job], T], images: Sequence[PlannedImage], owner: Hashable = None
+        self,
+        work: Callable[[Job], T],
+        images: Sequence[PlannedImage],
+        owner: Hashable = None,
+        seconds: float | None = None,
     ) -> AsyncIterator[AsyncIterator[Event[T]]]:
         """Run work when its turn comes, and follow its progress; leaving the block stops it.
 
@@ -103,6 +107,7 @@ class Worker:
             work: Called in the worker's thread.
             images: The images that it makes, in order.
             owner: Whose job it is, for :meth:`stop`.
+            seconds: How long it takes, where that does not follow from its images.
 
         Yields:
             :class:`Queued` while other jobs come first, each :class:`Progress`, ``None`` when there
@@ -124,7 +129,7 @@ class Worker:
             with suppress(RuntimeError):  # the loop is closed once the server ends
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        job = Job(report, images, self.pace, owner)
+        job = Job(report, images, self.pace, owner, seconds)
 
         def run() -> T:
             job.begin()

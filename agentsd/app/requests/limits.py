@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import isqrt, sqrt
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from ...errors import SettingsError
 from ...image_settings import LONGEST_SIDE, SHORTEST_SIDE, ImageSettings
-from ...settings import StrictModel
+from ...settings import StrictModel, short_repr
 
 
 class Limits(StrictModel):
@@ -19,6 +19,7 @@ class Limits(StrictModel):
         max_pixels: Width times height of an image.
         max_steps: Denoising steps of an image.
         max_images: Images of one X/Y plot; a comparison makes two.
+        max_minutes: Of tuning a schedule; 0 for no tuning.
         queue_size: Requests that may wait; further ones are turned away.
 
     Raises:
@@ -30,6 +31,7 @@ class Limits(StrictModel):
     max_pixels: Annotated[int, Field(ge=64 * 64, le=2**26)] = 1024 * 1024
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 100
     max_images: Annotated[int, Field(ge=2, le=256)] = 16
+    max_minutes: Annotated[float, Field(ge=0, le=24 * 60)] = 10
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 32
 
     @property
@@ -70,6 +72,18 @@ class Limits(StrictModel):
         )
         long = min(long, self.max_pixels // short // 8 * 8)
         return (short, long) if height <= width else (long, short)
+
+    def check_minutes(self, minutes: Any) -> None:
+        """Refuse to tune for longer than is allowed, or for no time.
+
+        Raises:
+            SettingsError: Names the limit.
+        """
+        if not isinstance(minutes, int | float) or not 0 < minutes <= self.max_minutes:
+            raise SettingsError(
+                f"minutes: must be above 0 and at most {self.max_minutes:g} here "
+                f"(got {short_repr(minutes)})"
+            )
 
     def check(self, settings: ImageSettings) -> None:
         """Refuse an image of known size that is too large or takes too many steps.
