@@ -25,7 +25,7 @@ from agentsd.tuning.budget import Budget, decibels
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment, schedule_of
 from agentsd.tuning.clock import OutOfTime, TuningProgress
 from agentsd.tuning.judgement import judge, share_interval
-from agentsd.tuning.prompts import HELD_OUT, TUNING, split_prompts
+from agentsd.tuning.prompts import HELD_OUT, MORE, TUNING, split_prompts
 from agentsd.tuning.race import Entry, Line, Race
 from agentsd.tuning.search import search
 from agentsd.tuning.step_costs import Kind, StepCosts, measure_steps
@@ -223,6 +223,31 @@ def test_the_race_finds_the_fastest_that_keeps_to_a_likeness(seed: int) -> None:
     assert made < len(truth) / 4
 
 
+def test_more_images_show_who_was_lucky() -> None:
+    """The fastest keeps to the budget on the first images alone, and one of the rest may fail."""
+    likeness = {"lucky": [41.0, 42.0, 20.0, 41.0], "steady": [44.0, 45.0, 44.0, 43.0]}
+    likeness["slow"] = [60.0, 61.0, 60.0, 59.0]
+    schedule = Schedule.preset("fast")
+    entries = [
+        Entry("lucky", schedule, 0.2, 42.0),
+        Entry("steady", schedule, 0.5, 42.0),
+        Entry("slow", schedule, 0.9, 60.0),
+    ]
+    race = Race(entries, Budget.parse("psnr>=35"), 2, lambda e, i: likeness[e.name][i])
+    found = race.winner(entries)
+    assert found is not None
+    assert found.name == "lucky"
+    race.images += 1
+    found = race.winner(entries)
+    assert found is not None
+    assert found.name == "steady"
+    assert race.best(entries) is found
+    assert race.meets(found)
+    assert not race.meets(race.entries["lucky"])
+    race.images += 1  # of which nothing is known yet
+    assert race.best(entries) is found
+
+
 def test_the_race_finds_the_closest_that_is_fast() -> None:
     race, truth = racing("speed>=2")
     race.explore(race.entries.values(), 8)
@@ -253,10 +278,11 @@ def test_the_line_of_predictions() -> None:
 def test_prompts_to_judge_on_are_held_out() -> None:
     for count in (2, 5, 19, 40):
         images = split_prompts([f"prompt {n}" for n in range(count)], SMALL)
-        tuning, held_out = ({each.prompt for each in part} for part in images)
-        assert not tuning & held_out
-        assert (len(images.tuning), len(images.held_out)) == (TUNING, HELD_OUT)
-        settings = [*images.tuning, *images.held_out]
+        tuning, held_out, more = ({each.prompt for each in part} for part in images)
+        assert not (tuning | more) & held_out
+        assert len(tuning | more | held_out) == min(count, TUNING + MORE + HELD_OUT)
+        assert list(map(len, images)) == [TUNING, HELD_OUT, MORE]
+        settings = [*images.tuning, *images.held_out, *images.more]
         assert len({(each.prompt, each.seed) for each in settings}) == len(settings)
     with pytest.raises(SettingsError, match="at least two different"):
         split_prompts(["one", "one "], SMALL)

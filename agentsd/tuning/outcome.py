@@ -33,12 +33,9 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     assert race is not None
     assert best is not None
     entries = list(race.entries.values())
-    whole = [entry for entry in entries if len(entry.values) == race.images]
+    whole = [entry for entry in entries if race.is_known(entry)]
     chosen = best.name if best.predicted is None else CHOSEN
-    table = {
-        chosen if entry is best else entry.name: _tuning_row(entry, budget, tuner)
-        for entry in whole
-    }
+    table = {chosen if entry is best else entry.name: _tuning_row(entry, tuner) for entry in whole}
     front = pareto_front(_higher_is_better(table, budget), budget.likeness)
     preset = tuner.best_preset()
     found: dict[str, Any] = {
@@ -53,7 +50,7 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
         "best_preset_meets": preset is not None and race.meets(preset),
         "variants": table,
         "front": front,
-        "images": {"tuning": race.images, "held_out": len(tuner.judged)},
+        "images": {"tuning": race.first, "held_out": len(tuner.judged)},
         "made": sum(len(entry.values) for entry in race.entries.values()),
         "raced": sum(bool(entry.values) for entry in race.entries.values()),
         "candidates_run": sum(bool(e.values) and e.predicted is not None for e in entries),
@@ -66,13 +63,18 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     return found
 
 
-def _tuning_row(entry: Entry, budget: Budget, tuner: Tuner) -> dict[str, Any]:
-    prompts = [settings.prompt for settings in tuner.images.tuning]
-    values = [entry.values[image] for image in range(len(entry.values))]
+def _tuning_row(entry: Entry, tuner: Tuner) -> dict[str, Any]:
+    budget, race = tuner.budget, tuner.race
+    assert race is not None
+    prompts = [settings.prompt for settings in tuner.images.tuning[: race.first]]
+    first = [entry.values[image] for image in range(race.first)]  # so that all have the same
+    values = list(entry.values.values())
     return {
         "time": {"mean": entry.time, "low": None, "high": None},
-        budget.likeness: interval_to_json(bootstrap(values, prompts)[0]),
+        budget.likeness: interval_to_json(bootstrap(first, prompts)[0]),
         "worst": max(values) if budget.likeness == "lpips" else min(values),
+        "met": None if budget.metric == SPEED else sum(map(budget.is_met, values)),
+        "images": len(values),
         "what": describe(entry.schedule),
     }
 
@@ -109,16 +111,17 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
     is_preset = found["is_preset"]
     kind = f"the preset {chosen}" if is_preset else "a tuned schedule"
     lines = [f"Chosen for {budget}: {kind} ({row['what']})."]
-    count = found["images"]["tuning"]
+    count = row["images"]
     if not found["met_on_tuning_images"]:
         lines.append("Nothing that was tried meets the budget; this comes closest.")
     elif budget.metric == SPEED:
         lines.append(f"Of all that are that fast, it is the closest on {count} tuning images.")
     else:
         lines.append(
-            f"Of {found['raced']} schedules that were run it is the fastest of which all {count} "
-            f"tuning images meet the budget (the worst: {budget.shown(row['worst'])}), by the "
-            "margin that lets nine in ten new ones do so."
+            f"Of {found['raced']} schedules that were run it is the fastest of which so many "
+            f"tuning images meet the budget ({row['met']} of {count}, the worst: "
+            f"{budget.shown(row['worst'])}), and by such a margin, that nine in ten new ones "
+            "should."
         )
     if found["stopped"]:
         lines.append("Tuning was stopped before its end.")

@@ -13,19 +13,24 @@ TUNING, HELD_OUT = 9, 10
 """Most images. That a schedule's worst of nine images meets a bound makes it nine in ten that the
 next one does (if it was not chosen among many for that)."""
 
+MORE = 20
+"""Most images to confirm the choice on, where time is left."""
+
 
 class Images(NamedTuple):
     """Settings of images whose prompts do not overlap."""
 
     tuning: list[ImageSettings]
     held_out: list[ImageSettings]
+    more: list[ImageSettings]
+    """To tune on as well, while there is time."""
 
 
 def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images:
     """Share out prompts, at random but always alike; few prompts come again with other seeds.
 
     Args:
-        prompts: Two or more.
+        prompts: Two or more; those beyond the first images confirm the choice.
         settings: Of all images, besides their prompt; the seeds follow from the one given.
 
     Raises:
@@ -41,7 +46,8 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
     random.Random(base.seed).shuffle(different)
     both = TUNING + HELD_OUT
     cut = TUNING if len(different) >= both else max(1, len(different) * TUNING // both)
-    shares = (different[:cut], TUNING), (different[cut:], HELD_OUT)
+    tuning, held_out = different[:cut] + different[both:], different[cut:both]
+    shares = (tuning, TUNING + MORE), (held_out, HELD_OUT)
     lists = []
     for offset, (share, count) in zip((0, cut), shares, strict=True):
         lists.append(
@@ -58,4 +64,4 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
                 for number in range(count)
             ]
         )
-    return Images(*lists)
+    return Images(lists[0][:TUNING], lists[1], lists[0][TUNING:])

@@ -61,7 +61,7 @@ class Race:
     Args:
         entries: The entries, with what was measured before.
         budget: What they must keep to.
-        images: How many images there are.
+        images: How many images there are, until there is time for more.
         measure: Makes an image with an entry's schedule; returns its likeness.
     """
 
@@ -73,7 +73,8 @@ class Race:
         measure: Callable[[Entry, int], float],
     ) -> None:
         self.entries = {entry.name: entry for entry in entries}
-        self.budget, self.images, self._measure = budget, images, measure
+        self.budget, self._measure = budget, measure
+        self.images = self.first = images
 
     def run_whole(self, entry: Entry) -> None:
         """Make all of an entry's images that are missing."""
@@ -115,13 +116,20 @@ class Race:
             self.make(best, missing[0])
 
     def best(self, entries: Iterable[Entry]) -> Entry | None:
-        """The best of the entries that have all images; ``None`` if there are none."""
+        """The best of the entries that have the first images; ``None`` if there are none.
+
+        What it is worth on further ones is measured, or else expected.
+        """
         expected = self.expectations()
-        whole = [each for each in entries if len(each.values) == self.images]
+        whole = [each for each in entries if self.is_known(each)]
         return min(whole, key=lambda e: self._rank(e, expected, 0.0), default=None)
 
+    def is_known(self, entry: Entry) -> bool:
+        """Whether an entry has the first images."""
+        return all(image in entry.values for image in range(self.first))
+
     def meets(self, entry: Entry) -> bool:
-        """Whether an entry that has all images keeps to the budget (its time, for one of speed)."""
+        """Whether an entry keeps to the budget (by its time, if that is of speed)."""
         return self._rank(entry, self.expectations(), 0.0)[0] == 0
 
     def _rank(self, entry: Entry, expected: Expectations, hope: float) -> tuple[int, float]:
@@ -136,7 +144,8 @@ class Race:
         others = [i for i in range(self.images) if i not in entry.values]
         values += [likeness + expected.images[i] for i in others]
         bound = decibels(self.budget.metric, self.budget.bound)
-        floor = min(*values, likely_floor([min(value, bound + AMPLE) for value in values]))
+        normal = likely_floor([min(value, bound + AMPLE) for value in values])
+        floor = min(seen_floor(values), normal)
         return (0, entry.time) if floor >= bound else (1, -floor)
 
     def hardest_first(self, expected: Expectations) -> list[int]:
@@ -171,6 +180,18 @@ class Race:
         lowest = min(known.values(), default=0.0)
         candidates = {name: known.get(name, lowest) for name in self.entries}
         return Expectations(candidates, [float(image) for image in images], line.spread)
+
+
+def seen_floor(values: list[float], share: float = SHARE) -> float:
+    """What a new value surpasses with this probability, whatever their distribution: of 9 values
+    the least, of 19 the second (with fewer than 9 the least, and less surely).
+
+    Example:
+        >>> seen_floor([5.0, 1.0, 3.0]), seen_floor([float(n) for n in range(19)])
+        (1.0, 1.0)
+    """
+    place = math.floor((1 - share) * (len(values) + 1) + 1e-9)
+    return sorted(values)[max(0, place - 1)]
 
 
 def likely_floor(values: list[float], share: float = SHARE) -> float:

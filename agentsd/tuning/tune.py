@@ -125,6 +125,7 @@ def tune(
     about = now.model_dump() | {
         "tuning": [each.model_dump() for each in images.tuning],
         "held_out": [each.model_dump() for each in images.held_out],
+        "more": [each.model_dump() for each in images.more],
     }
     workspace = Workspace(out.with_suffix(".tuning"), about, resume=resume)
     remove_patch(pipe)

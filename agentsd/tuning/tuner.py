@@ -40,6 +40,9 @@ TRAJECTORIES = 2
 EXPLORED = 6
 """Candidates that tell how predictions are to be read."""
 
+FRONT_SHARE = 0.3
+"""Share of the time left that the other schedules of the front may take."""
+
 HOPES = (0.0, 0.5, 1.0, 1.5)
 """How hopefully candidates are looked at, one after the other while there is time."""
 
@@ -122,10 +125,11 @@ class Tuner:
                 f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs the "
                 f"time of {LEAST}; give {minutes:.1f} or more, fewer steps or a smaller size"
             )
-        tuning, held_out = (max(2, round(share * len(each))) for each in self.images)
-        self.images = Images(self.images.tuning[:tuning], self.images.held_out[:held_out])
+        first, held_out, more = self.images
+        tuning, judging = (max(2, round(share * len(each))) for each in (first, held_out))
+        self.images = Images(first[:tuning], held_out[:judging], first[tuning:] + more)
         # Judging makes an unpatched image, a tuned one and a preset's of each.
-        self.clock.reserved = 2.2 * seconds * held_out
+        self.clock.reserved = 2.2 * seconds * judging
 
     def _trajectories(self) -> list[Trajectory]:
         """Those that are kept, of the first images; only one where there is little time."""
@@ -166,13 +170,18 @@ class Tuner:
         for number, each in enumerate(found, start=1):
             if each.schedule.phases not in presets and each.time < 1:
                 entries.append(Entry(f"candidate {number}", *each))
-        known = {(line["schedule"], line["image"]): line for line in self.workspace.lines("values")}
-        for entry in entries:
-            for image in range(len(self.images.tuning)):
-                line = known.get((schedule_hash(entry.schedule), image), {})
-                if self.budget.likeness in line:
-                    entry.values[image] = line[self.budget.likeness]
         self.race = Race(entries, self.budget, len(self.images.tuning), self._measure)
+        for image in range(self.race.images):
+            self._recall(image)
+
+    def _recall(self, image: int) -> None:
+        """Take up what an earlier run measured of an image."""
+        assert self.race is not None
+        entries = {schedule_hash(entry.schedule): entry for entry in self.race.entries.values()}
+        for line in self.workspace.lines("values"):
+            entry = entries.get(line["schedule"])
+            if entry is not None and line["image"] == image and self.budget.likeness in line:
+                entry.values[image] = line[self.budget.likeness]
 
     def _measure(self, entry: Entry, image: int) -> float:
         self._show_best()
@@ -207,9 +216,28 @@ class Tuner:
             for hope in HOPES:
                 race.winner(race.entries.values(), hope=hope)
         self._show_best()
-        self.clock.begin("front")
+        self.clock.begin("front", FRONT_SHARE)
         with suppress(OutOfTime):
             self._widen_front(race)
+        self.clock.begin("confirming")
+        with suppress(OutOfTime):
+            self._confirm(race)
+
+    def _confirm(self, race: Race) -> None:
+        """Choose again with each further image, while there is time: what was best on a few images
+        was lucky on them, too."""
+        _, held_out, more = self.images
+        made = self.workspace.images()
+        for number, settings in enumerate(more, start=race.first):
+            self.clock.check_stage()
+            name = f"{UNPATCHED}-{number}"
+            self.images = Images([*self.images.tuning, settings], held_out, more)
+            self.references.append(made[name] if name in made else self._reference(number))
+            race.images += 1
+            self._recall(number)
+            race.winner(race.entries.values())
+            race.winner(self.presets)
+            self._show_best()
 
     def _widen_front(self, race: Race) -> None:
         best = self.best()
@@ -229,12 +257,12 @@ class Tuner:
         return [self.race.entries[name] for name in Schedule.presets()]
 
     def best(self) -> Entry | None:
-        """The best entry so far, of those that have all images."""
+        """The best entry so far, of those that have the first images."""
         race = self.race
         return race.best(race.entries.values()) if race else None
 
     def best_preset(self) -> Entry | None:
-        """The best preset so far, of those that have all images."""
+        """The best preset so far, likewise."""
         return self.race.best(self.presets) if self.race else None
 
     def _show_best(self) -> None:
