@@ -46,6 +46,8 @@ FRONT_SHARE = 0.3
 HOPES = (0.0, 0.5, 1.0, 1.5)
 """How hopefully candidates are looked at, one after the other while there is time."""
 
+CONFIRMING_HOPE = 0.5
+
 FRONT = (-9, -6, -3, 3, 6, 9)
 """Likeness, in dB from that of the winner, of the other schedules of the front."""
 
@@ -235,7 +237,7 @@ class Tuner:
             self.references.append(made[name] if name in made else self._reference(number))
             race.images += 1
             self._recall(number)
-            race.winner(race.entries.values())
+            race.winner(race.entries.values(), hope=CONFIRMING_HOPE)
             race.winner(self.presets)
             self._show_best()
 
