@@ -229,7 +229,7 @@ def test_more_images_show_who_was_lucky() -> None:
     schedule = Schedule.preset("fast")
     entries = [
         Entry("lucky", schedule, 0.2, 42.0),
-        Entry("steady", schedule, 0.5, 42.0),
+        Entry("steady", schedule, 0.5, 60.0),
     ]
     race = Race(entries, Budget.parse("psnr>=35"), 2, lambda e, i: likeness[e.name][i])
     found = race.winner(entries)

@@ -32,7 +32,7 @@ def tune(
     ],
     prompts: Annotated[
         Path,
-        typer.Option(help="A .txt file, a prompt a line; 20 or more, about half are held out."),
+        typer.Option(help="A .txt file, a prompt a line; 40 are best, ten are held out."),
     ],
     out: Annotated[
         Path, typer.Option(help="YAML file to write; the report goes into a folder beside it.")

@@ -80,7 +80,7 @@ def tune(
         pipe: A pipeline with a UNet, on its device; a patch on it is removed.
         budget: ``"psnr>=40"`` (dB), ``"ssim>=0.98"`` or ``"lpips<=0.1"``, which are to hold for 9
             of 10 images, or ``"speed>=3"``.
-        prompts: Two or more, 20 are better; about half are held out.
+        prompts: Two or more, 40 are better; ten of them (of fewer than 19 about half) are held out.
         out: A ``.yaml`` file for the schedule. The report and all that is measured go into a folder
             beside it, of the same name with ``.tuning``.
         minutes: That it may take. More finds better schedules.
