@@ -72,8 +72,8 @@ class TuneTab:
         lines = gr.Textbox(
             "\n".join(example_prompts(worker.pipes)),
             label="Prompts, one a line",
-            info="Two or more, 40 are better, like those that you will use; ten of them (of few about "
-            "half) are held out to judge.",
+            info="Two or more, 40 are better, like those that you will use; ten of them (of few "
+            "about half) are held out to judge.",
             lines=4,
             max_lines=12,
             max_length=LONGEST,
