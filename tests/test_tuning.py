@@ -236,6 +236,9 @@ def test_more_images_show_who_was_lucky() -> None:
     assert found is not None
     assert found.name == "lucky"
     race.images += 1
+    race.make(found, 2)
+    assert not race.may_meet(found, 9)
+    assert race.may_meet(found, 19)  # of which two may miss it
     found = race.winner(entries)
     assert found is not None
     assert found.name == "steady"

@@ -128,6 +128,12 @@ class Race:
         """Whether an entry has the first images."""
         return all(image in entry.values for image in range(self.first))
 
+    def may_meet(self, entry: Entry, images: int) -> bool:
+        """Whether an entry can still keep to a likeness, once it has so many images."""
+        values = [decibels(self.budget.metric, value) for value in entry.values.values()]
+        unseen = [math.inf] * (images - len(values))
+        return seen_floor(values + unseen) >= decibels(self.budget.metric, self.budget.bound)
+
     def meets(self, entry: Entry) -> bool:
         """Whether an entry keeps to the budget (by its time, if that is of speed)."""
         return self._rank(entry, self.expectations(), 0.0)[0] == 0

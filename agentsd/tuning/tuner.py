@@ -16,7 +16,7 @@ from ..generation.turns import in_turns, warm_up, with_schedule
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
-from .budget import Budget, measures_for
+from .budget import SPEED, Budget, measures_for
 from .candidates import schedule_of, uniform_candidates
 from .clock import Clock, OutOfTime
 from .judgement import UNPATCHED
@@ -45,8 +45,6 @@ FRONT_SHARE = 0.3
 
 HOPES = (0.0, 0.5, 1.0, 1.5)
 """How hopefully candidates are looked at, one after the other while there is time."""
-
-CONFIRMING_HOPE = 0.5
 
 FRONT = (-9, -6, -3, 3, 6, 9)
 """Likeness, in dB from that of the winner, of the other schedules of the front."""
@@ -226,9 +224,12 @@ class Tuner:
             self._confirm(race)
 
     def _confirm(self, race: Race) -> None:
-        """Choose again with each further image, while there is time: what was best on a few images
-        was lucky on them, too."""
+        """See the best on further images while there is time, since it was lucky on the first; if
+        it fails too often, choose again."""
         _, held_out, more = self.images
+        best, preset = self.best(), self.best_preset()
+        if best is None or self.budget.metric == SPEED:  # images have no say in how fast it is
+            return
         made = self.workspace.images()
         for number, settings in enumerate(more, start=race.first):
             self.clock.check_stage()
@@ -237,8 +238,13 @@ class Tuner:
             self.references.append(made[name] if name in made else self._reference(number))
             race.images += 1
             self._recall(number)
-            race.winner(race.entries.values(), hope=CONFIRMING_HOPE)
-            race.winner(self.presets)
+            race.make(best, number)
+            if preset is not None:
+                race.make(preset, number)
+            if not race.may_meet(best, race.first + len(more)):
+                found = race.winner(race.entries.values())
+                assert found is not None
+                best = found
             self._show_best()
 
     def _widen_front(self, race: Race) -> None:
