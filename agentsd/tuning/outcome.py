@@ -133,13 +133,15 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
     if preset != chosen and preset in held_out:
         lines.append(_verdict(preset, held_out[preset], budget))
         faster = held_out[preset]["tuned_is_faster_by"]
+        if found["best_preset_meets"]:
+            kind = "the best preset for this budget"
+        else:
+            kind = "the preset that comes closest to the budget; none that was run whole meets it"
+            seen = found["variants"].get(preset, {})
+            if seen.get("met") is not None:
+                kind += f" ({preset} on {seen['met']} of {seen['images']} tuning images)"
         lines.append(
-            f"The tuned schedule takes {_percent(faster)} less time than {preset}, "
-            + (
-                "the best preset for this budget."
-                if found["best_preset_meets"]
-                else "the closest preset; no preset that was run whole meets the budget."
-            )
+            f"The tuned schedule takes {_percent(faster)} less time than {preset}, {kind}."
         )
     elif is_preset and found["met_on_tuning_images"]:
         lines.append(
