@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -16,20 +17,39 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import CLIPModel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from pocket.attention import attend  # noqa: E402
-from pocket.batches import KINDS, CloseUps, HardGroups, ScenePictures, stream  # noqa: E402
+from pocket.batches import CELL, KINDS, CloseUps, HardGroups, ScenePictures, stream  # noqa: E402
+from pocket.begun import keep, take_up  # noqa: E402
 from pocket.checkpoints import LONGEST_STEP, Clock, save_atomically  # noqa: E402
 from pocket.damage import LADDERS  # noqa: E402
 from pocket.optimisers import Muon  # noqa: E402
-from pocket.scenes import caption, close_up, draw, place, render, sample_scene  # noqa: E402
+from pocket.scenes import (  # noqa: E402
+    SHAPES,
+    Placed,
+    caption,
+    close_up,
+    draw,
+    place,
+    render,
+    sample_scene,
+)
 from pocket.scores import SHOWN, Judge, ladders, unseen  # noqa: E402
 from pocket.settings import Settings  # noqa: E402
 from pocket.tokenizer import CLOSE_UP, build_tokenizer, words  # noqa: E402
-from pocket.unet import LAST_STRETCH, batch_of, rate_at, times_at  # noqa: E402
+from pocket.unet import (  # noqa: E402
+    LAST_STRETCH,
+    ShapeReader,
+    Trainer,
+    batch_of,
+    build_unet,
+    rate_at,
+    times_at,
+)
 from pocket.vae import build_vae, encode, latents_of  # noqa: E402
 from pocket.variants import ATTRIBUTES, variants_of  # noqa: E402
 
@@ -97,6 +117,20 @@ class TestScenes:
         assert all(text.split()[0] == CLOSE_UP for text in captions)
         assert np.mean([picture.flatten(1).float().std(1).max() > 5 for picture in pictures]) > 0.9
 
+    @pytest.mark.parametrize("kind", [CloseUps, ScenePictures])
+    def test_maps_say_where_shapes_are(self, kind):
+        dataset = kind(0, 128)
+        for i in range(20):
+            background, shapes, text = dataset.view(np.random.default_rng((0, i)))
+            picture, said, cells = dataset.with_map(i)
+            assert said == text
+            assert cells.shape == (8, 8)
+            middles = picture[:, CELL // 2 :: CELL, CELL // 2 :: CELL].float() / 255
+            distance = (middles - torch.tensor(background)[:, None, None]).abs().amax(0)
+            assert (distance[cells == 0] < 0.01).all()
+            assert (distance[cells > 0] > 0.1).float().mean() > 0.4  # some are touched at an edge
+            assert set(cells.unique().tolist()) <= {0, *(named(s) for s in shapes)}
+
     def test_the_background_colour_fills_the_corners(self):
         for scene in scenes(200):
             picture = render(scene, 64)
@@ -129,6 +163,11 @@ class TestVariants:
             assert where.shape == (4, 8, 8)
             assert where.flatten(1).any(1).all()
             assert len(set(captions)) == 4
+
+
+def named(shape: Placed) -> int:
+    """What a map calls a shape."""
+    return 1 + list(SHAPES).index(shape.shape)
 
 
 class TestTokenizer:
@@ -224,6 +263,28 @@ class TestMuon:
         assert plain.min() < 0.5 * plain.max()
 
 
+class TestShapeReader:
+    def test_it_teaches_the_middle_and_the_captions(self, tmp_path):
+        unet = build_unet(smoke=True)
+        reader, context = ShapeReader(unet), torch.randn(2, 5, 128, requires_grad=True)
+        maps = torch.tensor([[[0, 1], [2, 3]], [[4, 0], [0, 0]]]).repeat(1, 2, 2)
+        unet(torch.randn(2, 4, 16, 16), torch.tensor([900, 500]), context)
+        inside = [*unet.mid_block.parameters(), context]
+        gradients = torch.autograd.grad(reader.loss(maps), inside, allow_unused=True)
+        assert gradients[-1].abs().max() > 0
+        assert any(g is not None and g.abs().max() > 0 for g in gradients[:-1])
+
+    def test_what_it_reads_decides_the_loss(self):
+        unet = build_unet(smoke=True)
+        reader, maps = ShapeReader(unet), torch.tensor([[[0, 1], [2, 3]]])
+        truth = F.one_hot(maps, 16).permute(0, 3, 1, 2).float()  # as many channels as the middle
+        with torch.no_grad():
+            reader.weight.copy_(10 * torch.eye(5, 16))
+        reader.inside.features = truth
+        assert reader.loss(maps) < 0.01
+        assert reader.loss(maps.flip(1)) > 5
+
+
 class TestScorer:
     """Of the model that comes with agentsd."""
 
@@ -295,6 +356,32 @@ def test_a_failed_save_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_atomically({"step": 2}, path)
     assert torch.load(path, weights_only=True)["step"] == 1
+
+
+def test_kept_weights_are_gone_on_from(tmp_path):
+    clip = CLIPModel.from_pretrained(SETTINGS.out / "clip")
+    tokenizer = build_tokenizer(tmp_path / "tokenizer")
+    settings = replace(SETTINGS, smoke=True, work=tmp_path)
+    first, second = (Trainer(settings, clip, tokenizer, 100) for _ in range(2))
+    with torch.no_grad():
+        for shadow in first.average.shadow:
+            shadow.uniform_(-1, 1)
+    first.step, first.seen = 5, 50
+    keep(first, Clock(math.inf, 7.0), tmp_path / "kept.safetensors")
+    take_up(second, tmp_path / "unet.pt", tmp_path / "kept.safetensors")
+    third = Trainer(settings, clip, tokenizer, 100)
+    saved = torch.load(tmp_path / "unet.pt", weights_only=True)
+    third.restore(saved)
+    assert (third.step, third.seen, saved["spent"]) == (5, 50, 7)
+    third.train_step()
+    third.restore(saved)
+    for weights in (third.parameters, third.average.shadow):
+        for ours, kept in zip(weights, first.average.shadow, strict=True):
+            assert torch.equal(ours, kept.half().float())
+    first.parts = {"unet": first.unet}
+    keep(first, Clock(math.inf), tmp_path / "kept.safetensors")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        take_up(second, tmp_path / "unet.pt", tmp_path / "kept.safetensors")
 
 
 def command(folder: Path, *more: str) -> list[str]:

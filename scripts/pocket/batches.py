@@ -8,12 +8,27 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .scenes import caption, close_up, draw, labels, place, render, sample_scene, shape_map
+from .scenes import (
+    Placed,
+    caption,
+    close_up,
+    draw,
+    labels,
+    place,
+    render,
+    sample_scene,
+    shape_map,
+)
 from .settings import Settings
 from .tokenizer import CLOSE_UP
 from .variants import draw_variants
 
 KINDS = ("close-up", "whole")
+CELL = 16  # pixels of a cell of the map that says which shape is where
+
+
+View = tuple[tuple[float, float, float], list[Placed], str]
+"""Background, shapes and caption of a picture."""
 
 
 class ScenePictures(Dataset):
@@ -33,23 +48,31 @@ class ScenePictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         """Return a uint8 picture [3, size, size] and its caption."""
-        scene = sample_scene(np.random.default_rng((self.seed, self.first + index)))
-        return torch.from_numpy(render(scene, self.size)).permute(2, 0, 1), caption(scene)
+        return self.with_map(index)[:2]
+
+    def with_map(self, index: int) -> tuple[torch.Tensor, str, torch.Tensor]:
+        """The same, and which shape is where: [size / CELL, size / CELL], see `shape_map`."""
+        background, shapes, text = self.view(np.random.default_rng((self.seed, self.first + index)))
+        picture = torch.from_numpy(draw(background, shapes, self.size)).permute(2, 0, 1)
+        return picture, text, torch.from_numpy(shape_map(shapes, self.size // CELL))
+
+    def view(self, rng: np.random.Generator) -> View:
+        """Draw a sample."""
+        scene = sample_scene(rng)
+        return *place(scene), caption(scene)
 
 
 class CloseUps(ScenePictures):
     """Windows of half a picture's side, most of them with a shape in them, at its scale."""
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
-        """Return a uint8 picture [3, size, size], half of a whole one's side, and its caption."""
-        rng = np.random.default_rng((self.seed, self.first + index))
+    def view(self, rng: np.random.Generator) -> View:
+        """Draw a sample."""
         scene = sample_scene(rng)
         background, shapes = place(scene)
         near = shapes[int(rng.integers(len(shapes)))]
         edges = np.array([near.x, near.y]) - 0.25 + rng.uniform(-0.2, 0.2, 2)
         left, top = np.clip(edges, 0, 0.5).tolist()
-        picture = draw(background, close_up(shapes, left, top, 0.5), self.size)
-        return torch.from_numpy(picture).permute(2, 0, 1), f"{CLOSE_UP} {caption(scene)}"
+        return background, close_up(shapes, left, top, 0.5), f"{CLOSE_UP} {caption(scene)}"
 
 
 class HardGroups(ScenePictures):
@@ -66,7 +89,7 @@ class HardGroups(ScenePictures):
             torch.from_numpy(pictures).permute(0, 3, 1, 2),
             [caption(s) for s in scenes],
             torch.tensor([labels(s) for s in scenes]),
-            torch.from_numpy(np.stack([shape_map(s, 8) for s in scenes])),
+            torch.from_numpy(np.stack([shape_map(place(s)[1], 8) for s in scenes])),
         )
 
 
@@ -89,13 +112,15 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return 2**40
 
-    def __getitem__(self, index: int) -> list[tuple[str, torch.Tensor, list[str]]]:
-        """Return for each kind its name, pictures uint8 [B, 3, H, W] and captions."""
+    def __getitem__(self, index: int) -> list[tuple[str, torch.Tensor, list[str], torch.Tensor]]:
+        """Return for each kind its name, pictures uint8 [B, 3, H, W], captions and maps of the
+        shapes [B, H / CELL, W / CELL]."""
         first, found = self.first + index * sum(self.counts.values()), []
         for kind, count in self.counts.items():
             if count:
-                some = [self.streams[kind][first + i] for i in range(count)]
-                found.append((kind, torch.stack([p for p, _ in some]), [text for _, text in some]))
+                some = (self.streams[kind].with_map(first + i) for i in range(count))
+                pictures, texts, maps = zip(*some, strict=True)
+                found.append((kind, torch.stack(pictures), list(texts), torch.stack(maps)))
             first += count
         return found
 

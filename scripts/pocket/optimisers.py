@@ -27,13 +27,16 @@ class Muon(torch.optim.Muon):
         super().step(closure)
 
 
-def build_optimisers(unet: UNet2DConditionModel, text: CLIPTextModel) -> list:
+def build_optimisers(
+    unet: UNet2DConditionModel, text: CLIPTextModel, reader: torch.nn.Module
+) -> list:
     """Muon for the matrices within the denoiser, AdamW for all else."""
     ends = {id(p) for part in (unet.conv_in, unet.conv_out) for p in part.parameters()}
     matrices = [p for p in unet.parameters() if p.ndim > 1 and id(p) not in ends]
     within = {id(p) for p in matrices}
+    rest = [p for p in unet.parameters() if id(p) not in within]
     groups = [
-        {"params": [p for p in unet.parameters() if id(p) not in within], "lr": REST_RATE},
+        {"params": [*rest, *reader.parameters()], "lr": REST_RATE},
         {"params": list(text.parameters()), "lr": TEXT_RATE},
     ]
     optimisers = [

@@ -163,7 +163,7 @@ def place(scene: Scene) -> tuple[tuple[float, float, float], list[Placed]]:
 
     if scene.layout == "single":
         size = u(0.22, 0.28)
-        return background, [put(0, u(0.4, 0.6), u(0.4, 0.6), size)]
+        return background, [put(0, u(0.46, 0.54), u(0.46, 0.54), size)]
     if scene.layout in PAIRS:
         near, far = u(0.262, 0.288), u(0.712, 0.738)
         if scene.layout in ("below", "right"):
@@ -280,7 +280,7 @@ def draw(background: tuple[float, float, float], shapes: list[Placed], size: int
     return (image * 255 + 0.5).astype(np.uint8)
 
 
-def shape_map(scene: Scene, cells: int) -> np.ndarray:
+def shape_map(shapes: list[Placed], cells: int) -> np.ndarray:
     """Which shape touches each cell of a coarse grid.
 
     Returns:
@@ -288,7 +288,7 @@ def shape_map(scene: Scene, cells: int) -> np.ndarray:
     """
     found = np.zeros((cells, cells), np.int64)
     y, x = (np.mgrid[:cells, :cells] + 0.5) / cells
-    for shape in place(scene)[1]:
+    for shape in shapes:
         edge = _distance(shape.shape, x - shape.x, y - shape.y, shape.size, shape.angle)
         found[edge < 0.5 / cells] = 1 + list(SHAPES).index(shape.shape)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,7 @@ from .checkpoints import Average, Clock, load, save_atomically
 from .clip import WIDTH, tokenize
 from .optimisers import build_optimisers
 from .progress import Watch, say
+from .scenes import SHAPES
 from .settings import Settings
 from .shards import Shards
 from .tokenizer import CLOSE_UP
@@ -25,6 +27,7 @@ from .vae import latents_of
 
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.999
+SHAPES_WEIGHT = 0.25  # of the reader's cross-entropy beside the error of the velocities
 LAST_STRETCH = 0.85  # progress from which on there are only whole pictures, and the rates fall
 
 
@@ -117,6 +120,29 @@ def times_at(share: torch.Tensor, kind: str, progress: float) -> torch.Tensor:
     return (1000 * shift * share / (1 + (shift - 1) * share)).long().clamp(0, 999)
 
 
+class ShapeReader(torch.nn.Linear):
+    """Reads from the middle of the denoiser which shape is where; thrown away after the training.
+
+    The error of the velocities hardly depends on what a shape is: blobs in the right place have
+    most of it. Asking for the shape inside the network, where the truth is known, binds it to the
+    caption much sooner (compare Yu et al. 2024, arXiv 2410.06940, who ask for the features of
+    another network).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel):
+        super().__init__(unet.config.block_out_channels[-1], 1 + len(SHAPES))
+        self.inside = threading.local()  # shards run at once
+        unet.mid_block.register_forward_hook(self._keep)
+
+    def _keep(self, _: torch.nn.Module, __: tuple, features: torch.Tensor) -> None:
+        self.inside.features = features
+
+    def loss(self, maps: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy for the batch that this thread's denoiser saw last, with its maps."""
+        read = self(self.inside.features.float().permute(0, 2, 3, 1))
+        return F.cross_entropy(read.flatten(0, 2), maps.to(read.device).flatten())
+
+
 class Trainer:
     """The parts of a step: which samples, their loss, their gradients.
 
@@ -135,8 +161,10 @@ class Trainer:
         if not settings.gpu:
             train_blockwise(self.unet)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
-        self.parameters = [*self.unet.parameters(), *self.text.parameters()]
-        self.optimisers = build_optimisers(self.unet, self.text)
+        self.reader = ShapeReader(self.unet).to(device)
+        self.parts = {"unet": self.unet, "text": self.text, "reader": self.reader}
+        self.parameters = [p for part in self.parts.values() for p in part.parameters()]
+        self.optimisers = build_optimisers(*self.parts.values())
         self.average = Average(self.parameters, DECAY)
         self.step, self.seen = 0, 0
         self.drawn: tuple[dict[str, int], Iterator] | None = None
@@ -160,16 +188,17 @@ class Trainer:
         return next(self.drawn[1])
 
     def loss(self, shard: int) -> torch.Tensor:
-        """Mean over the kinds of the squared error of velocities (Salimans & Ho 2022), [kinds]."""
+        """The squared error of velocities (Salimans & Ho 2022) of each kind, then the reader's."""
         counts = batch_of(self.progress, self.settings)
         random = torch.Generator().manual_seed(self.seen * 7919 + shard)
-        losses = []
-        for kind, pictures, captions in self.batches(shard, counts):
+        losses, read = [], []
+        for kind, pictures, captions, maps in self.batches(shard, counts):
             empty = CLOSE_UP if kind == "close-up" else ""
             keep = torch.rand(len(captions), generator=random) >= DROPPED
             captions = [c if k else empty for c, k in zip(captions, keep, strict=True)]
             losses.append(self.velocity_error(kind, pictures, captions, random))
-        return torch.stack(losses)
+            read.append(self.reader.loss(maps))
+        return torch.stack([*losses, SHAPES_WEIGHT * torch.stack(read).mean()])
 
     def velocity_error(
         self, kind: str, pictures: torch.Tensor, captions: list[str], random: torch.Generator
@@ -200,7 +229,7 @@ class Trainer:
         self.average.update()
         self.step += 1
         self.seen += sum(counts.values()) * self.shards.count
-        return dict(zip((k for k in KINDS if counts[k]), losses, strict=True))
+        return dict(zip((*(k for k in KINDS if counts[k]), "shapes"), losses, strict=True))
 
     @torch.no_grad()
     def sample(self, captions: list[str], side: int, steps: int, guidance: float) -> torch.Tensor:
@@ -226,7 +255,7 @@ class Trainer:
     def state(self, clock: Clock) -> dict:
         """All that a checkpoint holds; random draws need no state, they go by numbers."""
         return {
-            "unet": self.unet.state_dict(), "text": self.text.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
             "optimisers": [o.state_dict() for o in self.optimisers],
             "average": self.average.state_dict(),
             "spent": clock.spent, "step": self.step, "seen": self.seen,
@@ -234,8 +263,8 @@ class Trainer:
 
     def restore(self, saved: dict) -> None:
         """Take up a checkpoint."""
-        self.unet.load_state_dict(saved["unet"])
-        self.text.load_state_dict(saved["text"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         self.average.load_state_dict(saved["average"])
