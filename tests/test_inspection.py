@@ -249,6 +249,17 @@ def test_a_run_is_described(unet: Any) -> None:
     assert light < whole / 2
 
 
+@pytest.mark.parametrize("method", ["full", "keys"])
+def test_a_light_step_that_forecasts_the_output_costs_nothing(unet: Any, method: str) -> None:
+    def work(**cache: int) -> float:
+        apply_patch(unet, method=method, **cache)
+        return float(inspect_patch(unet, num_inference_steps=9)["work"])
+
+    whole = work()
+    assert work(cache_interval=2, cache_branch=-1) == pytest.approx(5 / 9 * whole, rel=1e-6)
+    assert work(cache_interval=2) > 5 / 9 * whole
+
+
 def counted(unet: Any, place: int) -> int:
     """Operations of a real call, after those before it in its run."""
     timesteps = torch.arange(900, 0, -100)

@@ -45,7 +45,7 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
         )
     random.Random(base.seed).shuffle(different)
     both = TUNING + HELD_OUT
-    cut = TUNING if len(different) >= both else max(1, len(different) * TUNING // both)
+    cut = TUNING if len(different) >= both else max(1, round(len(different) * TUNING / both))
     tuning, held_out = different[:cut] + different[both:], different[cut:both]
     shares = (tuning, TUNING + MORE), (held_out, HELD_OUT)
     lists = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from html import escape
 from io import BytesIO
 
@@ -45,6 +46,11 @@ def preview(image: Image.Image) -> str:
 def note(text: str) -> str:
     """A line of text."""
     return f'<div class="message"><p>{escape(text)}</p></div>'
+
+
+def notes(texts: Iterable[str]) -> str:
+    """Several lines of text."""
+    return f'<div class="message">{"".join(f"<p>{escape(text)}</p>" for text in texts)}</div>'
 
 
 def sentence(text: str) -> str:

@@ -21,16 +21,51 @@ POCKET_PROMPTS = (
     "a 3 by 3 grid of white triangles on a green background",
     "four purple triangles in a row on a white background",
     "a green circle below a white star on a blue background",
+    "three red circles in a row on a white background",
+    "a yellow star on a black background",
+    "an orange triangle to the left of a purple circle on a white background",
+    "four green squares in a column on a yellow background",
+    "two mirrored black circles above two mirrored red triangles on an orange background",
+    "a white square on a red background",
+    "two blue stars in a row on an orange background",
+    "a ring of six red circles on a white background",
+    "a 3 by 3 grid of black squares on a yellow background",
+    "a red circle above a blue square on a white background",
+    "three orange triangles in a column on a black background",
+    "a black square to the right of an orange circle on a green background",
+    "two mirrored white stars above two mirrored yellow squares on a blue background",
+    "a purple circle on a yellow background",
+    "two green triangles in a column on a red background",
+    "a ring of six blue squares on an orange background",
 )
-"""In the words that the pocket model knows."""
+"""In the words that the pocket model knows; the first to click on, all to tune on."""
 
 PROMPTS = (
     "a photo of an astronaut riding a horse on the moon",
     "a cosy library with a fireplace, oil painting",
     "a red fox in fresh snow, morning light",
     "a bowl of ramen, studio photograph",
+    "a portrait of an old fisherman, black and white",
+    "a city street at night in the rain, neon signs",
+    "a wooden cabin beside a lake, autumn forest",
+    "a macro photo of a dragonfly on a leaf",
+    "a medieval castle on a cliff, matte painting",
+    "a bouquet of tulips in a glass vase, watercolour",
+    "a vintage red car on a country road",
+    "a snow leopard on a rocky slope",
+    "a modern kitchen with large windows",
+    "a hot air balloon over green hills at sunrise",
+    "a child reading under a tree, children's book illustration",
+    "a market stall full of fruit",
+    "a lighthouse in a storm, long exposure",
+    "a robot watering plants, digital art",
+    "a cup of coffee on a wooden table, top view",
+    "an elephant crossing a river",
 )
-"""For other models."""
+"""For other models, likewise."""
+
+CLICKED = 4
+"""Prompts at the control of the prompt."""
 
 POCKET_NOTE = (
     "<b>The pocket model</b> draws flat shapes: 30 MB, trained from nothing, to try all of this "
@@ -64,7 +99,7 @@ def example_prompts(models: Container[str]) -> tuple[str, ...]:
 
 def prompt_examples(prompt: Any, models: list[str]) -> None:
     """Prompts that a click puts into the control of the prompt."""
-    prompts = example_prompts(models)
+    prompts = example_prompts(models)[:CLICKED]
     gr.Examples(
         [[each] for each in prompts],
         inputs=[prompt],

@@ -86,6 +86,7 @@ class TuneTab:
         with gr.Column(visible=False, elem_id="tuned") as self._result:
             self._plot = gr.Image(
                 label="Likeness against time, with the chosen schedule",
+                show_label=False,
                 type="filepath",
                 format="png",
                 buttons=["fullscreen"],
@@ -126,7 +127,7 @@ class TuneTab:
         def finish(tuned: Tuned) -> dict[Any, Any]:
             files = (tuned.schedule_file, tuned.report_file)
             return {
-                self._status: markup.note(" ".join(tuned.words)),
+                self._status: markup.notes(tuned.words),
                 self._result: gr.update(visible=True),
                 self._plot: tuned.plot_file,
                 self._schedule: tuned.schedule,
