@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def build_unet(smoke: bool = False) -> UNet2DConditionModel:
 
 def build_text_encoder(clip: CLIPModel, words: int) -> CLIPTextModel:
     """A text encoder that starts as a copy of CLIP's text tower, for a vocabulary of `words`."""
-    text = CLIPTextModel(clip.config.text_config)
+    text = CLIPTextModel(deepcopy(clip.config.text_config))  # resizing writes into it
     getattr(text, "text_model", text).load_state_dict(clip.text_model.state_dict())
     text.resize_token_embeddings(words)
     return text
