@@ -41,7 +41,7 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
     if len(different) < 2:
         raise SettingsError(
             "prompts: at least two different ones, as those that judge a schedule must not be "
-            f"those it was tuned on; 20 are better (got {len(different)})"
+            f"those it was tuned on; 40 are better (got {len(different)})"
         )
     random.Random(base.seed).shuffle(different)
     both = TUNING + HELD_OUT
