@@ -390,7 +390,8 @@ def test_plots_compare_with_the_unpatched_image_and_outlive_a_stop(
     page.locator("#plot").click()
     expect(status).to_contain_text("image 3 of 6", timeout=SLOW)
     page.locator("#plot-stop").click()
-    expect(status).to_contain_text("Stopped at 2 of 6 images")
+    # The third may be finished before the click arrives.
+    expect(status).to_contain_text(re.compile("Stopped at [23] of 6 images"))
     expect(image).not_to_have_attribute("src", before or "")
 
 
