@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from statistics import median
 from typing import Any
@@ -76,6 +76,8 @@ class Tuner:
         self.pipe, self.budget, self.workspace, self.clock = pipe, budget, workspace, clock
         self.inputs, self.images = inputs, images
         self.measures = measures_for(budget)
+        self.made: dict[str, TimedImage] = {}
+        """Images of an earlier run, by name."""
         self.references: list[TimedImage] = []
         self.costs: StepCosts | None = None
         self.race: Race | None = None
@@ -88,16 +90,14 @@ class Tuner:
             SettingsError: If the time is too short for this model.
         """
         self.clock.begin("unpatched images", None)
-        made = self.workspace.images()
+        self.made = self.workspace.images()
         short = warm_up_settings(self.images.tuning[0], 2, self.inputs)
         make_image(self.pipe, short, inputs=self.inputs)
         number = 0
         while number < len(self.images.tuning):
-            name = f"{UNPATCHED}-{number}"
-            found = made[name] if name in made else self._reference(number)
-            self.references.append(found)
+            found = self._reference(number)
             if number == 0:
-                there = sum(name.startswith(f"{UNPATCHED}-") for name in made)
+                there = sum(name.startswith(f"{UNPATCHED}-") for name in self.made)
                 self._cut_to_time(found.seconds, there)
             number += 1
         self.clock.begin("time of a step", None)
@@ -137,6 +137,13 @@ class Tuner:
         return kept if len(self.images.tuning) == TUNING else kept[:1]
 
     def _reference(self, number: int) -> TimedImage:
+        """Take up or make the next unpatched image."""
+        name = f"{UNPATCHED}-{number}"
+        found = self.made[name] if name in self.made else self._make_reference(number, name)
+        self.references.append(found)
+        return found
+
+    def _make_reference(self, number: int, name: str) -> TimedImage:
         self.clock.check()
         settings = self.images.tuning[number]
         if number < TRAJECTORIES:
@@ -145,7 +152,7 @@ class Tuner:
             Trajectory(settings, calls).save(self.workspace.trajectory_file(number))
         else:
             made = self._make(settings)
-        self.workspace.save_image(f"{UNPATCHED}-{number}", made)
+        self.workspace.save_image(name, made)
         return made
 
     def _make(self, settings: ImageSettings) -> TimedImage:
@@ -171,17 +178,16 @@ class Tuner:
             if each.schedule.phases not in presets and each.time < 1:
                 entries.append(Entry(f"candidate {number}", *each))
         self.race = Race(entries, self.budget, len(self.images.tuning), self._measure)
-        for image in range(self.race.images):
-            self._recall(image)
+        self._recall(range(self.race.images))
 
-    def _recall(self, image: int) -> None:
-        """Take up what an earlier run measured of an image."""
+    def _recall(self, images: Container[int]) -> None:
+        """Take up what an earlier run measured of images, by number."""
         assert self.race is not None
         entries = {schedule_hash(entry.schedule): entry for entry in self.race.entries.values()}
         for line in self.workspace.lines("values"):
             entry = entries.get(line["schedule"])
-            if entry is not None and line["image"] == image and self.budget.likeness in line:
-                entry.values[image] = line[self.budget.likeness]
+            if entry is not None and line["image"] in images and self.budget.likeness in line:
+                entry.values[line["image"]] = line[self.budget.likeness]
 
     def _measure(self, entry: Entry, image: int) -> float:
         self._show_best()
@@ -230,14 +236,12 @@ class Tuner:
         best, preset = self.best(), self.best_preset()
         if best is None or self.budget.metric == SPEED:  # images have no say in how fast it is
             return
-        made = self.workspace.images()
         for number, settings in enumerate(more, start=race.first):
             self.clock.check_stage()
-            name = f"{UNPATCHED}-{number}"
             self.images = Images([*self.images.tuning, settings], held_out, more)
-            self.references.append(made[name] if name in made else self._reference(number))
+            self._reference(number)
             race.images += 1
-            self._recall(number)
+            self._recall([number])
             race.make(best, number)
             if preset is not None:
                 race.make(preset, number)

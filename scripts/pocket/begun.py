@@ -41,7 +41,8 @@ def take_up(trainer: Trainer, checkpoint: Path, file: Path = BEGUN) -> None:
         facts = {name: int(value) for name, value in kept.metadata().items()}
         weights = {key: kept.get_tensor(key).float() for key in kept.keys()}  # noqa: SIM118
     for name, part in trainer.parts.items():
-        of_part = {k.removeprefix(f"{name}."): w for k, w in weights.items() if k.startswith(name)}
+        own = f"{name}."
+        of_part = {k.removeprefix(own): w for k, w in weights.items() if k.startswith(own)}
         part.load_state_dict(of_part)
     trainer.average.restart(facts["step"])
     trainer.step, trainer.seen = facts["step"], facts["seen"]

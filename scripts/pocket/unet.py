@@ -126,8 +126,8 @@ class ShapeReader(torch.nn.Linear):
 
     The error of the velocities hardly depends on what a shape is: blobs in the right place have
     most of it. Asking for the shape inside the network, where the truth is known, binds it to the
-    caption much sooner (compare Yu et al. 2024, arXiv 2410.06940, who ask for the features of
-    another network).
+    caption sooner (compare Yu et al. 2024, arXiv 2410.06940, who ask for the features of another
+    network).
     """
 
     def __init__(self, unet: UNet2DConditionModel):

@@ -45,7 +45,7 @@ def preview(image: Image.Image) -> str:
 
 def note(text: str) -> str:
     """A line of text."""
-    return f'<div class="message"><p>{escape(text)}</p></div>'
+    return notes([text])
 
 
 def notes(texts: Iterable[str]) -> str:
