@@ -2,13 +2,11 @@
 
     python scripts/train_pocket.py                            # everything, into agentsd/pocket
     python scripts/train_pocket.py --stage unet               # the denoiser alone, or on with it
-    python scripts/train_pocket.py --stage keep               # for another machine to go on from
     python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
 
 Stages leave checkpoints in the work folder and take them up again, also after a kill. Autoencoder
 and CLIP are trained by the hour, the denoiser by the samples that it sees; give a stage more to
-train it on. Where the work folder has none, autoencoder and CLIP come from the exported model, and
-the denoiser goes on from `scripts/pocket/begun.safetensors`, which the stage `keep` writes.
+train it on. Where the work folder has none, autoencoder and CLIP come from the exported model.
 Figures go to stdout as JSON, progress to stderr.
 """
 
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -27,8 +24,7 @@ from transformers import CLIPModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pocket.begun import BEGUN, keep, take_up
-from pocket.checkpoints import Clock, load
+from pocket.checkpoints import load
 from pocket.clip import build_clip, train_clip
 from pocket.export import assemble, export
 from pocket.preview import Preview
@@ -41,7 +37,7 @@ from pocket.vae import build_vae, train_vae
 
 from agentsd.models.loading import hide_loading_bars
 
-STAGES = ("vae", "clip", "unet", "keep", "export", "score", "trials", "samples")
+STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
 SHARES = {"vae": 0.4, "clip": 0.6}  # of the hours, among the stages chosen
 
 
@@ -99,8 +95,7 @@ def main() -> None:
     )
     settings.prepare()
     hide_loading_bars()
-    chosen = set(STAGES) - {"keep"} if "all" in given.stage else set(given.stage)
-    stages = tuple(stage for stage in STAGES if stage in chosen)
+    stages = STAGES if "all" in given.stage else tuple(s for s in STAGES if s in given.stage)
     trained = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     seconds = {
         s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
@@ -114,22 +109,16 @@ def main() -> None:
         train_vae(settings, seconds["vae"])
     if "clip" in stages:
         train_clip(settings, seconds["clip"])
-    checkpoint = settings.work / "unet.pt"
-    if stages_of_denoiser := {"unet", "keep", "export"} & set(stages):
+    if "unet" in stages or "export" in stages:
         vae, clip = _vae(settings), _clip(settings)
     if "unet" in stages:
-        if given.resume and not given.smoke and BEGUN.exists() and not checkpoint.exists():
-            take_up(Trainer(settings, clip, tokenizer, given.samples), checkpoint)
         train_unet(settings, given.samples, clip, tokenizer, Preview(settings, clip, vae))
-    if stages_of_denoiser - {"unet"}:
+    if "export" in stages:
         trainer = Trainer(settings, clip, tokenizer, given.samples)
-        saved = load(checkpoint, settings.device)
+        saved = load(settings.work / "unet.pt", settings.device)
         if saved is None:
             raise SystemExit(f"error: {settings.work} has no denoiser; run --stage unet first")
         trainer.restore(saved)
-    if "keep" in stages and not given.smoke:
-        keep(trainer, Clock(math.inf, saved["spent"]))
-    if "export" in stages:
         trainer.average.swap()
         pipe = assemble(trainer.unet, trainer.text, vae, tokenizer)
         say(f"export: {export(settings, pipe.to('cpu'), clip.cpu())}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -17,14 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPModel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from pocket.attention import attend  # noqa: E402
 from pocket.batches import CELL, KINDS, CloseUps, HardGroups, ScenePictures, stream  # noqa: E402
-from pocket.begun import keep, take_up  # noqa: E402
 from pocket.checkpoints import LONGEST_STEP, Clock, save_atomically  # noqa: E402
 from pocket.damage import LADDERS  # noqa: E402
 from pocket.optimisers import Muon  # noqa: E402
@@ -44,7 +41,6 @@ from pocket.tokenizer import CLOSE_UP, build_tokenizer, words  # noqa: E402
 from pocket.unet import (  # noqa: E402
     LAST_STRETCH,
     ShapeReader,
-    Trainer,
     batch_of,
     build_unet,
     rate_at,
@@ -296,6 +292,10 @@ class TestScorer:
     def judge(self) -> Judge:
         return Judge.exported(SETTINGS)
 
+    def test_it_reads_every_word_of_the_tokenizer(self, judge):
+        assert judge.clip.config.text_config.vocab_size == len(judge.processor.tokenizer)
+        assert judge.texts([f"{CLOSE_UP} a red circle on a blue background"]).shape == (1, 96)
+
     def test_renders_beat_captions_that_differ_in_one_attribute(self, judge):
         found = unseen(SETTINGS, 200)
         images = [Image.fromarray(render(scene, 256)) for scene in found]
@@ -324,7 +324,7 @@ class TestSchedule:
 
     def test_the_rate_rises_stays_and_falls_to_nothing(self):
         assert rate_at(0.0, 0) < rate_at(0.0, 50) < rate_at(0.0, 100) == 1
-        assert rate_at(LAST_STRETCH, 1000) == 1 > rate_at(0.9, 1000) > rate_at(1.0, 1000) == 0
+        assert rate_at(LAST_STRETCH, 1000) == 1 > rate_at(0.95, 1000) > rate_at(1.0, 1000) == 0
 
     def test_whole_pictures_see_more_noise_until_the_last_stretch(self):
         share = torch.linspace(0, 0.999, 500)
@@ -360,32 +360,6 @@ def test_a_failed_save_leaves_the_checkpoint_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_atomically({"step": 2}, path)
     assert torch.load(path, weights_only=True)["step"] == 1
-
-
-def test_kept_weights_are_gone_on_from(tmp_path):
-    clip = CLIPModel.from_pretrained(SETTINGS.out / "clip")
-    tokenizer = build_tokenizer(tmp_path / "tokenizer")
-    settings = replace(SETTINGS, smoke=True, work=tmp_path)
-    first, second = (Trainer(settings, clip, tokenizer, 100) for _ in range(2))
-    with torch.no_grad():
-        for shadow in first.average.shadow:
-            shadow.uniform_(-1, 1)
-    first.step, first.seen = 5, 50
-    keep(first, Clock(math.inf, 7.0), tmp_path / "kept.safetensors")
-    take_up(second, tmp_path / "unet.pt", tmp_path / "kept.safetensors")
-    third = Trainer(settings, clip, tokenizer, 100)
-    saved = torch.load(tmp_path / "unet.pt", weights_only=True)
-    third.restore(saved)
-    assert (third.step, third.seen, saved["spent"]) == (5, 50, 7)
-    third.train_step()
-    third.restore(saved)
-    for weights in (third.parameters, third.average.shadow):
-        for ours, kept in zip(weights, first.average.shadow, strict=True):
-            assert torch.equal(ours, kept.half().float())
-    first.parts = {"unet": first.unet}
-    keep(first, Clock(math.inf), tmp_path / "kept.safetensors")
-    with pytest.raises(RuntimeError, match="Missing key"):
-        take_up(second, tmp_path / "unet.pt", tmp_path / "kept.safetensors")
 
 
 def command(folder: Path, *more: str) -> list[str]:

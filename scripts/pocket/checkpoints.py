@@ -98,13 +98,6 @@ class Average:
             parameter.copy_(shadow)
             shadow.copy_(kept)
 
-    @torch.no_grad()
-    def restart(self, steps: int) -> None:
-        """Begin at the parameters, as an average of so many steps."""
-        self.steps = steps
-        for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
-            shadow.copy_(parameter)
-
     def state_dict(self) -> dict:
         """Return what a checkpoint needs."""
         return {"steps": self.steps, "shadow": self.shadow}

@@ -29,7 +29,7 @@ from .vae import latents_of
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.999
 SHAPES_WEIGHT = 0.25  # of the reader's cross-entropy beside the error of the velocities
-LAST_STRETCH = 0.85  # progress from which on there are only whole pictures, and the rates fall
+LAST_STRETCH = 0.9  # progress from which on there are only whole pictures, and the rates fall
 
 
 def build_scheduler() -> DDIMScheduler:

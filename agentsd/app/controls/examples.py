@@ -68,7 +68,7 @@ CLICKED = 4
 """Prompts at the control of the prompt."""
 
 POCKET_NOTE = (
-    "<b>The pocket model</b> draws flat shapes: 30 MB, trained from nothing, to try all of this "
+    "<b>The pocket model</b> draws flat shapes: 26 MB, trained from nothing, to try all of this "
     "offline on a CPU. For real pictures: <code>agentsd app --model "
     "FOLDER_OR_HUB_ID</code>"
 )
