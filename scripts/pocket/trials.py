@@ -32,8 +32,8 @@ class Trial:
         size: height and width in pixels, multiples of 32.
         scheduler: as `agentsd generate --scheduler` takes it; None for the model's own, DDIM.
         dtype: "float32" or "bfloat16".
-        keys: of each square of this side, one key of the top self-attention is kept; 1 keeps all,
-            0 has that attention give zeros.
+        keys: of each square of this side, one key of the top self-attention is kept, the same in
+            every step; 1 keeps all, 0 has that attention give zeros.
         steps: of denoising.
         guidance: scale of classifier-free guidance.
     """
@@ -57,7 +57,7 @@ class Trial:
             return floor(pipe.unet)
         if self.keys == 1:
             return nullcontext()
-        phase = Phase(method="keys", sx=self.keys, sy=self.keys, min_tokens=0)
+        phase = Phase(method="keys", sx=self.keys, sy=self.keys, select="grid", min_tokens=0)
         return patched(pipe, Schedule(phases=[phase]))
 
 
