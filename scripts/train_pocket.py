@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
         "--hours", type=float, default=1.0, help="training time of autoencoder and CLIP"
     )
     parser.add_argument(
-        "--samples", type=int, default=600_000, help="pictures that the denoiser sees in all"
+        "--samples", type=int, default=120_000, help="pictures that the denoiser sees in all"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
