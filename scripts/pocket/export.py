@@ -66,7 +66,6 @@ def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -
     pipe.unet.half()
     pipe.vae.half()
     pipe.save_pretrained(fresh, safe_serialization=True)
-    clip.text_model.resize_token_embeddings(len(pipe.tokenizer))  # a scorer of before lacks a word
     clip.save_pretrained(fresh / "clip", safe_serialization=True)
     judging_processor(pipe.tokenizer).save_pretrained(fresh / "clip")
     for file in (fresh / "model_index.json", *fresh.rglob("config.json")):

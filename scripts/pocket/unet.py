@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +69,10 @@ def build_unet(smoke: bool = False) -> UNet2DConditionModel:
     return unet
 
 
-def build_text_encoder(clip: CLIPModel, words: int) -> CLIPTextModel:
-    """A text encoder that starts as a copy of CLIP's text tower, for a vocabulary of `words`."""
-    text = CLIPTextModel(deepcopy(clip.config.text_config))  # resizing writes into it
+def build_text_encoder(clip: CLIPModel) -> CLIPTextModel:
+    """A text encoder that starts as a copy of CLIP's text tower."""
+    text = CLIPTextModel(clip.config.text_config)
     getattr(text, "text_model", text).load_state_dict(clip.text_model.state_dict())
-    text.resize_token_embeddings(words)
     return text
 
 
@@ -158,7 +156,7 @@ class Trainer:
         device = settings.device
         self.settings, self.tokenizer, self.samples = settings, tokenizer, samples
         self.unet = build_unet(settings.smoke).to(device)
-        self.text = build_text_encoder(clip, len(tokenizer)).to(device)
+        self.text = build_text_encoder(clip).to(device)
         if not settings.gpu:
             train_blockwise(self.unet)
         self.alphas = build_scheduler().alphas_cumprod.to(device)
