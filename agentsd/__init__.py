@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models.loading import load_pipeline
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
+    from .patching.step_cache import cache_context
     from .schedule import Phase, Schedule
     from .tuning.tune import tune
 
@@ -37,6 +38,7 @@ __all__ = [
     "ScheduleError",
     "SettingsError",
     "apply_patch",
+    "cache_context",
     "inspect_patch",
     "load_pipeline",
     "patched",
@@ -46,8 +48,8 @@ __all__ = [
 
 
 _HOMES = (
-    *("errors", "schedule", "patching.inspection", "patching.patch", "models.loading"),
-    "tuning.tune",
+    *("errors", "schedule", "patching.inspection", "patching.patch", "patching.step_cache"),
+    *("models.loading", "tuning.tune"),
 )
 
 

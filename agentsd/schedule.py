@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -120,9 +121,17 @@ class Schedule(StrictModel):
         Raises:
             ScheduleError: If no phase has one of them, or a value is out of range.
         """
+        known = sorted({name for method in METHODS.values() for name in method.parameters()})
         for name in changes:
-            if not any(name in phase.parameters() for phase in self.phases):
-                raise ScheduleError(f"no phase of this schedule reads {name!r}")
+            if any(name in phase.parameters() for phase in self.phases):
+                continue
+            readers = [k for k, method in METHODS.items() if name in method.parameters()]
+            close = get_close_matches(name.lower(), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ScheduleError(
+                f"no phase of this schedule reads {name!r}"
+                + (f", a parameter of {' and '.join(readers)}" if readers else hint)
+            )
         return Schedule(phases=tuple(p.override(**changes) for p in self.phases), seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:

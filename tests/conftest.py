@@ -21,7 +21,7 @@ from browser import find_chromium
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.patching import deep_features, runtime
+from agentsd.patching import forecasts, runtime
 
 BROWSER = "browser"
 """Marker of the tests that open pages in Chromium."""
@@ -103,7 +103,7 @@ def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Light steps in runs of any length, for tests that take no longer than they must."""
-    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 1)
+    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 1)
 
 
 @pytest.fixture

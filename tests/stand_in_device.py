@@ -33,8 +33,8 @@ from agentsd.benchmark.operations import OperationCounter
 from agentsd.benchmark.stopwatch import inputs_of
 from agentsd.methods.keys import Keys
 from agentsd.models.architectures import ARCHITECTURES
-from agentsd.patching import deep_features, processor, runtime
-from agentsd.patching.deep_features import whole_steps
+from agentsd.patching import forecasts, processor, runtime
+from agentsd.patching.forecasts import whole_steps
 
 DEVICE = torch.device("privateuseone", 0)
 STEPS = 3
@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def stand_in() -> Iterator[None]:
     """The device, with a fused attention as real ones have."""
     backend_registration._setup_privateuseone_for_python_backend()
-    deep_features.FEWEST_INTERVALS = 1  # light steps in short runs
+    forecasts.FEWEST_INTERVALS = 1  # light steps in short runs
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
         fused = torch.ops.aten._scaled_dot_product_flash_attention

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -292,6 +294,38 @@ def test_parameters_of_other_programs_are_read(tmp_path: Path) -> None:
 def test_other_texts_are_refused(text: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         read_parameters(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        ('Model: "a, \\"b\\", c"', 'a, "b", c'),
+        ("Model: 5 inch, VAE: x", "5 inch"),
+        ('Model: 5" disk, VAE: "y"', '5" disk'),
+        ('Model: "never closed, VAE: z', "never closed"),
+        ("Model:, VAE: z", ""),
+        ("nothing, Model: b", "b"),
+    ],
+)
+def test_commas_and_quotes_of_parameters(field: str, found: str) -> None:
+    assert read_parameters(f"a fox\nSteps: 20, {field}").model == found
+
+
+@pytest.mark.parametrize("piece", [" ", '"', '\\"', 'a: "', ":", ",", ", ", '"\\'])
+def test_parameters_are_read_in_linear_time(piece: str) -> None:
+    """As a picture of a few bytes must not keep a server busy."""
+
+    def seconds(length: int) -> float:
+        text = "a fox\nSteps: 20, Seed: a" + piece * (length // len(piece)) + "b"
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with contextlib.suppress(SettingsError):
+                read_parameters(text)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(60_000) < 20 * seconds(6_000) + 0.05
 
 
 @pytest.mark.parametrize("method", ["keys", "agent", "merge"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from agentsd.methods.agent_attention import agent_attention, softmax_attention
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.runtime import Runtime
+from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -124,7 +125,7 @@ class TestLayer:
 
 
 def _chosen(phase: Phase, height: int, width: int, step: int = 0, heads: int = 2) -> Tensor:
-    runtime = Runtime(Schedule(phases=(phase,)), [(1, heads)])
+    runtime = Runtime(Schedule(phases=(phase,)), [(1, heads)], GivenSteps())
     return runtime.step_at(Position(step, 1000), phase, height, width).chosen[1, heads]
 
 

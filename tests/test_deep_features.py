@@ -8,7 +8,9 @@ import pickle
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -28,16 +30,18 @@ from tiny_models import (
     watch,
 )
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.generation.images import make_image
 from agentsd.generation.turns import warm_up, with_schedule
 from agentsd.image_settings import ImageSettings
-from agentsd.patching import deep_features
-from agentsd.patching.deep_features import extrapolated, find_parts, whole_steps
+from agentsd.patching import forecasts
 from agentsd.patching.denoising_step import Call
-from agentsd.patching.processor import LAYER
-from agentsd.patching.step_cache import StepCache
+from agentsd.patching.forecasts import extrapolated, whole_steps
+from agentsd.patching.light_steps import find_parts
+from agentsd.patching.patch import patch_of
+from agentsd.patching.step_cache import Feature, StepCache, Stream
 
 pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
 
@@ -78,6 +82,14 @@ MODELS: dict[str, Callable[[], UNet2DConditionModel]] = {
 }
 
 
+def held(pipe: Any) -> list[Feature]:
+    """The features that a patch holds."""
+    patch = patch_of(pipe.unet)
+    assert patch is not None
+    streams = patch.runtime.policy._cache._streams
+    return [feature for stream in streams for kept in stream.kept.values() for feature in kept]
+
+
 def feature_of(unet: UNet2DConditionModel, branch: int) -> nn.Module:
     """The module whose output is the deep feature, found another way: by counting from the end."""
     *rest, last = unet.up_blocks
@@ -88,7 +100,7 @@ def feature_of(unet: UNet2DConditionModel, branch: int) -> nn.Module:
 
 def test_a_short_run_is_whole_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with the four steps of a distilled model."""
-    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 4)
+    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 4)
     expected = latents(pipe, steps=4)
     apply_patch(pipe, cached(2))
     with pytest.warns(UserWarning, match="4 steps computes each step whole: .* 8 steps or more"):
@@ -101,7 +113,7 @@ def test_a_short_run_is_whole_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_warm_up_does_not_call_itself_short(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deep_features, "FEWEST_INTERVALS", 4)
+    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 4)
     short = ImageSettings(prompt="red", num_inference_steps=2, height=64, width=64)
     variant = with_schedule(cached(2))
     with warnings.catch_warnings():
@@ -148,18 +160,17 @@ def test_the_output_itself_is_forecast(order: int, return_dict: bool) -> None:
     unet = tiny_unet()
     timesteps = torch.tensor([900, 700, 500, 300])
     wholes = [call(unet, timesteps[place]) for place in range(4)]
-    ran: list[int] = []
-    unet.conv_in.register_forward_hook(lambda *_: ran.append(0))
     apply_patch(unet, cached(cache_order=order, cache_branch=-1))
-    if return_dict:
-        found = [call(unet, timesteps[place]) for place in range(3)]
-    else:
-        random = torch.Generator().manual_seed(1)
-        x, text = (torch.randn(s, generator=random) for s in ((2, 4, 16, 16), (2, 7, 32)))
-        with torch.no_grad():
-            found = [unet(x, timesteps[place], text, return_dict=False)[0] for place in range(3)]
+    random = torch.Generator().manual_seed(1)
+    x, text = (torch.randn(s, generator=random) for s in ((2, 4, 16, 16), (2, 7, 32)))
+    found, operations = [], []
+    for place in range(3):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            made = unet(x, timesteps[place], text, return_dict=return_dict)
+        found.append(made.sample if return_dict else made[0])
+        operations.append(counter.get_total_flops())
     expected = wholes[1] if order == 0 else 2 * wholes[1] - wholes[0]
-    assert len(ran) == 2
+    assert operations[0] == operations[1] > 0 == operations[2]
     torch.testing.assert_close(found[-1], expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found[-1], wholes[2], rtol=1e-4, atol=1e-4)
 
@@ -223,8 +234,7 @@ def test_which_steps_are_whole(
     assert "".join("lw"[whole] for whole in whole_steps(schedule, steps)) == expected
     apply_patch(pipe, schedule)
     assert pattern(pipe, steps) == expected
-    (layer,) = {vars(m)[LAYER].runtime for m in pipe.unet.modules() if LAYER in vars(m)}
-    assert not layer.cache.get(), "features outlive the run"
+    assert not held(pipe), "features outlive the run"
 
 
 @pytest.mark.parametrize(
@@ -333,17 +343,19 @@ def test_nothing_reaches_another_run(pipe: Any, order: int, branch: int) -> None
 
 
 def test_the_check_of_leaks_can_fail(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that keeps what another run left is caught by the test above."""
-    monkeypatch.setattr(StepCache, "clear", lambda self: None if vars(self) else _emptied(self))
-    monkeypatch.setattr(StepCache, "end", lambda self: None)
+    """A cache that takes any call for the next of the one before is caught by the test above."""
+    found: list[Stream] = []
+
+    def follow(self: StepCache, call: Call, *_: Any) -> tuple[Stream, None]:
+        found.append(found[-1] if found else real(self, call, *_)[0])
+        found[-1].call = call
+        return found[-1], None
+
+    real = StepCache.follow
+    monkeypatch.setattr(StepCache, "follow", follow)
+    monkeypatch.setattr(StepCache, "end", lambda *_: None)
     with pytest.raises(AssertionError, match="after an interrupted run"):
         test_nothing_reaches_another_run(pipe, 0, 0)
-
-
-def _emptied(cache: StepCache) -> None:
-    fresh = object.__new__(StepCache)
-    vars(cache).update(_call=None, _step=-1, _number=-1, _latents=None, _kind=None, _features={})
-    del fresh
 
 
 def test_guidance_in_two_calls(pipe: Any) -> None:
@@ -400,23 +412,29 @@ def test_guidance_that_ends_midway(pipe: Any) -> None:
     assert pattern(pipe, 8, **inputs) == "wwlwwwlw"
 
 
-def test_memory_is_freed(pipe: Any) -> None:
+def test_memory_is_freed(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     apply_patch(pipe, cached())
     kept: list[weakref.ref[Tensor]] = []
     real = StepCache.put
 
-    def put(self: StepCache, phase: Phase, value: Tensor) -> None:
-        real(self, phase, value)
-        kept.append(weakref.ref(self.get()[-1].value))
+    def put(self: StepCache, stream: Stream, phase: Phase, value: Tensor) -> None:
+        real(self, stream, phase, value)
+        kept.append(weakref.ref(stream.features[-1].value))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepCache, "put", put)
-        latents(pipe, steps=8)
+    monkeypatch.setattr(StepCache, "put", put)
+    latents(pipe, steps=8)
     gc.collect()
     assert len(kept) == 5
     assert not any(ref() is not None for ref in kept)
     with pytest.raises(KeyboardInterrupt):
         latents(pipe, steps=8, callback_on_step_end=interrupt)
+    gc.collect()
+    left = [ref for ref in kept if ref() is not None]
+    assert left
+    with pytest.raises(KeyboardInterrupt):
+        latents(pipe, steps=6, callback_on_step_end=interrupt)
+    gc.collect()
+    assert not any(ref() is not None for ref in left), "the next run frees them"
     remove_patch(pipe)
     gc.collect()
     assert not any(ref() is not None for ref in kept)
@@ -427,12 +445,11 @@ def test_a_copy_and_a_pickle_are_patched_alike(pipe: Any) -> None:
     expected = latents(pipe, steps=6)
     own = pipe.unet
     for twin in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
-        parts = [vars(m)["forward"].args[0] for m in twin.modules() if "forward" in vars(m)]
-        assert {id(part.module) for part in parts} <= {id(m) for m in twin.modules()}
+        stand_ins = patch_of(twin).runtime.light_steps._stand_ins
+        assert {id(s.part.module) for s in stand_ins} <= {id(m) for m in twin.modules()}
         pipe.unet = twin
         apply_patch(pipe, cached())
         assert torch.equal(latents(pipe, steps=6), expected)
-        remove_patch(twin)
         assert not any("forward" in vars(m) for m in twin.modules())
     pipe.unet = own
     assert torch.equal(latents(pipe, steps=6), expected)
@@ -481,31 +498,9 @@ def test_compiled_whole_and_light(pipe: Any, how: str, method: str, branch: int)
     else:
         pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
     torch.testing.assert_close(latents(pipe, steps=9), eager, rtol=1e-3, atol=1e-3)
-    # A light step with nothing in it is no graph.
-    assert len(backend.graphs) == (1 if branch < 0 else 2)
-
-
-def test_a_call_is_known_by_its_list() -> None:
-    timesteps, other = torch.arange(5), torch.arange(5)
-    cache, x = StepCache(), torch.zeros(1)
-    phase = Phase(method="full", cache_interval=2)
-
-    def kept(index: int, of: Tensor, latents: Tensor) -> int:
-        cache.begin(Call(index, 5, of), index, latents)
-        found = len(cache.get())
-        cache.put(phase, x)
-        return found
-
-    assert [kept(0, timesteps, x), kept(1, timesteps, x), kept(2, timesteps, x)] == [0, 1, 2]
-    assert kept(3, other, x) == 0, "another list"
-    assert kept(4, other, x) == 1
-    assert kept(2, other, x) == 0, "back in the list"
-    assert kept(3, other, torch.zeros(2)) == 0, "other latents"
-    cache.end()
-    assert cache.get(), "not the last call"
-    kept(4, other, torch.zeros(2))
-    cache.end()
-    assert not cache.get()
+    # The graph of a light step that computes nothing gives nothing.
+    outputs = [next(iter(graph.graph.find_nodes(op="output"))).args[0] for graph in backend.graphs]
+    assert [bool(output) for output in outputs] == [True, branch >= 0]
 
 
 def test_saved_without_a_trace(pipe: Any, tmp_path: Path) -> None:
@@ -533,6 +528,14 @@ def test_a_call_past_the_hooks_is_whole(pipe: Any) -> None:
         assert torch.equal(call(unet, 500), expected)
 
 
+@dataclass
+class Loop:
+    """As much of a pipeline as the patch looks at."""
+
+    unet: UNet2DConditionModel
+    scheduler: Any
+
+
 @pytest.mark.parametrize("order", [0, 1])
 def test_freeu_in_the_last_block(order: int) -> None:
     """It scales hidden states in place: those that are kept must not be scaled twice."""
@@ -542,8 +545,9 @@ def test_freeu_in_the_last_block(order: int) -> None:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
     unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
-    timesteps = torch.full((5,), 900)
-    apply_patch(unet, cached(3, cache_order=order))
+    timesteps = torch.full((5,), 900)  # of a scheduler, as no other list has an entry twice
+    lists = SimpleNamespace(timesteps=timesteps, num_inference_steps=5)
+    apply_patch(Loop(unet, lists), cached(3, cache_order=order))
     whole, _, light = (call(unet, timesteps[place]) for place in range(3))
     torch.testing.assert_close(light, whole, rtol=1e-5, atol=1e-5)
     remove_patch(unet)

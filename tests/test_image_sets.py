@@ -126,17 +126,49 @@ def test_all_of_a_tar_is_read_or_counted(tmp_path: Path) -> None:
     folder = picture_sets.folder(tmp_path / "set", 2)
 
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
-        for name in ("a.png", "a.jpg", "b.0.png", "c.gif", ".hidden.png"):
+        for name in ("a.png", "b.0.png", "c.gif", ".hidden.png"):
             tar.add(folder / "000.png", name)
         link = tarfile.TarInfo("d.png")
         link.type, link.linkname = tarfile.SYMTYPE, "a.png"
         tar.addfile(link)
-    with pytest.warns(UserWarning, match=r"files left out: 3 \(1 .0.png, 1 .jpg, 1 link\)"):
+    with pytest.warns(UserWarning, match=r"files left out: 2 \(1 .0.png, 1 link\)"):
         assert names(tmp_path / "set.tar") == ["set.tar:a.png", "set.tar:c.gif"]
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(folder / "000.png", "a.png")
     with pytest.raises(EvaluationError, match="not a complete, uncompressed tar"):
         read_image_set(tmp_path / "packed.tar")
+
+
+@pytest.mark.parametrize(
+    ("members", "key"),
+    [
+        (["0.png", "0.txt", "1.png", "0.png", "0.txt"], "0"),
+        (["0.png", "0.png"], "0"),
+        (["0.png", "0.jpg"], "0"),
+        (["a/0.png", "b/0.png", "b/0.webp"], "b/0"),
+        (["0.png", "0.PNG"], "0"),
+        (["0.txt", "1.png", "0.txt"], "0"),
+        (["0.json", "0.png", "0.json"], "0"),
+    ],
+)
+def test_a_key_that_occurs_twice_in_a_tar_is_an_error(
+    tmp_path: Path, members: list[str], key: str
+) -> None:
+    """As where shards were joined: a sample would be lost, or get the text of another."""
+    (tmp_path / "file").write_bytes(b"{}")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in members:
+            tar.add(tmp_path / "file", name)
+    with pytest.raises(EvaluationError, match=rf"set\.tar: the key '{key}' occurs twice"):
+        read_image_set(tmp_path / "set.tar")
+
+
+def test_the_same_name_in_two_folders_of_a_tar_is_two_keys(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in ("a/0.png", "b/0.png", "a/0.txt", "b/0.txt"):
+            tar.add(tmp_path / "file", name)
+    assert names(tmp_path / "set.tar") == ["set.tar:a/0.png", "set.tar:b/0.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-16-le"])

@@ -126,7 +126,9 @@ class TestContent:
         pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn1.set_processor(
             type("Theirs", (AttnProcessor2_0,), {})()
         )
-        apply_patch(pipe, sx=16, sy=16, max_downsample=2, ratio=0.99, agent_ratio=0.99)
+        apply_patch(
+            pipe, method="agent", sx=16, sy=16, max_downsample=2, ratio=0.99, agent_ratio=0.99
+        )
         layers = by_name(inspect_patch(pipe))
         reasons = {
             "down_blocks.0.attentions.0.transformer_blocks.0.attn1": None,

@@ -49,7 +49,9 @@ from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-AGENTS: dict[str, Any] = {"sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2}
+AGENTS: dict[str, Any] = {
+    "method": "agent", "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2
+}  # fmt: skip
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -333,15 +335,30 @@ class TestApply:
         assert torch.equal(latents(apply_patch(pipe)), expected)
         assert not torch.equal(latents(apply_patch(pipe, "paper")), expected)
 
-    def test_overrides_make_a_phase_or_change_a_schedule(self, pipe: Any, tmp_path: Path) -> None:
+    def test_overrides_change_a_schedule(self, pipe: Any, tmp_path: Path) -> None:
         paper = Schedule.preset("paper")
         expected = latents(apply_patch(pipe, paper.override(ratio=0.2)))
         assert torch.equal(latents(apply_patch(pipe, "paper", ratio=0.2)), expected)
         path = tmp_path / "mine.yaml"
         path.write_text(paper.to_yaml())
         assert torch.equal(latents(apply_patch(pipe, path, ratio=0.2)), expected)
-        one = Schedule(phases=[Phase(ratio=0.2)])
-        assert torch.equal(latents(apply_patch(pipe, ratio=0.2)), latents(apply_patch(pipe, one)))
+
+    @pytest.mark.parametrize("changes", [{"sx": 4}, {"max_downsample": 2}, {"cache_interval": 2}])
+    def test_overrides_alone_change_the_default_schedule(
+        self, pipe: Any, changes: dict[str, Any]
+    ) -> None:
+        expected = latents(apply_patch(pipe, Schedule.preset(DEFAULT_SCHEDULE).override(**changes)))
+        assert torch.equal(latents(apply_patch(pipe, **changes)), expected)
+
+    def test_a_method_makes_one_phase(self, pipe: Any) -> None:
+        one = latents(apply_patch(pipe, Schedule(phases=[Phase(method="merge", ratio=0.2)])))
+        assert torch.equal(latents(apply_patch(pipe, method="merge", ratio=0.2)), one)
+
+    def test_parameters_of_another_method_need_it(self, unet: Any) -> None:
+        says = r"no phase .* reads 'ratio', a parameter of agent and merge; .* give method= as well"
+        with pytest.raises(ScheduleError, match=says):
+            apply_patch(unet, ratio=0.2)
+        assert not patched_layers(unet)
 
     def test_touches_self_attention_of_this_unet_alone(self, pipe: Any, unet: Any) -> None:
         before, base = snapshot(unet), call(unet)

@@ -11,6 +11,7 @@ from torch import Tensor
 from agentsd.methods.token_grid import cells, cycled_places, draw, random_places, tokens_at
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.runtime import Runtime
+from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -24,7 +25,7 @@ def chosen_at(
     phase: Phase, position: Position, height: int, width: int, *, heads: int = 1, seed: int = 0
 ) -> Tensor:
     """The tokens chosen at a step: keys ``[heads, cells]`` or destinations ``[cells]``."""
-    runtime = Runtime(Schedule(phases=(phase,), seed=seed), [(1, heads)])
+    runtime = Runtime(Schedule(phases=(phase,), seed=seed), [(1, heads)], GivenSteps())
     return runtime.step_at(position, phase, height, width).chosen[1, heads]
 
 

@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIP
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.processor import LAYER, AgentAttnProcessor, PatchedLayer
 from agentsd.patching.runtime import Runtime, Step
+from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
 WIDTH = 32
@@ -174,7 +175,8 @@ def run_layer(
         width: Tokens across it.
         **at: ``step`` of the run and ``seed`` of the schedule, 0 by default.
     """
-    runtime = Runtime(Schedule(phases=(phase,), seed=at.get("seed", 0)), [(1, attn.heads)])
+    schedule = Schedule(phases=(phase,), seed=at.get("seed", 0))
+    runtime = Runtime(schedule, [(1, attn.heads)], GivenSteps())
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
     original = attn.processor
     setattr(attn, LAYER, PatchedLayer(runtime, 0, 1, original))

@@ -8,19 +8,17 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..baselines import tiles, todo, tomesd
-from ..patching import deep_features
-from ..patching.deep_features import whole_steps
-from ..patching.denoising_step import Call
+from ..patching.denoising_step import locate
+from ..patching.forecasts import extrapolated, whole_steps
 from ..patching.layers import replaced_processors, top_attention_layers
-from ..patching.patch import patch_of, patched
-from ..patching.step_cache import Feature, StepCache
+from ..patching.patch import apply_schedule, patched, remove_patch
+from ..patching.step_policy import Decision
 from ..schedule import Phase, Schedule
 
 UNetPatch = Callable[[UNet2DConditionModel], AbstractContextManager[Any]]
@@ -106,43 +104,38 @@ def _constant(phase: Phase) -> UNetPatch:
 def _light(phase: Phase) -> UNetPatch:
     """A UNet whose calls are light steps, except the very first, which computes the feature."""
     schedule = _alone(phase)
-    cache, order = _Primed(schedule.phases[0]), phase.cache_order
+    policy = _LightAfterFirst(schedule.phases[0])
 
     @contextmanager
     def patch(unet: UNet2DConditionModel) -> Iterator[None]:
-        # Wherever in its run, a call is a light step once a feature is known.
-        always = mock.patch.object(
-            deep_features, "usable", lambda known, phase, *_: known[-1 - order :]
-        )
-        with patched(unet, schedule), always:
-            found = patch_of(unet)
-            assert found is not None
-            found.runtime.cache = cache
+        try:
+            apply_schedule(unet, schedule, policy)
             yield
+        finally:
+            remove_patch(unet)
 
     return patch
 
 
-class _Primed(StepCache):
-    """Gives the feature of the first call as that of all steps before any other."""
+class _LightAfterFirst:
+    """Takes the feature of the first call of each shape for that of all steps before any other."""
 
     def __init__(self, phase: Phase) -> None:
-        super().__init__()
         self._phase, self._known = phase, dict[torch.Size, Tensor]()
 
-    def begin(self, call: Call, step: int, latents: Tensor) -> None:
-        self._now, self._shape = step, latents.shape
-
-    def get(self) -> list[Feature]:
+    def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
+        position, self._shape = locate(inputs["timestep"]), inputs["sample"].shape
         value = self._known.get(self._shape)
-        before = range(self._now - 3, self._now)
-        return [] if value is None else [Feature(n, self._phase, value) for n in before]
+        if value is None:
+            return Decision(position, self._phase, records=True)
+        step = position.step
+        before = range(step - self._phase.cache_order - 1, step)
+        forecast = extrapolated({float(n): value for n in before}, float(step))
+        return Decision(position, self._phase, forecast)
 
-    def put(self, phase: Phase, value: Tensor) -> None:
-        self._known[self._shape] = value.clone()
-
-    def end(self) -> None:
-        pass
+    def finish(self, feature: Tensor | None) -> None:
+        if feature is not None:
+            self._known[self._shape] = feature
 
 
 REFERENCES: dict[str, UNetPatch] = {"unpatched": lambda _: nullcontext(), "floor": floor}

@@ -11,9 +11,6 @@ from ..image_settings import ImageSettings
 from ..models.schedulers import class_name
 from .records import ImageRecord
 
-FIELD = re.compile(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-"""A name and a value, which is quoted if it has a comma or colon."""
-
 NEGATIVE = "Negative prompt:"
 
 SETTINGS = {
@@ -43,7 +40,8 @@ def read_parameters(text: str) -> ImageRecord:
         (7, 768, 'EulerAncestralDiscreteScheduler')
     """
     *lines, last = text[:MAX_TEXT].strip().split("\n")
-    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall(last)}
+    pairs = (part.partition(":") for part in _split_at_commas(last))
+    fields = {name.strip(): _unquoted(value) for name, colon, value in pairs if colon}
     if "Steps" not in fields:
         raise SettingsError("the image's parameters have no line with Steps")
     prompt, _, negative = "\n".join(lines).partition(NEGATIVE)
@@ -61,6 +59,25 @@ def read_parameters(text: str) -> ImageRecord:
         model=fields.get("Model", "unknown"),
         scheduler=None if sampler is None else class_name(sampler),
     )
+
+
+def _split_at_commas(line: str) -> list[str]:
+    """Split a line, except within quoted values, in a time that is linear in its length."""
+    parts, start, is_quoted, is_escaped, before = [], 0, False, False, ""
+    for place, character in enumerate(line):
+        if is_escaped:
+            is_escaped = False
+        elif is_quoted:
+            is_escaped, is_quoted = character == "\\", character != '"'
+        elif character == ",":
+            parts.append(line[start:place])
+            start = place + 1
+        else:
+            is_quoted = character == '"' and before == ":"
+        if not character.isspace():
+            before = character
+    rest = line[start:]
+    return parts + (rest.split(",") if is_quoted else [rest])  # a quote that is never closed
 
 
 def _unquoted(value: str) -> str:

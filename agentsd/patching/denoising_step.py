@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 TRAIN_TIMESTEPS = 1000
@@ -23,14 +25,38 @@ class Call(NamedTuple):
     """The place of a UNet call in its list of timesteps."""
 
     place: int
-    length: int
     timesteps: Tensor
-    """The list, or a view of it: as long as it is held, no other list has its memory."""
+    """The list; as long as it is held, no other list has its memory."""
+    num_steps: int
+    """Denoising steps of the list, which second-order schedulers call the UNet for twice."""
+    is_entry: bool = True
+    """Whether the UNet was given an entry of the scheduler's own list, rather than an entry of
+    another tensor or a number of equal value."""
+
+    @property
+    def length(self) -> int:
+        """Entries of the list."""
+        return len(self.timesteps)
+
+    def step_of(self, place: int) -> int:
+        """The denoising step that an entry of the list belongs to."""
+        return min(place * self.num_steps // self.length, self.num_steps - 1)
 
     def is_of_the_same_list_as(self, other: Call) -> bool:
         """Whether two calls belong to one run's list."""
-        ours, theirs = self.timesteps.untyped_storage(), other.timesteps.untyped_storage()
-        return ours.data_ptr() == theirs.data_ptr() and self.length == other.length
+        return _memory(self.timesteps) == _memory(other.timesteps)
+
+    def falls(self, *, strictly: bool) -> bool:
+        """Whether the list goes one way only, as that of a run does. May wait for the device.
+
+        Args:
+            strictly: Whether a repeated timestep counts as a turn.
+        """
+        values = self.timesteps.tolist()
+        falling, rising = pairwise(values), pairwise(values[::-1])
+        return any(
+            all(a > b if strictly else a >= b for a, b in pairs) for pairs in (falling, rising)
+        )
 
 
 def find_call(timestep: Tensor | float, scheduler: Any = None) -> Call | None:
@@ -47,31 +73,66 @@ def find_call(timestep: Tensor | float, scheduler: Any = None) -> Call | None:
         scheduler: The pipeline's scheduler, or None for a UNet on its own.
 
     Returns:
-        The place, or None where there is no list, or the timestep is not in it.
+        The place, or None where there is no list, or the timestep is not in it. A list that is not
+        the scheduler's may be any tensor, such as that of random noise levels
+        (:meth:`Call.falls`).
     """
     known = getattr(scheduler, "timesteps", None)
     known = known if isinstance(known, Tensor) and known.ndim == 1 and len(known) else None
     if isinstance(timestep, Tensor):
-        storage = timestep.untyped_storage()
-        size = storage.nbytes() // timestep.element_size()
-        if known is not None and storage.data_ptr() == known.untyped_storage().data_ptr():
-            index = timestep.storage_offset() - known.storage_offset()
-            return Call(int(index), len(known), known)
-        if size > 1 and (timestep.numel() == 1 or not any(timestep.stride())):
-            return Call(int(timestep.storage_offset()), size, timestep)
+        if timestep.numel() > 1 and any(timestep.stride()):  # a timestep for each image
+            return _by_value(timestep, known, scheduler)
+        for timesteps in (known, _viewed_list(timestep)):
+            place = None if timesteps is None else _place_in(timesteps, timestep)
+            if timesteps is not None and place is not None:
+                own = timesteps is known
+                steps = _num_steps(scheduler, timesteps) if own else len(timesteps)
+                return Call(place, timesteps, steps, own)
+    return _by_value(timestep, known, scheduler)
+
+
+def _by_value(timestep: Tensor | float, known: Tensor | None, scheduler: Any) -> Call | None:
     if known is None:
         return None
-    value = _value(timestep)
-    found = [i for i, t in enumerate(known.tolist()) if t == value]
-    return Call(found[0], len(known), known) if found else None
+    values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
+    found = [i for i, t in enumerate(known.tolist()) if t == values[0]]
+    if not found or any(value != values[0] for value in values):
+        return None
+    return Call(found[0], known, _num_steps(scheduler, known), is_entry=False)
+
+
+def _memory(x: Tensor) -> tuple[int, ...]:
+    return x.untyped_storage().data_ptr(), int(x.storage_offset()), len(x), x.stride(0)
+
+
+def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
+    """The place of a view in a list; None if it is not one of its entries."""
+    if timesteps.untyped_storage().data_ptr() != timestep.untyped_storage().data_ptr():
+        return None
+    offset = int(timestep.storage_offset() - timesteps.storage_offset())
+    place, rest = divmod(offset, timesteps.stride(0) or 1)
+    return place if not rest and 0 <= place < len(timesteps) else None
+
+
+def _viewed_list(timestep: Tensor) -> Tensor | None:
+    """The one-dimensional tensor of two or more entries that a timestep is a view of."""
+    base = timestep._base
+    if base is None and timestep.is_inference():  # which does not say what it is a view of
+        size = timestep.untyped_storage().nbytes() // timestep.element_size()
+        base = torch.as_strided(timestep, (int(size),), (1,), 0)
+    return base if base is not None and base.ndim == 1 and len(base) > 1 else None
+
+
+def _num_steps(scheduler: Any, timesteps: Tensor) -> int:
+    return getattr(scheduler, "num_inference_steps", None) or len(timesteps)
 
 
 def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
     """The :func:`position_of` a timestep's place in its list."""
-    return position_of(find_call(timestep, scheduler), timestep, scheduler)
+    return position_of(find_call(timestep, scheduler), timestep)
 
 
-def position_of(call: Call | None, timestep: Tensor | float, scheduler: Any = None) -> Position:
+def position_of(call: Call | None, timestep: Tensor | float) -> Position:
     """Tell the denoising step from the timestep a UNet was called with.
 
     Calls that belong to one step (Heun makes two, PNDM two for its first) share its number.
@@ -79,21 +140,13 @@ def position_of(call: Call | None, timestep: Tensor | float, scheduler: Any = No
     Args:
         call: What :func:`find_call` found for the timestep.
         timestep: What the UNet was called with.
-        scheduler: As for :func:`find_call`.
 
     Returns:
         The step and the number of steps. Without any list to look into, the step's place on
         the noise scale out of 1,000 stands for both.
     """
     if call is None:
-        step = TRAIN_TIMESTEPS - 1 - round(_value(timestep))
+        value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
+        step = TRAIN_TIMESTEPS - 1 - round(float(value))
         return Position(min(max(step, 0), TRAIN_TIMESTEPS - 1), TRAIN_TIMESTEPS, listed=False)
-    known, num_steps = getattr(scheduler, "timesteps", None), call.length
-    if isinstance(known, Tensor) and known.ndim == 1 and call.length == len(known):
-        num_steps = getattr(scheduler, "num_inference_steps", None) or call.length
-    # Second-order schedulers call the UNet more often than there are steps, and list each call.
-    return Position(min(call.place * num_steps // call.length, num_steps - 1), num_steps)
-
-
-def _value(timestep: Tensor | float) -> float:
-    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+    return Position(call.step_of(call.place), call.num_steps)

@@ -3,9 +3,11 @@
 If a release of diffusers moves one of these, fix it here.
 """
 
+from typing import Any
+
 import diffusers
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import LoadError
 
@@ -42,6 +44,17 @@ except ImportError as error:
         "with diffusers 0.30 and later: upgrade whichever of the two is older"
     ) from error
 
+
+def forward_slot(module: nn.Module) -> dict[str, Any]:
+    """The dict whose entry ``"forward"`` is what a module computes, beneath diffusers' hooks.
+
+    Those of group offloading bring the weights of other modules, too, and count on being called.
+    """
+    registry = vars(module).get("_diffusers_hook")
+    references = getattr(registry, "_fn_refs", None)
+    return vars(references[0]) if references else vars(module)
+
+
 __all__ = [
     "DTYPE",
     "Attention",
@@ -52,4 +65,5 @@ __all__ = [
     "TransformerSpatioTemporalModel",
     "UNet2DConditionOutput",
     "dispatch_attention_fn",
+    "forward_slot",
 ]

@@ -10,11 +10,13 @@ from torch import nn
 from ..errors import PatchError
 from ..methods import METHODS, Plan
 from ..schedule import Schedule
-from .deep_features import whole_steps
+from .forecasts import whole_steps
 from .layers import AttentionLayer, find_attention_layers, find_unet
+from .light_steps import why_none
 from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
+from .step_policy import FollowRuns
 from .work import work_left
 
 MOST_STEPS = 1000
@@ -57,6 +59,8 @@ class Inspection(dict[str, Any]):
             title += f"; {sum(whole)} of {len(whole)} steps whole"
         if (work := self.get("work")) is not None:
             title += f", {work:.0%} of the work left"
+        if (run := self.get("last_run")) is not None:
+            title += f"; in the last run {run['whole']} calls whole, {run['light']} light"
         return title
 
     def table(self) -> Table:
@@ -128,7 +132,8 @@ def inspect_patch(
         ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
         ``keys`` after every cap. For a run, also ``whole_steps``, whether each step computes the
         whole UNet, and ``work``, the share of the unpatched run's floating-point operations that
-        is left (None for kinds of UNets that cannot be counted).
+        is left (None for kinds of UNets that cannot be counted). Once a UNet has run under a
+        schedule with a cache, also ``last_run``: its ``whole`` and ``light`` calls.
 
     Raises:
         PatchError: If ``x`` has no UNet, a size is not a multiple of the model's factor, or the
@@ -163,8 +168,13 @@ def inspect_patch(
     found = Inspection(height=height, width=width, layers=layers)
     if num_inference_steps is not None:
         schedule = runtime.schedule if runtime else Schedule(phases=(UNTOUCHED,))
-        found["whole_steps"] = whole_steps(schedule, num_inference_steps)
-        found["work"] = work_left(unet, runtime, (rows, columns), kind, num_inference_steps)
+        whole = whole_steps(schedule, num_inference_steps)
+        if why_none(unet):  # as a run will find and say
+            whole = [True] * num_inference_steps
+        found["whole_steps"] = whole
+        found["work"] = work_left(unet, runtime, (rows, columns), kind, whole)
+    if runtime is not None and isinstance(runtime.policy, FollowRuns) and runtime.policy.last_run:
+        found["last_run"] = runtime.policy.last_run._asdict()
     return found
 
 

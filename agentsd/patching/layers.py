@@ -35,6 +35,9 @@ MODELS = (
 )
 """Models that can be patched: UNets (and ControlNets) whose tokens form a grid of latents."""
 
+WRAPPED = ("_orig_mod", "module", "base_model", "model")
+"""What wrappers call the model in them: ``torch.compile``, data parallelism, PEFT, tuners of it."""
+
 ACROSS_IMAGE = (Transformer2DModel, TransformerSpatioTemporalModel)
 """Parents of blocks that attend across an image; other blocks attend across a video's frames."""
 
@@ -56,7 +59,7 @@ class AttentionLayer:
 
 
 def find_unet(x: Any) -> UNet2DConditionModel:
-    """The UNet of a pipeline, or ``x`` itself; compiled modules are unwrapped.
+    """The UNet of a pipeline, or ``x`` itself; wrappers are looked through (:data:`WRAPPED`).
 
     Returns:
         One of :data:`MODELS`.
@@ -65,7 +68,7 @@ def find_unet(x: Any) -> UNet2DConditionModel:
         PatchError: If there is none; says what was found instead.
     """
     found = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
-    found = getattr(found, "_orig_mod", found)
+    found = _unwrapped(found)
     if isinstance(found, MODELS):
         return found
     what = type(x).__name__
@@ -78,6 +81,15 @@ def find_unet(x: Any) -> UNet2DConditionModel:
     nets = getattr(x, "nets", None)
     give = "one of its nets" if isinstance(nets, nn.ModuleList) else "the pipeline or its unet"
     raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: pass {give}")
+
+
+def _unwrapped(module: Any) -> Any:
+    """The model within the modules that others wrap around it; ``module`` if there is none."""
+    inner = module
+    while isinstance(inner, nn.Module) and not isinstance(inner, MODELS):
+        parts = (getattr(inner, name, None) for name in WRAPPED)
+        inner = next((part for part in parts if isinstance(part, nn.Module)), None)
+    return inner if isinstance(inner, MODELS) else module
 
 
 def top_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:

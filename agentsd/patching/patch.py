@@ -6,29 +6,44 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import PatchError
+from ..errors import PatchError, ScheduleError
 from ..schedule import Phase, Schedule
-from . import deep_features
 from .diffusers_internals import AttnProcessor2_0
 from .layers import find_attention_layers, find_unet
+from .light_steps import LightSteps, why_none
 from .merged_parts import MergedPart
 from .processor import LAYER, AgentAttnProcessor, PatchedLayer, get_processor, set_processor
 from .runtime import Runtime
+from .step_policy import FollowRuns, StepPolicy
 
 T = TypeVar("T")
 
 DEFAULT_SCHEDULE = "faithful"
 _PATCH = "_agentsd_patch"
 """Attribute of a patched UNet that holds its :class:`Patch`."""
+
+
+@dataclass(eq=False)
+class _Block:
+    """A ``with patched(…)`` block that has not ended."""
+
+    before: Patch | None
+    """What is put back at its end."""
+
+
+_BLOCKS: WeakKeyDictionary[nn.Module, list[_Block]] = WeakKeyDictionary()
+"""Those of each UNet, the outermost first; they may be left in another order (notebooks)."""
 
 
 class Patch(NamedTuple):
@@ -56,9 +71,9 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``,
             ``"balanced"``, ``"turbo"``, or ``"paper"``, the published one), or the path of a YAML
             file. ``None`` is ``"faithful"``, the closest to the unpatched image.
-        **overrides: Parameters of :class:`Phase`, under their published names. Without a
-            schedule they make one constant phase (``method`` is ``"agent"`` unless given); with
-            one they change its phases that read them.
+        **overrides: Parameters of :class:`Phase`, under their published names. They change the
+            phases of the schedule that read them; ``method``, without a schedule, makes one
+            constant phase of that method instead.
 
     Returns:
         ``x``, patched.
@@ -69,32 +84,49 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
 
     Example:
         >>> from agentsd import apply_patch, load_pipeline
-        >>> pipe = apply_patch(load_pipeline("pocket"), sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
+        >>> pipe = apply_patch(load_pipeline("pocket"), cache_interval=2)  # faithful, with a cache
+        >>> agents = {"sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95}
+        >>> pipe = apply_patch(pipe, method="agent", **agents)  # in the place of the first patch
         >>> image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
         >>> image.size
         (128, 128)
     """
-    if schedule is None and overrides:
-        settings = Schedule(phases=(Phase(**overrides),))
-    else:
-        settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
-        settings = settings.override(**overrides) if overrides else settings
+    settings = _settings(schedule, overrides)
+    pipeline = None if isinstance(x, nn.Module) else x
+    find_unet(x)  # or else it is no pipeline, either
+    apply_schedule(x, settings, FollowRuns(settings, pipeline))
+    return x
+
+
+def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
+    """:func:`apply_patch`, under a policy that decides what each UNet call is.
+
+    Args:
+        x: As for :func:`apply_patch`.
+        schedule: The phases that the policy chooses from.
+        policy: Asked before each call.
+
+    Returns:
+        What follows the UNet's calls.
+
+    Raises:
+        PatchError: As for :func:`apply_patch`.
+    """
     unet = find_unet(x)
     layers = [layer for layer in find_attention_layers(unet) if layer.unpatchable_reason is None]
     if not layers:
         raise PatchError(_nothing_to_patch(unet))
     top = min(layer.downsample for layer in layers)
-    reach = settings.reach(top)
+    reach = schedule.reach(top)
     if reach < top:
         raise PatchError(
             f"max_downsample={reach} matches no layer: the self-attention of this UNet begins at "
             f"downsample {top}; give {top} or more, or leave it out"
         )
-    runtime = Runtime(
-        settings,
-        ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach),
-        pipeline=None if isinstance(x, nn.Module) else x,
-    )
+    if _has_cache(schedule) and (why := why_none(unet)):
+        raise PatchError(why)
+    kinds = ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach)
+    runtime = Runtime(schedule, kinds, policy)
     before = patch_of(unet)
     try:
         remove_patch(unet)
@@ -102,7 +134,29 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
     except BaseException:
         _restore(unet, before)
         raise
-    return x
+    return runtime
+
+
+def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any]) -> Schedule:
+    """The schedule that :func:`apply_patch` is asked for."""
+    if schedule is None and "method" in overrides:
+        return Schedule(phases=(Phase(**overrides),))
+    settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
+    if not overrides:
+        return settings
+    try:
+        return settings.override(**overrides)
+    except ScheduleError as error:
+        if schedule is not None:
+            raise
+        raise ScheduleError(
+            f"{error}; without a schedule, parameters change the default, {DEFAULT_SCHEDULE!r}: "
+            "for those of another method, give method= as well"
+        ) from None
+
+
+def _has_cache(schedule: Schedule) -> bool:
+    return any(phase.cache_interval > 1 for phase in schedule.phases)
 
 
 def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
@@ -111,9 +165,10 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     setattr(unet, _PATCH, Patch(runtime, hooks))
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
     hooks.append(unet.register_forward_pre_hook(_warn_if_replaced))
-    if any(phase.cache_interval > 1 for phase in runtime.schedule.phases):
-        hooks.append(unet.register_forward_hook(runtime.finish))
-        deep_features.install(unet, runtime)
+    hooks.append(unet.conv_in.register_state_dict_pre_hook(_warn_of_copied_parts))
+    if _has_cache(runtime.schedule):
+        runtime.light_steps = LightSteps(unet)
+        hooks.append(unet.register_forward_hook(runtime.finish, always_call=True))
     modules = dict(unet.named_modules())
     for number, found in enumerate(find_attention_layers(unet)):
         attn, kind = found.module, (found.downsample, found.module.heads)
@@ -146,6 +201,16 @@ def _warn_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
             f"agentsd does nothing: {', '.join(sorted(kinds))} took the place of its processors "
             "since (sliced attention and xFormers do); call unet.set_default_attn_processor() to "
             "bring the patch back, or apply_patch again",
+            stacklevel=2,
+        )
+
+
+def _warn_of_copied_parts(_: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Warn where the weights are copied part by part, as ``AnimateDiffPipeline`` does."""
+    if not prefix:
+        warnings.warn(
+            "agentsd: a model is being made of the parts of a patched UNet; the patch stays with "
+            "the first. Call apply_patch on the pipeline of the new one, too",
             stacklevel=2,
         )
 
@@ -196,9 +261,9 @@ def remove_patch(x: T) -> T:
             module.set_processor(layer.original if layer else AttnProcessor2_0())
         if layer is not None:
             delattr(module, LAYER)
-    deep_features.remove(unet)
     patch = patch_of(unet)
     if patch is not None:
+        patch.runtime.stop()
         for hook in patch.hooks:
             hook.remove()
         delattr(unet, _PATCH)
@@ -233,9 +298,16 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
         ...     image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
     """
     unet = find_unet(x)
-    before = patch_of(unet)
+    block = _Block(patch_of(unet))
     apply_patch(x, schedule, **overrides)
+    blocks = _BLOCKS.setdefault(unet, [])
+    blocks.append(block)
     try:
         yield x
     finally:
-        _restore(unet, before)
+        place = blocks.index(block)
+        blocks.remove(block)
+        if place < len(blocks):  # another block was entered after this one, and not left yet
+            blocks[place].before = block.before
+        else:
+            _restore(unet, block.before)

@@ -1,28 +1,22 @@
-"""Follows the calls of a UNet: the step, its phase, the size of the latents.
-
-Every call says where in its run it stands, so no calls are counted. What outlives a call is in
-:mod:`agentsd.patching.step_cache`.
-"""
+"""Prepares each call of a UNet: what its layers need to know of the step."""
 
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ScheduleError
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..methods.tensor_cache import TensorCache
 from ..schedule import Phase, Plan, Schedule
-from .deep_features import fewest_steps, forecast, has_light_steps, without_deep_residuals
-from .denoising_step import Call, Position, find_call, position_of
-from .step_cache import StepCache
+from .denoising_step import Position
+from .light_steps import LightSteps, without_deep_residuals
+from .step_policy import StepPolicy
 
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
 """Layers with fewer tokens are left unpatched, by kind of device; other kinds count as CUDA.
@@ -32,6 +26,9 @@ from 320 channels on, with 256 or more. The numbers for other devices are guesse
 """
 
 UNTOUCHED = Full()
+
+INPUTS = ("sample", "timestep", "encoder_hidden_states", *map(str, range(3, 16)))
+"""Names of a UNet's positional arguments; from the fourth on, they are called by their number."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,6 @@ class Step:
     """By number of the layer: the owners of its tokens in this call, for the rest of its block."""
     forecast: Tensor | None = None
     """The deep feature that a light step builds on; None if the step is computed whole."""
-    records: int | None = None
-    """The ``cache_branch`` whose feature is to be kept, if any."""
-    features: dict[str, Tensor] = field(default_factory=dict)
-    """The deep feature that this call computed, under ``"deep"``."""
 
 
 class Runtime:
@@ -64,34 +57,32 @@ class Runtime:
         schedule: What each step does.
         layers: Resolution (``downsample``) and number of heads of the patched layers.
             ``max_downsample=None`` stands for the highest resolution among them.
-        pipeline: The pipeline whose scheduler lists the steps, or None for a UNet on its own.
+        policy: Decides which step a call is, and whether it is a light one.
+        device: Kind of device that steps are planned for; by default that of the latents.
     """
 
     def __init__(
-        self, schedule: Schedule, layers: Iterable[tuple[int, int]], pipeline: Any = None
+        self,
+        schedule: Schedule,
+        layers: Iterable[tuple[int, int]],
+        policy: StepPolicy,
+        device: str | None = None,
     ) -> None:
-        self.schedule = schedule
+        self.schedule, self.policy, self.device = schedule, policy, device
         self.layers = frozenset(layers)
-        # Weak, so that a UNet that is kept alone does not keep its pipeline's other models alive.
-        # Looked up at every call, so that a scheduler swapped in later counts.
-        self._pipeline: Callable[[], Any] = (
-            weakref.ref(pipeline) if pipeline is not None else _nothing
-        )
         self.step: Step | None = None
-        self.cache = StepCache()
+        self.light_steps: LightSteps | None = None
+        """Where the schedule has light steps, what makes them so."""
         self._chosen = TensorCache()
         self._sizes: set[tuple[int, int]] = set()
-        self._short_runs: set[int] = set()
         self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
-        caches = {"cache": StepCache(), "_chosen": TensorCache()}
-        return vars(self) | {"_pipeline": _nothing, "step": None, **caches}
+        return vars(self) | {"step": None, "_chosen": TensorCache()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Read the step and the size of the latents from a call; a forward pre-hook of the UNet.
 
@@ -102,21 +93,12 @@ class Runtime:
         Raises:
             ScheduleError: If a phase ends at a number of steps but the steps are not known.
         """
-        sample, timestep = (
-            kwargs[name] if name in kwargs else args[place]
-            for place, name in enumerate(("sample", "timestep"))
-        )
-        scheduler = getattr(self._pipeline(), "scheduler", None)
-        call = find_call(timestep, scheduler)
-        position = position_of(call, timestep, scheduler)
-        if self.schedule.counts_steps and not position.listed:
-            raise ScheduleError(
-                "until_step counts steps, but this UNet was called with a timestep that belongs "
-                "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
-            )
-        phase = self.schedule.phase_at(position.step, position.num_steps)
+        self.step = None
+        inputs = dict(zip(INPUTS, args, strict=False)) | kwargs
+        decision = self.policy.decide(unet, inputs)
+        sample, phase = inputs["sample"], decision.phase
         height, width = sample.shape[-2:]
-        self.step = self.step_at(position, phase, height, width, sample)
+        step = self.step_at(decision.position, phase, height, width, sample)
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._warn_if_idle(height, width, sample.device.type)
@@ -127,43 +109,33 @@ class Runtime:
                 "that merging would remove",
                 stacklevel=2,
             )
-        if call is not None and has_light_steps(phase, position.num_steps):
-            self.step = self._with_cache(self.step, call, sample)
-            if self.step.forecast is not None:
+        self.step = replace(step, forecast=decision.forecast)
+        if self.light_steps is not None:
+            if decision.forecast is not None:
+                self.light_steps.stand_in(phase.cache_branch, decision.forecast)
                 return args, without_deep_residuals(kwargs, phase.cache_branch)
-        else:
-            self.cache.clear()  # the next phase that has a cache begins anew
-            if call is not None and phase.cache_interval > 1:
-                self._warn_of_short_run(phase, position.num_steps)
+            if decision.records:
+                self.light_steps.record(phase.cache_branch)
         return None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def finish(self, *_: Any) -> None:
-        """Keep what a call leaves to later ones, and nothing else; a forward hook."""
-        if self.step is not None and self.step.features:
-            self.cache.put(self.step.phase, self.step.features["deep"])
-        self.cache.end()
+    def finish(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Keep what a call leaves to later ones, and nothing else; a forward hook.
+
+        It is also called, without an output, where the call raised an error.
+        """
+        feature = self.stop()
+        if output is not None:
+            self.policy.finish(feature)
+
+    def stop(self) -> Tensor | None:
+        """End a call, however it ended: the UNet is as unpatched until the next.
+
+        Returns:
+            The deep feature that it recorded.
+        """
         self.step = None
-
-    def _with_cache(self, step: Step, call: Call, sample: Tensor) -> Step:
-        """The step, made a light one if enough features of earlier steps are known."""
-        phase, now = step.phase, step.position.step
-        self.cache.begin(call, now, sample)
-        found = forecast(self.cache.get(), phase, now, step.position.num_steps)
-        if found is None:
-            return replace(step, records=phase.cache_branch)
-        return replace(step, forecast=found)
-
-    def _warn_of_short_run(self, phase: Phase, num_steps: int) -> None:
-        """Warn, once for each number of steps, that a run has no light steps."""
-        if num_steps in self._short_runs:
-            return
-        self._short_runs.add(num_steps)
-        warnings.warn(
-            f"this run of {num_steps} steps computes each step whole: cache_interval "
-            f"{phase.cache_interval} gains only in runs of {fewest_steps(phase)} steps or more",
-            stacklevel=2,
-        )
+        return None if self.light_steps is None else self.light_steps.finish()
 
     def _warn_if_idle(self, height: int, width: int, device: str) -> None:
         """Warn if the schedule would change layers, but changes none at this size."""
@@ -189,7 +161,6 @@ class Runtime:
         height: int,
         width: int,
         sample: Tensor | None = None,
-        kind: str | None = None,
     ) -> Step:
         """Prepare a step on latents of ``height × width``.
 
@@ -199,10 +170,9 @@ class Runtime:
             height: Of the latents.
             width: Likewise.
             sample: A tensor on the device that it runs on; by default on the CPU.
-            kind: Kind of device that it is planned for; by default that of ``sample``.
         """
         sample = torch.empty(0) if sample is None else sample
-        kind = kind or sample.device.type
+        kind = self.device or sample.device.type
         plans = {d: self.plan(phase, d, height, width, kind) for d, _ in self.layers}
         works = frozenset(d for d, plan in plans.items() if not plan.untouched)
         chosen = {
@@ -250,7 +220,3 @@ def _chosen(
 def _grid(downsample: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of tokens at a resolution, rounded up as in the UNet."""
     return -(-height // downsample), -(-width // downsample)
-
-
-def _nothing() -> None:
-    return None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .deep_features import whole_steps
 from .denoising_step import Position
 from .patch import install
 from .runtime import Runtime
-from .still_runtime import StillRuntime
+from .step_policy import Decision, GivenSteps
 
 TEXT_TOKENS = 77
 
@@ -40,7 +39,7 @@ def work_left(
     runtime: Runtime | None,
     size: tuple[int, int],
     device: str,
-    num_steps: int,
+    whole: Sequence[bool],
 ) -> float | None:
     """The share of the floating-point operations of an unpatched run that a patched one needs.
 
@@ -49,16 +48,16 @@ def work_left(
         runtime: Its patch, or None.
         size: Height and width of the latents.
         device: Kind of device, which decides how many tokens a layer needs to be patched.
-        num_steps: Denoising steps of the run.
+        whole: Whether each denoising step of the run computes the whole UNet.
 
     Returns:
         The share, at most 1, or None if the inputs of this kind of UNet are not known.
     """
     if runtime is None:
         return 1.0
-    unpatched = run_operations(unet, None, size, device, 1)
-    ours = run_operations(unet, runtime, size, device, num_steps)
-    return None if ours is None or unpatched is None else ours.total / num_steps / unpatched.total
+    unpatched = run_operations(unet, None, size, device, [True])
+    ours = run_operations(unet, runtime, size, device, whole)
+    return None if ours is None or unpatched is None else ours.total / len(whole) / unpatched.total
 
 
 def run_operations(
@@ -66,7 +65,7 @@ def run_operations(
     runtime: Runtime | None,
     size: tuple[int, int],
     device: str,
-    num_steps: int,
+    whole: Sequence[bool],
 ) -> Operations | None:
     """The operations of a run with guidance; arguments and ``None`` as for :func:`work_left`."""
     if not isinstance(unet, UNet2DConditionModel):
@@ -77,21 +76,21 @@ def run_operations(
     if inputs is None:
         return None
     if runtime is None:
-        return _operations(twin, inputs).times(num_steps)
-    still = StillRuntime(runtime.schedule, runtime.layers)
-    install(twin, still)
+        return _operations(twin, inputs).times(len(whole))
+    policy = GivenSteps()
+    install(twin, Runtime(runtime.schedule, runtime.layers, policy, device))
     costs = {}
     for phase in runtime.schedule.phases:
-        step = still.step_at(Position(0, num_steps), phase, *size, inputs["sample"], device)
-        still.step = replace(step, records=phase.cache_branch)
+        policy.decision = Decision(Position(0, len(whole)), phase, records=phase.cache_interval > 1)
         costs[phase, True] = _operations(twin, inputs)
-        if phase.cache_interval > 1:
-            still.step = replace(step, forecast=still.step.features["deep"])
+        if policy.feature is not None:
+            policy.decision = policy.decision._replace(forecast=policy.feature)
             costs[phase, False] = _operations(twin, inputs)
+            policy.feature = None
     schedule = runtime.schedule
     run = [
-        costs[schedule.phase_at(number, num_steps), whole]
-        for number, whole in enumerate(whole_steps(schedule, num_steps))
+        costs[schedule.phase_at(number, len(whole)), is_whole]
+        for number, is_whole in enumerate(whole)
     ]
     return Operations(sum(step.attention for step in run), sum(step.other for step in run))
 

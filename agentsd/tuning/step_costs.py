@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from ..methods import Phase
 from ..models.devices import wait_for
-from ..patching.deep_features import whole_steps
+from ..patching.forecasts import whole_steps
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .trajectories import Trajectory, moved

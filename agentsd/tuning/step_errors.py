@@ -21,11 +21,12 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..patching.deep_features import forecast, has_light_steps, usable
-from ..patching.step_cache import MOST, Feature
+from ..patching.forecasts import forecast, has_light_steps, usable
+from ..patching.light_steps import OUTPUT
+from ..patching.step_cache import MOST_FEATURES, Feature
 from ..schedule import Phase
 from .candidates import Candidate, schedule_of
-from .probing import BRANCHES, OUTPUT, Probe
+from .probing import BRANCHES, Probe
 from .trajectories import Trajectory
 
 VALUES = 4096
@@ -81,7 +82,7 @@ class StepErrors:
                 known.clear()
                 yield self._whole(source)
             else:
-                error = self._light(source, phase, earlier[-MOST:])
+                error = self._light(source, phase, earlier[-MOST_FEATURES:])
                 if error is None:
                     value = self._feature(source, phase.cache_branch)
                     earlier.append((Feature(step, phase, value), source))

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from ...image_settings import ImageSettings
 from ...models.architectures import Architecture
 from ...models.schedulers import unet_calls
+from ...patching.forecasts import whole_steps
 from ...patching.layers import find_unet
 from ...patching.patch import patch_of, patched
 from ...patching.work import Operations, run_operations
@@ -81,8 +82,8 @@ class OperationCounter:
     ) -> Operations | None:
         unet = self._architecture.unet
         if schedule is None:
-            return run_operations(unet, None, size, self._device, steps)
+            return run_operations(unet, None, size, self._device, [True] * steps)
         with patched(self._architecture, schedule):
             patch = patch_of(unet)
             runtime = patch.runtime if patch else None
-            return run_operations(unet, runtime, size, self._device, steps)
+            return run_operations(unet, runtime, size, self._device, whole_steps(schedule, steps))

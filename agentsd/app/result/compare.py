@@ -16,7 +16,7 @@ from ...generation.records import ImageRecord
 from ...generation.turns import in_turns, with_schedule
 from ...image_settings import ImageSettings
 from ...models.schedulers import scheduled
-from ...patching.deep_features import whole_steps
+from ...patching.forecasts import whole_steps
 from ...patching.inspection import inspect_patch
 from ...patching.patch import patched
 from ...schedule import Schedule

@@ -17,7 +17,8 @@ def read_tar(path: Path) -> list[ImageEntry]:
     """List the images of an uncompressed tar, with the metadata beside them.
 
     Raises:
-        EvaluationError: If the file is compressed or damaged, or a part of it cannot be parsed.
+        EvaluationError: If the file is compressed or damaged, a part of it cannot be parsed, or a
+            key occurs twice.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     others: list[str] = []
@@ -27,15 +28,14 @@ def read_tar(path: Path) -> list[ImageEntry]:
                 place = PurePosixPath(member.name)
                 key, _, suffix = place.name.partition(".")  # webdataset's rule: the first dot
                 if member.isfile() and key:
-                    samples.setdefault(str(place.with_name(key)), {})[f".{suffix.lower()}"] = member
+                    _add(samples, str(place.with_name(key)), f".{suffix.lower()}", member, path)
                 elif key and not member.isdir():
                     others.append("link")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise EvaluationError(f"{path} is not a complete, uncompressed tar ({error})") from None
     images = []
     for _, parts in sorted(samples.items()):
-        image, *more = [suffix for suffix in parts if suffix in SUFFIXES] or [""]
-        others += more
+        image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
         others += [suffix for suffix in parts if suffix not in (*SUFFIXES, ".txt", ".json")]
         if image:
             member = parts[image]
@@ -43,6 +43,28 @@ def read_tar(path: Path) -> list[ImageEntry]:
             images.append(ImageEntry(f"{path}:{member.name}", read, **_metadata(path, parts)))
     warn_of_unread_files(path, others)
     return images
+
+
+def _add(
+    samples: dict[str, dict[str, tarfile.TarInfo]],
+    key: str,
+    suffix: str,
+    member: tarfile.TarInfo,
+    path: Path,
+) -> None:
+    """Add a file to its sample.
+
+    Raises:
+        EvaluationError: If the sample has such a file or image, as where shards were joined.
+    """
+    parts = samples.setdefault(key, {})
+    kind = SUFFIXES if suffix in SUFFIXES else (suffix,)
+    if other := next((parts[known] for known in kind if known in parts), None):
+        raise EvaluationError(
+            f"{path}: the key {key!r} occurs twice ({other.name}, {member.name}); give each sample "
+            "a key of its own, or keep shards that use the same keys in separate tars"
+        )
+    parts[suffix] = member
 
 
 def _extract(path: Path, member: tarfile.TarInfo) -> bytes:

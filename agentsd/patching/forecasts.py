@@ -1,0 +1,99 @@
+"""Which steps of a run are light, and the deep feature that they build on.
+
+A UNet's deep layers change slowly from step to step. DeepCache (Ma et al., 2023, arXiv 2312.00858)
+computes them at every so many steps and holds their last output in between; here it is continued
+along its line or parabola (Lagrange) through the last steps that were computed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..schedule import Phase, Schedule
+from .step_cache import Feature
+
+FEWEST_INTERVALS = 4
+"""Runs of fewer steps than so many intervals are computed whole.
+
+In shorter runs the features change too much from step to step: on the pocket model, leaving out
+steps altogether came closer to the image in the same time."""
+
+
+def fewest_steps(phase: Phase) -> int:
+    """The length of the shortest run in which a phase with a cache leaves out work."""
+    return FEWEST_INTERVALS * phase.cache_interval
+
+
+def has_light_steps(phase: Phase, num_steps: int) -> bool:
+    """Whether a phase leaves out work in a run of ``num_steps``."""
+    return phase.cache_interval > 1 and num_steps >= fewest_steps(phase)
+
+
+def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Sequence[Feature]:
+    """The features that a step is forecast from; none where it is to be computed whole.
+
+    Whole are the first step of each phase and the last of the run, and from there every
+    ``cache_interval``-th. Forecasts take as many features as are known, up to one more than
+    ``cache_order``: the first light steps of a run hold the only one there is.
+
+    Args:
+        known: Features of earlier steps of the run, the oldest first.
+        phase: The step's phase.
+        step: Its number.
+        num_steps: The number of steps of the run.
+    """
+    known = [feature for feature in known if feature.phase.cache_branch == phase.cache_branch]
+    begins = not known or known[-1].phase is not phase
+    if begins or (num_steps - 1 - step) % phase.cache_interval == 0:
+        return []
+    return known[-1 - phase.cache_order :]
+
+
+def forecast(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Tensor | None:
+    """The deep feature that a step builds on, from those that are :func:`usable` for it."""
+    taken = usable(known, phase, step, num_steps)
+    values = {float(feature.step): feature.value for feature in taken}
+    return extrapolated(values, float(step)) if values else None
+
+
+def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
+    """Whether each step of a run from its start is computed whole.
+
+    Example:
+        >>> from agentsd import Phase, Schedule
+        >>> schedule = Schedule(phases=[Phase(method="keys", cache_interval=3)])
+        >>> "".join("light whole ".split()[w][0] for w in whole_steps(schedule, 12))
+        'wlwllwllwllw'
+    """
+    known: list[Feature] = []
+    whole = []
+    for step in range(num_steps):
+        phase = schedule.phase_at(step, num_steps)
+        caches = has_light_steps(phase, num_steps)
+        whole.append(not caches or not usable(known, phase, step, num_steps))
+        if not caches:
+            known.clear()
+        elif whole[-1]:
+            known.append(Feature(step, phase, torch.empty(0)))
+    return whole
+
+
+def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
+    """Continue the polynomial through known values (Neville's scheme).
+
+    Args:
+        known: Values by where they are known.
+        x: Where to continue it to.
+    """
+    places, values = list(known), list(known.values())
+    if len(values) == 1:
+        return values[0].clone()
+    for width in range(1, len(places)):
+        values = [
+            torch.lerp(a, b, (x - start) / (end - start))
+            for a, b, start, end in zip(values, values[1:], places, places[width:], strict=False)
+        ]
+    return values[0]

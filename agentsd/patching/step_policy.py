@@ -1,0 +1,244 @@
+"""Decides which step of the schedule a UNet call is, and whether it is a light one."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from ..errors import ScheduleError
+from ..schedule import Phase, Schedule
+from .denoising_step import Call, Position, find_call, position_of
+from .forecasts import fewest_steps, forecast, has_light_steps
+from .light_steps import why_none
+from .step_cache import StepCache, Stream
+
+
+class Decision(NamedTuple):
+    """What a UNet call is to do."""
+
+    position: Position
+    phase: Phase
+    forecast: Tensor | None = None
+    """The deep feature that a light step builds on; None for a whole one."""
+    records: bool = False
+    """Whether the call is to keep the feature that later light steps of its phase build on."""
+
+
+class StepPolicy(Protocol):
+    """Decides what each call does."""
+
+    def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
+        """Decide on a call.
+
+        Args:
+            unet: The UNet.
+            inputs: What it is called with, by name.
+        """
+
+    def finish(self, feature: Tensor | None) -> None:
+        """Take the deep feature that the call recorded, if it did, after it has succeeded."""
+
+
+class Calls(NamedTuple):
+    """UNet calls of a run, by kind."""
+
+    whole: int = 0
+    light: int = 0
+
+
+class FollowRuns:
+    """The policy of a patch: each call says where in its run it stands, so none are counted.
+
+    Args:
+        schedule: What each step does.
+        pipeline: The pipeline whose scheduler lists the steps, or None for a UNet on its own.
+    """
+
+    def __init__(self, schedule: Schedule, pipeline: Any = None) -> None:
+        self.schedule = schedule
+        self.last_run: Calls | None = None
+        """The calls of the last run, or of the one that goes on; None before the first."""
+        # Weak, so that a UNet that is kept alone does not keep its pipeline's other models alive.
+        # Looked up at every call, so that a scheduler swapped in later counts; the last one is that
+        # of pipelines made from it, which may outlive it.
+        self._pipeline, self._scheduler = _weak(pipeline), _weak(None)
+        self._cache = StepCache()
+        self._stream: Stream | None = None
+        self._phase: Phase | None = None
+        self._refusal: str | None = None
+        self._warned: set[str] = set()
+        self._has_cache = any(phase.cache_interval > 1 for phase in schedule.phases)
+        # Keys of a single phase cycle by the place in any list.
+        self._needs_run = self._has_cache or len(schedule.phases) > 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
+        weak = {"_pipeline": _weak(None), "_scheduler": _weak(None)}
+        return vars(self) | weak | {"_cache": StepCache(), "_stream": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FollowRuns:
+        """A copy belongs to the copy of its pipeline, if that is being copied."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        twin._pipeline = _weak(memo.get(id(self._pipeline())))
+        return twin
+
+    def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
+        """Tell the step from the timestep, and forecast from earlier calls of the same run.
+
+        Raises:
+            ScheduleError: If a phase ends at a number of steps but the steps are not known.
+        """
+        self._stream = None
+        timestep, scheduler = inputs["timestep"], self._find_scheduler()
+        call = find_call(timestep, scheduler)
+        if call is not None and self._needs_run and not _is_run(call, scheduler):
+            call = None
+        position = position_of(call, timestep)
+        if self.schedule.counts_steps and not position.listed:
+            raise ScheduleError(
+                "until_step counts steps, but this UNet was called with a timestep that belongs "
+                "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
+            )
+        self._phase = phase = self.schedule.phase_at(position.step, position.num_steps)
+        decision = Decision(position, phase)
+        if self._has_cache:
+            decision = self._with_cache(decision, call, unet, inputs, scheduler)
+            self._count(decision, call)
+        return decision
+
+    def finish(self, feature: Tensor | None) -> None:
+        """Keep a feature for later calls of the run, and free those of a run that is over."""
+        if self._stream is not None and self._phase is not None:
+            if feature is not None:
+                self._cache.put(self._stream, self._phase, feature)
+            self._cache.end(self._stream)
+        self._stream = None
+
+    def _find_scheduler(self) -> Any:
+        pipeline = self._pipeline()
+        scheduler = getattr(pipeline, "scheduler", None)
+        if pipeline is None:
+            return self._scheduler()
+        if scheduler is not self._scheduler():
+            self._scheduler = _weak(scheduler)
+        return scheduler
+
+    def _with_cache(
+        self,
+        decision: Decision,
+        call: Call | None,
+        unet: nn.Module,
+        inputs: Mapping[str, Any],
+        scheduler: Any,
+    ) -> Decision:
+        position, phase, *_ = decision
+        if call is None or not (call.is_entry or call.falls(strictly=True)):
+            self._warn_of_no_run(scheduler)
+            return decision
+        expected = getattr(self._pipeline(), "num_timesteps", None)
+        expected = expected if call.is_entry and type(expected) is int else None
+        self._stream, problem = self._cache.follow(call, inputs, expected)
+        if problem is not None:
+            self._warn(
+                problem,
+                f"agentsd begins anew in the middle of a run, since {problem}. Calls that cannot "
+                "be told to go on with a run are computed whole; in a loop of your own, wrap those "
+                "of each run in `with agentsd.cache_context(key)`",
+            )
+        steps = self._stream.steps
+        if not has_light_steps(phase, len(steps)):
+            self._stream.kept.clear()  # the next phase that has a cache begins anew
+            if phase.cache_interval > 1:
+                self._warn(
+                    f"short {len(steps)}",
+                    f"this run of {len(steps)} steps computes each step whole: cache_interval "
+                    f"{phase.cache_interval} gains only in runs of {fewest_steps(phase)} steps or "
+                    "more",
+                )
+            return decision
+        if self._stream.begins == call.place:
+            self._refusal = why_none(unet)
+            self._warn_of_noise(scheduler)
+        if self._refusal is not None:
+            self._warn(self._refusal, f"agentsd computes each step whole: {self._refusal}")
+            return decision
+        found = forecast(self._stream.features, phase, position.step, steps.stop)
+        return decision._replace(forecast=found, records=found is None)
+
+    def _count(self, decision: Decision, call: Call | None) -> None:
+        """Add a call to those of its run."""
+        opens = self._stream is not None and self._stream.opens
+        before = Calls() if opens or self.last_run is None else self.last_run
+        light = decision.forecast is not None
+        self.last_run = Calls(before.whole + (not light), before.light + light)
+
+    def _warn_of_no_run(self, scheduler: Any) -> None:
+        what = (
+            "call the UNet with the entries of a falling list of timesteps, or patch its pipeline"
+            if scheduler is None
+            else "call the UNet with the entries of its scheduler's `timesteps`"
+        )
+        self._warn(
+            "no run",
+            "agentsd computes each step whole: no run of steps can be told from the timesteps that "
+            f"the UNet was called with (numbers, copies, random noise levels); {what}",
+        )
+
+    def _warn_of_noise(self, scheduler: Any) -> None:
+        if (name := type(scheduler).__name__) not in self._warned and _adds_noise(scheduler):
+            self._warn(
+                name,
+                f"{name} adds noise at each step, which agentsd's forecasts cannot foresee: expect "
+                'images unlike the unpatched ones. The preset "faithful" stays closer, and so does '
+                "this schedule with a scheduler that adds none (DPM++ 2M, DDIM, UniPC, Euler)",
+            )
+
+    def _warn(self, cause: str, message: str) -> None:
+        """Warn once of each cause."""
+        if cause not in self._warned:
+            self._warned.add(cause)
+            warnings.warn(message, stacklevel=2)
+
+
+class GivenSteps:
+    """The policy of UNet calls out of order: each does what is set before it."""
+
+    decision: Decision
+    feature: Tensor | None = None
+    """What the last call recorded."""
+
+    def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
+        """The decision that is set."""
+        return self.decision
+
+    def finish(self, feature: Tensor | None) -> None:
+        """Hand out the feature."""
+        self.feature = feature
+
+
+def _weak(x: Any) -> Callable[[], Any]:
+    return _nothing if x is None else weakref.ref(x)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _is_run(call: Call, scheduler: Any) -> bool:
+    """Whether the list of a call may be that of a run: the scheduler's, or one that falls."""
+    is_own = scheduler is not None and call.timesteps is getattr(scheduler, "timesteps", None)
+    return is_own or call.falls(strictly=False)
+
+
+def _adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler adds noise to the latents at each step."""
+    algorithm = str(getattr(getattr(scheduler, "config", None), "algorithm_type", None))
+    names = ("Ancestral", "DDPM", "LCM", "SASolver", "SDE", "StochasticIterative", "TCD")
+    return algorithm.startswith("sde") or any(n in type(scheduler).__name__ for n in names)
