@@ -24,7 +24,9 @@ from tiny_models import (
     RecordingBackend,
     call,
     latents,
+    patched_layers,
     sdxl_unet,
+    smallest_unet,
     tiny_pipeline,
     tiny_unet,
     watch,
@@ -267,6 +269,12 @@ def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(PatchError, match="cache_interval: ControlNetModel has no last block"):
         apply_patch(net, cached())
     assert not any("forward" in vars(module) for module in net.modules())
+
+
+def test_a_branch_with_nothing_to_forecast_is_refused() -> None:
+    with pytest.raises(PatchError, match="cache_branch 1: this UNet has no layers beneath"):
+        apply_patch(unet := smallest_unet(), cached(cache_branch=1))
+    assert not patched_layers(unet)
 
 
 @pytest.mark.cell("Pipelines, with light steps")

@@ -168,7 +168,8 @@ def test_the_same_name_in_two_folders_of_a_tar_is_two_keys(tmp_path: Path) -> No
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for name in ("a/0.png", "b/0.png", "a/0.txt", "b/0.txt"):
             tar.add(tmp_path / "file", name)
-    assert names(tmp_path / "set.tar") == ["set.tar:a/0.png", "set.tar:b/0.png"]
+    found = [entry.name.rpartition(":")[2] for entry in read_image_set(tmp_path / "set.tar")]
+    assert found == ["a/0.png", "b/0.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-16-le"])

@@ -14,8 +14,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_pipelines_of_diffusers import PICTURE, of
-from tiny_models import latents, tiny_pipeline, watch
+from test_pipelines_of_diffusers import PICTURE, of, xl
+from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
 from agentsd import apply_patch, cache_context, inspect_patch, patched
@@ -27,7 +27,7 @@ STEPS = 12
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:
-    return tiny_pipeline(tmp_path)
+    return tiny_pipeline(tmp_path, smallest_unet())
 
 
 def noise(seed: int, batch: int = 1) -> Tensor:
@@ -101,23 +101,23 @@ def balanced(pipe: Any) -> Iterator[Any]:
 SAME, OTHER = text(0), text(1)
 
 
-def shuffling() -> Callable[[list[Image]], list[Image]]:
+def shuffling(seed: int = 0) -> Callable[[list[Image]], list[Image]]:
     """Another order at each step."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     return lambda images: draw.sample(images, len(images))
 
 
 @pytest.mark.parametrize("call", [in_one_call, in_two_calls, swapped_calls])
-@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("shuffled", [None, 0, 1])
 @pytest.mark.parametrize("prompts", [(SAME, SAME, SAME), (SAME, OTHER, SAME)])
 def test_images_in_turn_are_those_made_alone(
-    balanced: Any, call: Any, shuffled: bool, prompts: Sequence[Tensor]
+    balanced: Any, call: Any, shuffled: int | None, prompts: Sequence[Tensor]
 ) -> None:
     def images() -> list[Image]:
         return [Image(balanced, seed, prompt) for seed, prompt in enumerate(prompts)]
 
     alone = [run(balanced, [image], call) for image in images()]
-    found, kinds = run(balanced, images(), call, shuffling() if shuffled else list)
+    found, kinds = run(balanced, images(), call, list if shuffled is None else shuffling(shuffled))
     for ((expected,), _), x in zip(alone, found, strict=True):
         assert torch.equal(x, expected)
     assert kinds.count("l") == sum(one.count("l") for _, one in alone) > 0
@@ -126,7 +126,7 @@ def test_images_in_turn_are_those_made_alone(
 def test_the_check_of_turns_can_fail(balanced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_cache._Seen, "turn_to", lambda *_: 0.0)
     with pytest.raises(AssertionError):
-        test_images_in_turn_are_those_made_alone(balanced, in_one_call, True, (SAME,) * 3)
+        test_images_in_turn_are_those_made_alone(balanced, in_one_call, 0, (SAME,) * 3)
 
 
 @pytest.mark.parametrize("first_of_two", [0, 1])
@@ -164,17 +164,19 @@ def test_the_same_noise_with_other_prompts(balanced: Any) -> None:
 
 
 def test_what_cannot_be_told_apart_is_whole_and_says_so(balanced: Any) -> None:
-    """A sampler that adds noise leaves too little of the latents to know them by."""
-    balanced.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(
-        balanced.scheduler.config
-    )
-    apply_patch(balanced, "balanced", min_tokens=0)
+    """Latents of which a step leaves nothing, as LCM's do at first."""
+
+    def forgets(image: Image, t: Tensor) -> Tensor:
+        out = in_one_call(image, t)
+        image.x = torch.randn(image.x.shape, generator=image.generator)
+        return 0 * out
+
     with pytest.warns(UserWarning, match=r"latents do not continue .* agentsd.cache_context"):
-        _, kinds = run(balanced, [Image(balanced, seed, SAME) for seed in (1, 2)])
+        _, kinds = run(balanced, [Image(balanced, seed, SAME) for seed in (1, 2)], forgets)
     assert set(kinds) == {"w"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once
-        run(balanced, [Image(balanced, seed, SAME) for seed in (1, 2)])
+        run(balanced, [Image(balanced, seed, SAME) for seed in (1, 2)], forgets)
 
 
 def test_the_caller_tells_images_apart(balanced: Any) -> None:
@@ -240,11 +242,11 @@ def test_two_pipelines_of_one_unet_in_turn(balanced: Any) -> None:
 
 def test_panorama(tmp_path: Path) -> None:
     """Windows over one picture, with the same prompt: each goes on with its own features."""
-    pipe = of("StableDiffusionPanoramaPipeline", tmp_path)
+    pipe = of("StableDiffusionPanoramaPipeline", tmp_path, smallest_unet())
 
     def made() -> Tensor:
         return pipe(
-            "a cat", height=512, width=640, num_inference_steps=STEPS, output_type="latent",
+            "a cat", height=512, width=576, num_inference_steps=8, output_type="latent",
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
@@ -252,14 +254,14 @@ def test_panorama(tmp_path: Path) -> None:
     apply_patch(pipe, "balanced")
     seen = watch(pipe.unet)
     found = made()
-    assert [s.forecast is not None for s in seen].count(True) == 3 * (STEPS - 7)
+    assert "".join("wl"[s.forecast is not None] for s in seen) == "wwwwllwwllwwllww"
     assert (found - exact).norm() < 0.05 * exact.norm()
 
 
 NOISE_LEVELS = {
     "random": lambda: torch.randint(0, 1000, (32,), generator=torch.Generator().manual_seed(0)),
     "sorted": lambda: torch.linspace(999, 0, 32),
-    "with repeats": lambda: torch.tensor([900, 900, 800, 800, 700, 700] * 5),
+    "with repeats": lambda: torch.tensor([900, 900, 800, 800, 700, 700] * 6),
     "two columns": lambda: torch.linspace(999, 0, 64).view(32, 2)[:, 0],
 }
 
@@ -287,7 +289,7 @@ def test_losses_at_noise_levels_are_no_run(
         apply_patch(
             pipe if what == "pipeline" else pipe.unet, "balanced", min_tokens=0, select="grid"
         )
-        with pytest.warns(UserWarning, match="no run of steps|do not continue|conditioning"):
+        with pytest.warns(UserWarning, match="no run of steps|do not continue|left out"):
             found = predictions()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
@@ -330,7 +332,7 @@ def test_timesteps_that_are_no_entries_of_a_list(pipe: Any, convert: Any, what: 
 ORDERS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")
 
 
-@pytest.mark.parametrize("name", ("DDIMScheduler", *ORDERS))
+@pytest.mark.parametrize("name", ["DDIMScheduler", *ORDERS])
 @pytest.mark.parametrize("preset", ["faithful", "balanced", "paper"])
 def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, preset: str) -> None:
     """Schedulers whose lists are longer than their steps."""
@@ -350,7 +352,7 @@ def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, p
 
 
 @pytest.mark.parametrize("preset", ["balanced", "turbo"])
-@pytest.mark.parametrize("branch", [0, 1, -1])
+@pytest.mark.parametrize("branch", [0, -1])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_guidance_by_a_loss(pipe: Any, preset: str, branch: int, frozen: bool) -> None:
     apply_patch(pipe, preset, min_tokens=0, cache_branch=branch)
@@ -384,7 +386,7 @@ def test_the_calls_that_a_run_makes_count(
     tmp_path: Path, steps: int, strength: float, expected: str
 ) -> None:
     """Not the entries of its list: image to image does only the end."""
-    pipe = of("StableDiffusionImg2ImgPipeline", tmp_path)
+    pipe = of("StableDiffusionImg2ImgPipeline", tmp_path, smallest_unet())
     apply_patch(pipe, "balanced", min_tokens=0)
     seen = watch(pipe.unet)
     with warnings.catch_warnings(record=True) as told:
@@ -400,9 +402,7 @@ def test_the_calls_that_a_run_makes_count(
 
 
 def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
-    """The base of SDXL hands over to the refiner; its last call is the last but some of the list."""
-    from test_pipelines_of_diffusers import xl
-
+    """The base of SDXL hands over to the refiner, before the end of its list."""
     pipe = xl(tmp_path)
     apply_patch(pipe, "balanced", min_tokens=0)
     seen = watch(pipe.unet)

@@ -205,12 +205,12 @@ class RecordingBackend:
 
 
 def watch(unet: nn.Module) -> list[Step]:
-    """A list to which each call of a patched UNet adds its step."""
+    """A list to which each call of a UNet adds its step, while it is patched."""
     seen: list[Step] = []
 
     def note(module: nn.Module, *_: Any) -> None:
-        _, layer = patched_layers(module)[0]
-        seen.append(getattr(layer, LAYER).runtime.step)
+        for _, layer in patched_layers(module)[:1]:
+            seen.append(getattr(layer, LAYER).runtime.step)
 
     unet.register_forward_pre_hook(note)
     return seen

@@ -10,7 +10,7 @@ between the hooks of others, and go when those are set anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,15 +102,26 @@ class LightSteps:
 
     Before a call comes :meth:`record` or :meth:`stand_in`, after it :meth:`finish`.
 
+    Args:
+        unet: The UNet.
+        branches: Each ``cache_branch`` of its schedule.
+
     Raises:
-        PatchError: As for :func:`find_parts`.
+        PatchError: As for :func:`find_parts`, or if a branch has nothing left to forecast.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, branches: Iterable[int] = ()) -> None:
         self.branch = NEVER
         self.forecast: Tensor | None = None
         self.feature: Tensor | None = None
-        self._stand_ins = [StandIn(part, self) for part in find_parts(unet)]
+        parts = find_parts(unet)
+        known = {part.branch - 1 for part in parts if part.gives_feature}
+        for branch in sorted(set(branches) - known):
+            raise PatchError(
+                f"cache_branch {branch}: this UNet has no layers beneath those that its light "
+                "steps would compute; give a lower cache_branch"
+            )
+        self._stand_ins = [StandIn(part, self) for part in parts]
         self._armed: list[StandIn] = []
 
     def record(self, branch: int) -> None:

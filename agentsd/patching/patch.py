@@ -167,7 +167,8 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     hooks.append(unet.register_forward_pre_hook(_warn_if_replaced))
     hooks.append(unet.conv_in.register_state_dict_pre_hook(_warn_of_copied_parts))
     if _has_cache(runtime.schedule):
-        runtime.light_steps = LightSteps(unet)
+        caches = [phase for phase in runtime.schedule.phases if phase.cache_interval > 1]
+        runtime.light_steps = LightSteps(unet, [phase.cache_branch for phase in caches])
         hooks.append(unet.register_forward_hook(runtime.finish, always_call=True))
     modules = dict(unet.named_modules())
     for number, found in enumerate(find_attention_layers(unet)):

@@ -216,7 +216,12 @@ class StepCache:
         if stream is None:
             if problem and len(rivals) == 1:  # one image after another, rather than in turn
                 self._streams.remove(rivals[0])
-            before = [s for s in listed if s.call.place == call.place - 1]
+            before = [
+                s
+                for s in listed
+                if s.call.place == call.place - 1
+                and (s.kind != kind or s.latents.turn_to(latents) <= _largest_turn(call))
+            ]
             stream = self._begin(call, before, expected, key, kind, tensors, latents)
             for rival in rivals:
                 if not rival.compared and rival.call.place == call.place:
@@ -226,7 +231,8 @@ class StepCache:
             stream.number = stream.number + 1 if same_step else 0
         stream.call, stream.latents, stream.called = call, _Seen(latents), self._count
         stream.opens, stream.calls = not listed, stream.calls + 1
-        if stream.calls > 1:  # those that others have overtaken since their last call are over
+        # In turns, two images differ by one call at most: what others have overtaken is over.
+        if stream.calls > 2:
             self._streams = [
                 s for s in self._streams if s.called >= stream.born or s.key is not None
             ]
@@ -307,11 +313,16 @@ def _continued(
         return first, None
     turns = [s.latents.turn_to(latents) for s in candidates]
     least = min(turns)
-    if least > min(LARGEST_TURN * math.pi / 2 / call.num_steps, 1.0):
+    if least > _largest_turn(call):
         return None, "its latents do not continue those of a call before"
     found = candidates[turns.index(least)]
     found.compared = True
     return found, None
+
+
+def _largest_turn(call: Call) -> float:
+    """Radians that the latents of a run may turn by from one call to the next."""
+    return min(LARGEST_TURN * math.pi / 2 / call.num_steps, 1.0)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -155,7 +155,7 @@ class FollowRuns:
         steps = self._stream.steps
         if not has_light_steps(phase, len(steps)):
             self._stream.kept.clear()  # the next phase that has a cache begins anew
-            if phase.cache_interval > 1:
+            if phase.cache_interval > 1 and problem is None:
                 self._warn(
                     f"short {len(steps)}",
                     f"this run of {len(steps)} steps computes each step whole: cache_interval "
