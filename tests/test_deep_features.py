@@ -17,7 +17,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from test_patch import check_reversal
+from test_patch import check_likeness, check_reversal
 from test_pipelines_of_diffusers import PIPELINES, run
 from test_schedulers import NAMES, given
 from tiny_models import (
@@ -309,11 +309,13 @@ TWICE = {
 @pytest.mark.cell("Schedulers, with light steps")
 @pytest.mark.parametrize("name", NAMES)
 def test_schedulers(pipe: Any, name: str) -> None:
-    apply_patch(given(pipe, name), cached())
+    plain = latents(given(pipe, name), steps=8)
+    apply_patch(pipe, cached())
     expected = "wwwwllwwllwwllw" if name in TWICE else "wwlwlwlw"
     if name == "PNDMScheduler":  # its first step is two calls
         expected = "w" + expected
     assert pattern(pipe, 8) == expected
+    check_likeness(latents(pipe, steps=8), plain)
 
 
 INTERRUPTED = 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -43,7 +43,7 @@ from agentsd import (
     remove_patch,
 )
 from agentsd.cli.options import DEFAULT_SCHEDULE
-from agentsd.patching.processor import LAYER, AgentAttnProcessor
+from agentsd.patching.processor import LAYER, AgentAttnProcessor, Projections
 from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Phase, Schedule
 
@@ -80,21 +80,39 @@ def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
             assert same, f"{name}.{key} differs"
 
 
+ALIKE = 0.25
+"""Relative distance that a patched model of random weights stays within of the unpatched one."""
+
+
+def check_likeness(patched: Tensor, plain: Tensor) -> None:
+    """A patched model gives much the same as the unpatched one."""
+    distance = float((patched - plain).float().norm() / plain.float().norm())
+    assert distance < ALIKE, f"{distance:.2f} from the unpatched one"  # NaN fails, too
+
+
 def check_reversal(
     unet: nn.Module, outputs: Callable[[], Tensor], pipe: Any = None, **settings: Any
 ) -> None:
-    """Patched (by its pipeline, if given) it is another model; unpatched it is, bit for bit, the
-    one that was there."""
+    """Patched (by its pipeline, if given) it is another model, and much alike; unpatched it is, bit
+    for bit, the one that was there."""
     before, base = snapshot(unet), outputs()
     apply_patch(pipe or unet, **settings or AGENTS)
     with pytest.raises(AssertionError, match="differ"):
         check_unchanged(unet, before)
     patched = outputs()
     assert not torch.equal(patched, base)
+    check_likeness(patched, base)
     assert torch.equal(outputs(), patched)
     remove_patch(unet)
     check_unchanged(unet, before)
     assert torch.equal(outputs(), base)
+
+
+def test_the_check_of_likeness_can_fail(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Projections.output
+    monkeypatch.setattr(Projections, "output", lambda self, x: 3 * real(self, x.flip(2)))
+    with pytest.raises(AssertionError, match="from the unpatched one"):
+        check_reversal(unet, lambda: call(unet))
 
 
 def add_lora(unet: Any) -> None:
@@ -255,12 +273,20 @@ class TestReversal:
         assert torch.equal(latents(other), plain)
         assert torch.equal(latents(pipe), keys)
 
-    @pytest.mark.cell("The pipeline as a whole", name="from_pipe", note="both share the patch")
+    @pytest.mark.cell(
+        "The pipeline as a whole",
+        name="from_pipe",
+        note="both share the patch; AnimateDiff makes a UNet of its own, and a warning says that it is "
+        "not patched",
+    )
     def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
-        apply_patch(pipe, "faithful")
+        expected = latents(apply_patch(pipe, "faithful"))
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         assert other.unet is pipe.unet
         assert inspect_patch(other)["layers"] == inspect_patch(pipe)["layers"]
+        again = StableDiffusionPipeline.from_pipe(other)
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(latents(again), expected)
 
     def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
         compiled = torch.compile(unet, backend="eager")
