@@ -22,7 +22,7 @@ SIZES = [(8, 8), (9, 13), (16, 64), (37, 50), (64, 64), (96, 72)]
 SCHEDULES: dict[str, dict[str, Any]] = {
     "agent": AGENTS,
     "keys": {"method": "keys", "sx": 4, "sy": 4},
-    "at most 16 agents": {"agents": 16},
+    "at most 16 agents": {"method": "agent", "agents": 16},
 }
 
 
