@@ -18,7 +18,7 @@ from test_pipelines_of_diffusers import PICTURE, of, xl
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
-from agentsd import apply_patch, cache_context, inspect_patch, patched
+from agentsd import PatchError, apply_patch, cache_context, inspect_patch, patched
 from agentsd.patching import step_cache
 from agentsd.patching.patch import patch_of
 
@@ -198,6 +198,12 @@ def test_the_caller_tells_images_apart(balanced: Any) -> None:
         found, kinds = run(balanced, images(), keyed, shuffling())
     assert all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
     assert kinds.count("l") == 2 * (STEPS - 7)
+
+
+@pytest.mark.parametrize("key", [None, []])
+def test_keys_that_name_no_run_are_refused(key: Any) -> None:
+    with pytest.raises(PatchError, match="a key is hashable and not None"), cache_context(key):
+        pass
 
 
 def test_buffers_that_are_written_again(balanced: Any) -> None:

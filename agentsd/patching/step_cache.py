@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import PatchError
 from ..schedule import Phase
 from .denoising_step import Call
 
@@ -58,12 +59,17 @@ def cache_context(key: Hashable) -> Iterator[None]:
     Args:
         key: Names the run; anything hashable but None.
 
+    Raises:
+        PatchError: If the key is None or not hashable.
+
     Example:
         >>> from agentsd import cache_context
         >>> for image in range(2):
         ...     with cache_context(image):
         ...         pass  # unet(latents[image], t, prompt_embeds[image])
     """
+    if key is None or not isinstance(key, Hashable):
+        raise PatchError(f"cache_context: a key is hashable and not None (got {key!r})")
     token = _KEY.set(key)
     try:
         yield
