@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -129,14 +128,13 @@ def min_tokens(device: str, out: Path) -> Found:
     """From how many tokens on no preset loses time, against the number that is built in."""
     sides = (16, 24, 32) if device == "cpu" else (16, 24, 32, 40, 48, 64)
     ratios: dict[int, dict[str, float]] = {}
-    with mock.patch.object(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0)):
-        for side in sides:
-            model = "pocket" if device == "cpu" else "sd15-top"
-            precision = "float32" if device == "cpu" else "float16"
-            given = Case(model, side, side, dtype=precision, device=device)
-            variants = variants_of(["faithful", "fast", "paper"], baselines=False)
-            *_, rows = timing.run(given, variants, rounds=2 if device == "cpu" else 15)
-            ratios[side**2] = {row.variant: round(row.ratio, 3) for row in rows[2:]}
+    variants = variants_of(["faithful", "fast", "paper"], baselines=False, min_tokens=0)
+    for side in sides:
+        model = "pocket" if device == "cpu" else "sd15-top"
+        precision = "float32" if device == "cpu" else "float16"
+        given = Case(model, side, side, dtype=precision, device=device)
+        *_, rows = timing.run(given, variants, rounds=2 if device == "cpu" else 15)
+        ratios[side**2] = {row.variant: round(row.ratio, 3) for row in rows[2:]}
     worst = {tokens: max(found.values()) for tokens, found in ratios.items()}
     least = min((n for n in worst if all(worst[m] <= 1 for m in worst if m >= n)), default=None)
     guess = runtime.MIN_TOKENS[device]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from torch import Tensor
 
+from ..attributes import replaced_attribute
 from ..errors import PatchError
 from ..patching.diffusers_internals import UNet2DConditionOutput
 from ..patching.layers import find_unet
@@ -41,7 +41,7 @@ def fewer_steps(pipe: Any, num_inference_steps: int = 13) -> Iterator[Any]:
         kwargs.pop("num_inference_steps", None)
         real(num_inference_steps, *args, **kwargs)
 
-    with mock.patch.object(pipe.scheduler, "set_timesteps", set_timesteps):
+    with replaced_attribute(pipe.scheduler, "set_timesteps", set_timesteps):
         yield pipe
 
 
@@ -186,8 +186,8 @@ def _forecast_output(
         return (value,) if kwargs.get("return_dict") is False else UNet2DConditionOutput(value)
 
     with (
-        mock.patch.object(scheduler, "set_timesteps", begin),
-        mock.patch.object(unet, "forward", call),
+        replaced_attribute(scheduler, "set_timesteps", begin),
+        replaced_attribute(unet, "forward", call),
     ):
         yield pipe
 

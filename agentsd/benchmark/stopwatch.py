@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
-from unittest import mock
 
 import psutil
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from ..attributes import replaced_attribute
 from ..methods import merge as merging
 from ..models.devices import wait_for
 from ..patching.layers import top_attention_layers
@@ -140,7 +140,7 @@ class Stopwatch:
             self.merging += time.perf_counter() - begun
             return out
 
-        with mock.patch.object(merging, name, timed):
+        with replaced_attribute(merging, name, timed):
             yield
 
     def _wait(self) -> None:

@@ -39,7 +39,9 @@ class _Zeros:
         return torch.zeros_like(hidden_states)
 
 
-def variants_of(schedules: list[str], baselines: bool = True) -> dict[str, UNetPatch]:
+def variants_of(
+    schedules: list[str], baselines: bool = True, **overrides: Any
+) -> dict[str, UNetPatch]:
     """Unpatched, the floor, each phase of the schedules on its own, and the installed baselines.
 
     Whole and light steps of a phase with a ``cache_interval`` are variants of their own.
@@ -47,13 +49,14 @@ def variants_of(schedules: list[str], baselines: bool = True) -> dict[str, UNetP
     Args:
         schedules: Names of presets or paths of YAML files.
         baselines: Also tomesd (PyPI), downsampled keys (the ToDo idea), tiles (the HyperTile idea).
+        **overrides: Parameters to change in all schedules.
 
     Raises:
         ScheduleError: If a schedule cannot be read.
     """
     found = dict(REFERENCES)
     for name in schedules:
-        for phase, label in labels(name).items():
+        for phase, label in labels(name, **overrides).items():
             if phase.cache_interval == 1:
                 found[label] = _constant(phase)
             else:
@@ -65,9 +68,10 @@ def variants_of(schedules: list[str], baselines: bool = True) -> dict[str, UNetP
     return found | installed if baselines else found
 
 
-def labels(name: str) -> dict[Phase, str]:
+def labels(name: str, **overrides: Any) -> dict[Phase, str]:
     """The phases of a schedule, each with the name of its variant."""
-    phases = Schedule.load(name).phases
+    schedule = Schedule.load(name)
+    phases = (schedule.override(**overrides) if overrides else schedule).phases
     stem = Path(name).stem
     return {
         phase: stem + (f", phase {number}" if len(phases) > 1 else "")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..attributes import replaced_attribute
 from ..errors import AgentSDError, GenerationError, OutOfMemoryError, SettingsError
 from ..image_settings import ImageSettings, check_steps
 from .prompt_encoding import TEXTS, PromptEncoder
@@ -110,8 +110,8 @@ def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[Non
     # DPMSolverSDEScheduler takes no generator, but one seed per image.
     takes_seeds = hasattr(scheduler, "noise_sampler_seed")
     with (
-        mock.patch.object(scheduler, "step", watched),
-        mock.patch.object(scheduler, "noise_sampler_seed", list(seeds))
+        replaced_attribute(scheduler, "step", watched),
+        replaced_attribute(scheduler, "noise_sampler_seed", list(seeds))
         if takes_seeds
         else nullcontext(),
     ):

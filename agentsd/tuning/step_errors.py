@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..attributes import replaced_attribute
 from ..patching.forecasts import forecast, has_light_steps, usable
 from ..patching.light_steps import OUTPUT
 from ..patching.step_cache import MOST_FEATURES, Feature
@@ -188,5 +188,5 @@ def _replayed(
             output = (output.float() + error).to(output.dtype)
         return (output.to(pipe._execution_device),)
 
-    with mock.patch.object(unet, "forward", replay):
+    with replaced_attribute(unet, "forward", replay):
         yield
