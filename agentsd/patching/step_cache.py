@@ -263,9 +263,10 @@ class StepCache:
             ends = begins + expected
         if call.is_entry:  # the scheduler has a new list, so runs on its old one are over
             self._streams = [
-                s for s in self._streams
+                s
+                for s in self._streams
                 if not s.call.is_entry or s.call.is_of_the_same_list_as(call)
-            ]  # fmt: skip
+            ]
         seen = [_Seen(x) for x in tensors]
         number = self._count
         stream = Stream(
@@ -284,7 +285,7 @@ class StepCache:
         """After a call: free the stream if its run is over."""
         if stream.is_over:
             stream.kept.clear()
-            self._streams.remove(stream)
+            self._streams = [s for s in self._streams if s is not stream]
         else:  # the one called longest ago comes first
             self._streams.sort(key=lambda s: s.called)
 
