@@ -111,6 +111,11 @@ class Schedule(StrictModel):
         """Whether a phase ends at a step number, so that the length of the run must be known."""
         return any(phase.until_step is not None for phase in self.phases)
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether a phase leaves out work in some steps."""
+        return any(phase.cache_interval > 1 for phase in self.phases)
+
     def asks(self, option: str) -> bool:
         """Whether any phase turns on ``option``."""
         return any(phase.asks(option) for phase in self.phases)

@@ -123,7 +123,7 @@ def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
             f"max_downsample={reach} matches no layer: the self-attention of this UNet begins at "
             f"downsample {top}; give {top} or more, or leave it out"
         )
-    if _has_cache(schedule) and (why := why_none(unet)):
+    if schedule.has_cache and (why := why_none(unet)):
         raise PatchError(why)
     kinds = ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach)
     runtime = Runtime(schedule, kinds, policy)
@@ -155,10 +155,6 @@ def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any])
         ) from None
 
 
-def _has_cache(schedule: Schedule) -> bool:
-    return any(phase.cache_interval > 1 for phase in schedule.phases)
-
-
 def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     """Register the hooks and install the processors."""
     hooks: list[RemovableHandle] = []
@@ -166,7 +162,7 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     hooks.append(unet.register_forward_pre_hook(runtime.follow, with_kwargs=True))
     hooks.append(unet.register_forward_pre_hook(_warn_if_replaced))
     hooks.append(unet.conv_in.register_state_dict_pre_hook(_warn_of_copied_parts))
-    if _has_cache(runtime.schedule):
+    if runtime.schedule.has_cache:
         caches = [phase for phase in runtime.schedule.phases if phase.cache_interval > 1]
         runtime.light_steps = LightSteps(unet, [phase.cache_branch for phase in caches])
         hooks.append(unet.register_forward_hook(runtime.finish, always_call=True))

@@ -191,10 +191,6 @@ class StepCache:
     """
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all streams, and free what they hold."""
         self._streams: list[Stream] = []
         self._count = 0
 

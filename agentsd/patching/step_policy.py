@@ -72,9 +72,8 @@ class FollowRuns:
         self._phase: Phase | None = None
         self._refusal: str | None = None
         self._warned: set[str] = set()
-        self._has_cache = any(phase.cache_interval > 1 for phase in schedule.phases)
         # Keys of a single phase cycle by the place in any list.
-        self._needs_run = self._has_cache or len(schedule.phases) > 1
+        self._needs_run = schedule.has_cache or len(schedule.phases) > 1
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
@@ -108,9 +107,9 @@ class FollowRuns:
             )
         self._phase = phase = self.schedule.phase_at(position.step, position.num_steps)
         decision = Decision(position, phase)
-        if self._has_cache:
+        if self.schedule.has_cache:
             decision = self._with_cache(decision, call, unet, inputs, scheduler)
-            self._count(decision, call)
+            self._count(decision)
         return decision
 
     def finish(self, feature: Tensor | None) -> None:
@@ -172,7 +171,7 @@ class FollowRuns:
         found = forecast(self._stream.features, phase, position.step, steps.stop)
         return decision._replace(forecast=found, records=found is None)
 
-    def _count(self, decision: Decision, call: Call | None) -> None:
+    def _count(self, decision: Decision) -> None:
         """Add a call to those of its run."""
         opens = self._stream is not None and self._stream.opens
         before = Calls() if opens or self.last_run is None else self.last_run
