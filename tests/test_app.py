@@ -328,6 +328,29 @@ def test_a_failed_or_abandoned_job_does_not_affect_the_next(pipe: Any) -> None:
     assert not worker.open
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_visitor_may_stop_a_job_before_it_is_queued(pipe: Any, stopped: bool) -> None:
+    """Counting operations takes a second or more, in which a visitor may change their mind."""
+    worker = Worker({"tiny": pipe})
+    settings = ImageSettings(prompt="a", num_inference_steps=8, height=64, width=64)
+    planned = [PlannedImage(pipe, settings, None)]
+    made: list[Job] = []
+
+    async def run() -> None:
+        async with worker.follow(made.append, planned, "me") as events:
+            worker.stop("me" if stopped else "another")
+            async for _ in events:
+                pass
+
+    if stopped:
+        with pytest.raises(Stopped):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+    worker.close()
+    assert bool(made) is not stopped
+
+
 def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
     stopped = job(pipe, [])
     stopped.stop()

@@ -57,8 +57,8 @@ class JobButtons:
         async def run(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
             try:
                 job = check(*values)
-                yield self._buttons(running=True) | {self._status: markup.note("Starting…")}
                 async with job.follow((request.session_hash, name)) as events:
+                    yield self._buttons(running=True) | {self._status: markup.note("Starting…")}
                     async for event in events:
                         if isinstance(event, Finished):
                             updates = job.finish(event.result)

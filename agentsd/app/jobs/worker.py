@@ -65,6 +65,7 @@ class Worker:
         self.pipes = pipes
         self._queue_size = queue_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentsd")
+        self._accepted: set[Job] = set()  # a visitor may stop these before they are queued
         self._jobs: dict[Job, Future[Any]] = {}
         self._closed = False
         self.pace = Pace(*pipes.values())
@@ -82,16 +83,20 @@ class Worker:
     def close(self) -> None:
         """Stop all jobs and accept no more."""
         self._closed = True
-        for job in list(self._jobs):
+        for job in list(self._accepted):
             job.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def stop(self, owner: Hashable) -> None:
-        """Stop the jobs of an owner, whether they run or wait."""
-        for job, future in list(self._jobs.items()):
+        """Stop the jobs of an owner, whether they run, wait or are about to."""
+        for job in list(self._accepted):
             if job.owner == owner:
-                job.stop()
-                future.cancel()
+                self._stop(job)
+
+    def _stop(self, job: Job) -> None:
+        job.stop()
+        if job in self._jobs:
+            self._jobs[job].cancel()
 
     @asynccontextmanager
     async def follow(
@@ -112,16 +117,9 @@ class Worker:
         Yields:
             :class:`Queued` while other jobs come first, each :class:`Progress`, ``None`` when there
             has been none for a while, and at the end :class:`Finished` with the result. Raises what
-            the work raises, and :class:`~agentsd.app.jobs.job.Stopped`.
-
-        Raises:
-            QueueFullError: If too many jobs are waiting.
+            the work raises, :class:`~agentsd.app.jobs.job.Stopped`, and :class:`QueueFullError` if
+            too many jobs are waiting.
         """
-        await asyncio.to_thread(self.pace.prepare, images)
-        if len(self._jobs) > self._queue_size:
-            raise QueueFullError(
-                f"the queue is full ({self._queue_size} waiting); try again in a while"
-            )
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
 
@@ -131,18 +129,33 @@ class Worker:
 
         job = Job(report, images, self.pace, owner, seconds)
 
+        async def events() -> AsyncIterator[Event[T]]:
+            await asyncio.to_thread(self.pace.prepare, images)
+            job.check()
+            self._submit(job, work).add_done_callback(report)
+            async for event in self._events(job, queue):
+                yield event
+
+        self._accepted.add(job)
+        try:
+            yield events()
+        finally:
+            self._accepted.discard(job)
+            self._stop(job)
+
+    def _submit(self, job: Job, work: Callable[[Job], T]) -> Future[T]:
+        if len(self._jobs) > self._queue_size:
+            raise QueueFullError(
+                f"the queue is full ({self._queue_size} waiting); try again in a while"
+            )
+
         def run() -> T:
             job.begin()
             return work(job)
 
         future = self._jobs[job] = self._thread.submit(run)
         future.add_done_callback(lambda _: self._jobs.pop(job, None))
-        future.add_done_callback(report)
-        try:
-            yield self._events(job, queue)
-        finally:
-            job.stop()
-            future.cancel()
+        return future
 
     async def _events(
         self, job: Job, queue: asyncio.Queue[Progress | Future[T]]
