@@ -15,21 +15,29 @@ if TYPE_CHECKING:
         ScheduleError,
         SettingsError,
     )
+    from .measured import Measured, TunedFor
+    from .methods import Agent, Cache, Full, Keys, Merge, Phase
     from .models.loading import load_pipeline
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .patching.step_cache import cache_context
-    from .schedule import Phase, Schedule
+    from .schedule import Schedule
     from .tuning.tune import tune
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "Agent",
     "AgentSDError",
+    "Cache",
     "EvaluationError",
+    "Full",
     "GenerationError",
     "Inspection",
+    "Keys",
     "LoadError",
+    "Measured",
+    "Merge",
     "OutputError",
     "PatchError",
     "Phase",
@@ -37,6 +45,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "SettingsError",
+    "TunedFor",
     "apply_patch",
     "cache_context",
     "inspect_patch",
@@ -48,7 +57,15 @@ __all__ = [
 
 
 _HOMES = (
-    *("errors", "schedule", "patching.inspection", "patching.patch", "patching.step_cache"),
+    *(
+        "errors",
+        "methods",
+        "measured",
+        "schedule",
+        "patching.inspection",
+        "patching.patch",
+        "patching.step_cache",
+    ),
     *("models.loading", "tuning.tune"),
 )
 

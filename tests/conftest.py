@@ -21,7 +21,8 @@ from browser import find_chromium
 from diffusers import UNet2DConditionModel
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.patching import forecasts, runtime
+from agentsd.methods import Cache
+from agentsd.patching import runtime
 
 BROWSER = "browser"
 """Marker of the tests that open pages in Chromium."""
@@ -103,7 +104,7 @@ def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Light steps in runs of any length, for tests that take no longer than they must."""
-    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 1)
+    monkeypatch.setattr(Cache, "fewest_steps", property(lambda cache: cache.min_steps or 0))
 
 
 @pytest.fixture

@@ -35,11 +35,11 @@ from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
 from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings
-from agentsd.methods import METHODS
+from agentsd.methods import METHODS, Agent, Full, Keys
 from agentsd.methods.observation import attended_most
 from agentsd.methods.token_merging import match, owners
 from agentsd.patching.patch import patched
-from agentsd.schedule import Phase, Schedule
+from agentsd.schedule import Schedule
 
 
 @pytest.fixture
@@ -152,17 +152,17 @@ def test_a_timeline_shows_the_tokens_and_the_caps(pipe: Any) -> None:
     for text in ("steps 1–20", "steps 21–50", "1,024 → 615 → 64 agents", "capped to 0.9375"):
         assert text in html
     ((level,), _) = timeline.levels(Schedule.preset("paper"), 64, 64)
-    assert level.plan == Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
+    assert level.plan == Agent(sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
     assert not patched_layers(
         pipe.unet
     )  # the timeline patches a copy without weights, not the model
 
 
 def test_pairs_are_those_of_the_softmaxes() -> None:
-    phase = Phase(method="keys", sx=2, sy=2)
+    phase = Keys(sx=2, sy=2)
     assert pairs(phase.plan(8, 8)) == 64 * 16
-    assert stages(Phase(method="full").plan(8, 8), Phase(method="full")) == "64, as unpatched"
-    agent = Phase(method="agent", sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
+    assert stages(Full().plan(8, 8), Full()) == "64, as unpatched"
+    agent = Agent(sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
     assert (agent.agents, pairs(agent)) == (4, 2 * 4 * 48)
 
 

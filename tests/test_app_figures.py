@@ -36,7 +36,7 @@ from agentsd.errors import LoadError, ScheduleError, SettingsError
 from agentsd.generation.a1111 import read_parameters
 from agentsd.image_settings import ImageSettings
 from agentsd.models.options import PipelineOptions
-from agentsd.patching.work import Operations
+from agentsd.patching.flops import Operations
 from agentsd.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]

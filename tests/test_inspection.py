@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch
 from agentsd.patching import processor
-from agentsd.patching.work import operation_counter
+from agentsd.patching.flops import operation_counter
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")

@@ -43,9 +43,10 @@ from agentsd import (
     remove_patch,
 )
 from agentsd.cli.options import DEFAULT_SCHEDULE
+from agentsd.methods import Agent, Keys, Merge
 from agentsd.patching.processor import LAYER, AgentAttnProcessor, Projections
 from agentsd.patching.runtime import Runtime
-from agentsd.schedule import Phase, Schedule
+from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -378,7 +379,7 @@ class TestApply:
         assert torch.equal(latents(apply_patch(pipe, **changes)), expected)
 
     def test_a_method_makes_one_phase(self, pipe: Any) -> None:
-        one = latents(apply_patch(pipe, Schedule(phases=[Phase(method="merge", ratio=0.2)])))
+        one = latents(apply_patch(pipe, Schedule(phases=[Merge(ratio=0.2)])))
         assert torch.equal(latents(apply_patch(pipe, method="merge", ratio=0.2)), one)
 
     def test_parameters_of_another_method_need_it(self, unet: Any) -> None:
@@ -461,7 +462,7 @@ class TestPatched:
 
     @pytest.mark.parametrize("raises", [False, True])
     def test_restores_the_earlier_patch(self, pipe: Any, raises: bool) -> None:
-        apply_patch(pipe, Schedule(phases=[Phase(until_step=2, **AGENTS), Phase(method="keys")]))
+        apply_patch(pipe, Schedule(phases=[Agent(until_step=2, **AGENTS), Keys()]))
         expected = latents(pipe)
         names = [name for name, _ in patched_layers(pipe.unet)]
         try:
@@ -716,7 +717,7 @@ class TestErrors:
             ("papre", "no preset schedule 'papre'"),
             (3, "got int"),
             ({"phases": []}, "got dict"),
-            ([Phase()], "got list"),
+            ([Agent()], "got list"),
             ("none/here.yaml", "cannot be read"),
         ],
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agentsd.tuned_for import TunedFor
 from tiny_models import smallest_unet, tiny_pipeline
 from tuning_of_tiny_models import FULL, cache, few_candidates
 
@@ -19,7 +20,6 @@ from agentsd.generation.conditions import conditions
 from agentsd.generation.images import make_image
 from agentsd.image_settings import ImageSettings
 from agentsd.models.loading import model_fingerprint
-from agentsd.tuned_for import TunedFor
 from agentsd.tuning import probing, step_errors
 from agentsd.tuning.budget import Budget, decibels
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment, schedule_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentsd.methods import Cache
 from agentsd.tuning import prompts, screening, search, step_costs, tuner
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment
 
@@ -12,7 +13,7 @@ FULL = ATTENTION.index({"method": "full"})
 
 def cache(interval: int, branch: int, order: int) -> int:
     """The index of a cache among the candidates'."""
-    wanted = {"cache_interval": interval, "cache_branch": branch, "cache_order": order}
+    wanted = Cache.model_validate({"interval": interval, "branch": branch, "order": order})
     return CACHES.index(wanted)
 
 

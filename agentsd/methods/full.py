@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from .base import Phase, Plan
+from .base import BasePhase, Plan
 
 
-class Full(Phase):
-    """Attention as unpatched, with no parameters beyond :class:`~agentsd.methods.base.Phase`."""
+class Full(BasePhase):
+    """Attention as unpatched, with the parameters of all phases alone."""
 
     summary: ClassVar = "as unpatched"
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Count, Draw, Phase, Plan, SelfAttention, Stride
+from .base import BasePhase, Count, Draw, Plan, SelfAttention, Stride
 from .observation import Observation, attended_most
 from .token_grid import cells, cycled_places, random_places, strides_for, tokens_at
 
@@ -16,7 +16,7 @@ KEYS = "Most keys at any image size. Fewer: faster, coarser."
 SELECT = "Which token of a cell is its key. cycle: each in turn, closest to full attention."
 
 
-class Keys(Phase):
+class Keys(BasePhase):
     """Every query, but one token of each ``sy × sx`` cell as key and value.
 
     With ``cycle``, each token of a cell serves once as a key of each head within ``sx · sy`` steps,

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import PatchError
 from ..methods import METHODS, Plan
 from ..schedule import Schedule
+from .flops import work_left
 from .forecasts import whole_steps
 from .layers import AttentionLayer, find_attention_layers, find_unet
 from .light_steps import why_none
@@ -17,7 +18,6 @@ from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
 from .step_policy import FollowRuns
-from .work import work_left
 
 MOST_STEPS = 1000
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ScheduleError
 from ..schedule import Phase, Schedule
 from .denoising_step import Call, Position, find_call, position_of
-from .forecasts import fewest_steps, forecast, has_light_steps
+from .forecasts import forecast, has_light_steps
 from .light_steps import why_none
 from .step_cache import StepCache, Stream
 
@@ -154,12 +154,12 @@ class FollowRuns:
         steps = self._stream.steps
         if not has_light_steps(phase, len(steps)):
             self._stream.kept.clear()  # the next phase that has a cache begins anew
-            if phase.cache_interval > 1 and problem is None:
+            if phase.cache is not None and problem is None:
                 self._warn(
                     f"short {len(steps)}",
-                    f"this run of {len(steps)} steps computes each step whole: cache_interval "
-                    f"{phase.cache_interval} gains only in runs of {fewest_steps(phase)} steps or "
-                    "more",
+                    f"this run of {len(steps)} steps computes each step in full: a cache of "
+                    f"interval {phase.cache.interval} gains only in runs of "
+                    f"{phase.cache.fewest_steps} steps or more (min_steps)",
                 )
             return decision
         if self._stream.begins == call.place:

@@ -6,6 +6,8 @@ import math
 from itertools import product
 from typing import Any, NamedTuple
 
+from ..methods import Cache
+from ..patching.light_steps import OUTPUT
 from ..schedule import Schedule
 
 ATTENTION: tuple[dict[str, Any], ...] = (
@@ -16,11 +18,11 @@ ATTENTION: tuple[dict[str, Any], ...] = (
 )
 """Attention of a phase; the most useful first, in case time runs out."""
 
-CACHES: tuple[dict[str, int], ...] = (
-    {},
+CACHES: tuple[Cache | None, ...] = (
+    None,
     *(
-        {"cache_interval": interval, "cache_branch": branch, "cache_order": order}
-        for interval, branch, order in product((2, 3, 4, 5), (0, -1), (0, 1, 2))
+        Cache.model_validate({"interval": interval, "branch": branch, "order": order})
+        for interval, branch, order in product((2, 3, 4, 5), (0, OUTPUT), (0, 1, 2))
     ),
 )
 """Cache of a phase; the first computes every step whole."""
@@ -53,13 +55,13 @@ def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
     """The schedule that a candidate stands for, with its borders as shares of the run.
 
     Example:
-        >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache_interval
+        >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache.interval
         2
     """
     phases = []
     for attention, cache, end in candidate:
         until = {} if end == num_steps else {"until": _share(end, num_steps)}
-        phases.append({**until, **ATTENTION[attention], **CACHES[cache]})
+        phases.append({**until, **ATTENTION[attention], "cache": CACHES[cache]})
     return Schedule.from_dict({"phases": phases})
 
 
@@ -77,13 +79,13 @@ def describe(schedule: Schedule) -> str:
     """
     parts = []
     for number, phase in enumerate(schedule.phases):
-        words = phase.method
+        words: str = phase.method
         if hasattr(phase, "sx"):
             words += f" {getattr(phase, 'sx')}×{getattr(phase, 'sy')}"  # noqa: B009
-        if phase.cache_interval > 1:
-            nth = {2: "2nd", 3: "3rd"}.get(phase.cache_interval, f"{phase.cache_interval}th")
-            what = {-1: "output"}.get(phase.cache_branch, "feature")
-            how = {0: "held", 1: "linear", 2: "quadratic"}.get(phase.cache_order, "adaptive")
+        if (cached := phase.cache) is not None:
+            nth = {2: "2nd", 3: "3rd"}.get(cached.interval, f"{cached.interval}th")
+            what = "output" if cached.branch == OUTPUT else "feature"
+            how = ("held", "linear", "quadratic")[cached.order]
             words += f", every {nth} step whole, {what} {how}"
         if phase.until is not None:
             words = f"until {100 * phase.until:.3g} %: {words}"

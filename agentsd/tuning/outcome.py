@@ -9,8 +9,8 @@ from typing import Any
 from ..evaluation.intervals import Interval, bootstrap, small_sample_warning
 from ..evaluation.summary import interval_to_json, pareto_front
 from ..generation.records import VERSIONS
+from ..measured import TunedFor
 from ..schedule import Schedule
-from ..tuned_for import TunedFor
 from .budget import SHARE, SPEED, Budget
 from .candidates import describe
 from .judgement import UNPATCHED, faster_by, judge

@@ -16,7 +16,7 @@ from ..schedule import Schedule
 from .candidates import ATTENTION, CACHES
 from .trajectories import UNetCall, moved
 
-BRANCHES = sorted({cache.get("cache_branch", OUTPUT) for cache in CACHES} - {OUTPUT})
+BRANCHES: list[int] = sorted({cache.branch for cache in CACHES if cache is not None} - {OUTPUT})
 
 
 class Probe:
@@ -64,7 +64,7 @@ def probing(pipe: DiffusionPipeline, check: Callable[[], None]) -> Iterator[Prob
         check: Called before each call; may raise to stop.
     """
     kinds = [
-        attention | {"cache_interval": 2, "cache_branch": branch}
+        attention | {"cache": {"interval": 2, "branch": branch}}
         for attention in ATTENTION
         for branch in BRANCHES
     ]

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..methods import Phase
+from ..methods import Full, Phase
+from ..methods.base import ENDS
 from ..models.devices import wait_for
 from ..patching.forecasts import whole_steps
+from ..patching.light_steps import OUTPUT
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .trajectories import Trajectory, moved
@@ -30,15 +32,16 @@ class Kind(NamedTuple):
     attention: str
     """The phase without its cache."""
     light: tuple[int, object] | None = None
-    """``cache_branch`` and ``cache_order`` of a light step."""
+    """Branch and order of the cache of a light step."""
 
     @classmethod
     def of(cls, phase: Phase, whole: bool) -> Kind:
         """The kind of a whole or light step of a phase."""
-        light = None if whole else (phase.cache_branch, phase.cache_order)
-        if light is not None and phase.cache_branch == -1:
-            return cls("", light)  # nothing is computed
-        return cls(json.dumps(_without_cache(phase).to_dict()), light)
+        attention = json.dumps(_attention_of(phase).to_dict())
+        if whole or phase.cache is None:
+            return cls(attention)
+        light = phase.cache.branch, phase.cache.order
+        return cls("" if phase.cache.branch == OUTPUT else attention, light)
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Kind:
@@ -46,9 +49,9 @@ class Kind(NamedTuple):
         return cls(line["attention"], line["light"] and tuple(line["light"]))
 
 
-def _without_cache(phase: Phase) -> Phase:
-    kept = {k: v for k, v in phase.to_dict().items() if not k.startswith(("until", "cache_"))}
-    return Phase(**kept)
+def _attention_of(phase: Phase) -> Phase:
+    """A phase without its end and its cache."""
+    return phase.without(*ENDS, "cache")
 
 
 class StepCosts:
@@ -70,7 +73,7 @@ class StepCosts:
         """
         positions = [call.position for call in trajectory.calls]
         if schedule is None:
-            unpatched = self.seconds[Kind.of(Phase(method="full"), True)]
+            unpatched = self.seconds[Kind.of(Full(), True)]
             return self.rest + unpatched * len(positions)
         num_steps = positions[0].num_steps
         whole = whole_steps(schedule, num_steps)
@@ -97,15 +100,13 @@ def measure_steps(
     Returns:
         Median seconds of a step, by kind; those of an unpatched one are among them.
     """
-    unpatched = Phase(method="full")
-    phases = {Kind.of(unpatched, True): unpatched}
+    unpatched = Full()
+    phases: dict[Kind, Phase] = {Kind.of(unpatched, True): unpatched}
     for schedule in schedules:
         for phase in schedule.phases:
-            alone = _without_cache(phase)
-            phases.setdefault(Kind.of(phase, True), alone)
-            if phase.cache_interval > 1:
-                cache = {"cache_branch": phase.cache_branch, "cache_order": phase.cache_order}
-                cached = Phase(**alone.to_dict(), cache_interval=CALLS, **cache)
+            phases.setdefault(Kind.of(phase, True), _attention_of(phase))
+            if phase.cache is not None:
+                cached = phase.without(*ENDS).override(cache_interval=CALLS)
                 phases.setdefault(Kind.of(phase, False), cached)
     measured: dict[Kind, list[float]] = defaultdict(list)
     for _ in range(ROUNDS):

@@ -84,7 +84,8 @@ class StepErrors:
             else:
                 error = self._light(source, phase, earlier[-MOST_FEATURES:])
                 if error is None:
-                    value = self._feature(source, phase.cache_branch)
+                    assert phase.cache is not None
+                    value = self._feature(source, phase.cache.branch)
                     earlier.append((Feature(step, phase, value), source))
                     error = self._whole(source)
                 yield error
@@ -100,14 +101,15 @@ class StepErrors:
     ) -> Vector | None:
         """The error of a light step; None where the step is computed whole."""
         number, attention = source
-        call, branch = self._trajectory.calls[number], phase.cache_branch
+        assert phase.cache is not None
+        call, branch, order = self._trajectory.calls[number], phase.cache.branch, phase.cache.order
         step, num_steps, _ = call.position
         sources = {id(feature): each for feature, each in known}
         taken = usable([feature for feature, _ in known], phase, step, num_steps)
         if not taken:
             return None
         attended = attention if branch != OUTPUT else None
-        key = number, attended, branch, phase.cache_order, *(sources[id(f)] for f in taken)
+        key = number, attended, branch, order, *(sources[id(f)] for f in taken)
         if key not in self._errors:
             value = forecast(taken, phase, step, num_steps)
             assert value is not None

@@ -139,7 +139,8 @@ def notes(phase: Phase, plan: Plan) -> list[str]:
     """Where a phase differs from what its parameters ask for, and why.
 
     Example:
-        >>> phase = Phase(method="merge", sx=2, sy=2, ratio=0.9)
+        >>> from agentsd import Merge
+        >>> phase = Merge(ratio=0.9)
         >>> notes(phase, phase.plan(64, 64))
         ['ratio 0.9 is capped to 0.75: one token of each cell stays']
     """

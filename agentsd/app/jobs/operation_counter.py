@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline
 from ...image_settings import ImageSettings
 from ...models.architectures import Architecture
 from ...models.schedulers import unet_calls
+from ...patching.flops import Operations, run_operations
 from ...patching.forecasts import whole_steps
 from ...patching.layers import find_unet
 from ...patching.patch import patch_of, patched
-from ...patching.work import Operations, run_operations
 from ...schedule import Schedule
 
 MAX_COUNTS = 256

@@ -11,7 +11,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 
 from ...image_settings import ImageSettings
-from ...patching.work import Operations
+from ...patching.flops import Operations
 from ...schedule import Schedule
 from .operation_counter import OperationCounter
 

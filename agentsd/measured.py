@@ -1,11 +1,37 @@
-"""What a tuned schedule was tuned for."""
+"""What a schedule was measured at, and what it was tuned for."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from .errors import ScheduleError
 from .settings import StrictModel
+
+
+class Measured(StrictModel):
+    """What a schedule brought in one measurement.
+
+    Args:
+        time: Of a run, as a share of the unpatched run's time.
+        psnr: Of its images to the unpatched ones, in dB.
+        model: Name of the model.
+        scheduler: Name of the scheduler.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt.
+        source: Where the measurement is described.
+    """
+
+    error: ClassVar = ScheduleError
+
+    time: Annotated[float, Field(gt=0)]
+    psnr: float
+    model: str
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    source: str | None = None
 
 
 class TunedFor(StrictModel):

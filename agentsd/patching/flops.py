@@ -81,7 +81,7 @@ def run_operations(
     install(twin, Runtime(runtime.schedule, runtime.layers, policy, device))
     costs = {}
     for phase in runtime.schedule.phases:
-        policy.decision = Decision(Position(0, len(whole)), phase, records=phase.cache_interval > 1)
+        policy.decision = Decision(Position(0, len(whole)), phase, records=phase.cache is not None)
         costs[phase, True] = _operations(twin, inputs)
         if policy.feature is not None:
             policy.decision = policy.decision._replace(forecast=policy.feature)
