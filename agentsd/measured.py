@@ -15,7 +15,9 @@ class Measured(StrictModel):
 
     Args:
         time: Of a run, as a share of the unpatched run's time.
-        psnr: Of its images to the unpatched ones, in dB.
+        psnr, ssim, lpips: Mean likeness of its images to the unpatched ones (PSNR in dB); ``None``
+            where it was not measured.
+        images: Number of images.
         model: Name of the model.
         scheduler: Name of the scheduler.
         num_inference_steps: Denoising steps.
@@ -26,7 +28,10 @@ class Measured(StrictModel):
     error: ClassVar = ScheduleError
 
     time: Annotated[float, Field(gt=0)]
-    psnr: float
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    images: Annotated[int, Field(ge=1)]
     model: str
     scheduler: str
     num_inference_steps: int

@@ -118,6 +118,10 @@ class Schedule(StrictModel):
         """Whether any phase turns on ``option``."""
         return any(phase.enables(option) for phase in self.phases)
 
+    def does_as(self, other: Schedule) -> bool:
+        """Whether another schedule does the same in every step, whatever was measured of it."""
+        return (self.phases, self.seed) == (other.phases, other.seed)
+
     def override(self, **changes: Any) -> Schedule:
         """A copy with parameters changed in every phase whose method has them.
 

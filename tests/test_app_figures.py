@@ -222,8 +222,9 @@ def test_the_library_goes_from_closest_to_fastest(tmp_path: Path) -> None:
     assert names[0] == "faithful"
     assert names.index("balanced") < names.index("turbo") < names.index("paper")
     (tmp_path / "mine.yaml").write_text(
-        "# tuned: 36 % of the unpatched time, 40.0 dB to the unpatched image\n"
-        "phases: [{method: keys, cache_interval: 2, cache_order: 2}]\n"
+        "phases: [{method: keys, cache: {interval: 2, order: 2}}]\n"
+        "measured: [{time: 0.36, psnr: 40.0, images: 8, model: mine, scheduler: DDIM, "
+        "num_inference_steps: 25, guidance_scale: 2}]\n"
     )
     (tmp_path / "fast.yaml").write_text("phases: [{method: keys, sx: 8, sy: 8}]\n")
     library = ScheduleLibrary(tmp_path)

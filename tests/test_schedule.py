@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -488,3 +489,22 @@ def test_removed_parameters() -> None:
     for name, value in {"share": "layers", "refresh": 2, "reuse": 3}.items():
         with pytest.raises(ScheduleError, match=f"{name} was removed in agentsd 0.2.*{value}"):
             Schedule.from_dict({"phases": [{"method": "merge", name: value}]})
+
+
+@pytest.mark.parametrize("name", Schedule.presets())
+def test_what_a_preset_was_measured_at_is_what_the_docs_say(name: str) -> None:
+    first, *_ = Schedule.preset(name).measured
+    row = rf"\| \**`{name}`.*\| \**{100 * first.time:.1f} \[.*\| \**{first.psnr:.1f} \["
+    assert first.source is not None
+    docs = (Path(__file__).parents[1] / first.source).read_text("utf-8")
+    assert re.search(row, docs)
+    assert not re.search(row.replace(f"{first.psnr:.1f}", f"{first.psnr + 1:.1f}"), docs)
+
+
+def test_what_was_measured_goes_with_a_change_and_is_kept_in_files() -> None:
+    schedule = Schedule.preset("balanced")
+    assert Schedule.from_yaml(schedule.to_yaml()).measured == schedule.measured != ()
+    changed = schedule.override(sx=4)
+    assert changed.measured == ()
+    assert not changed.does_as(schedule)
+    assert changed.override(sx=2).does_as(schedule)

@@ -9,7 +9,7 @@ from typing import Any
 from ..evaluation.intervals import Interval, bootstrap, small_sample_warning
 from ..evaluation.summary import interval_to_json, pareto_front
 from ..generation.records import VERSIONS
-from ..measured import TunedFor
+from ..measured import Measured, TunedFor
 from ..schedule import Schedule
 from .budget import SHARE, SPEED, Budget
 from .candidates import describe
@@ -17,6 +17,7 @@ from .judgement import UNPATCHED, faster_by, judge
 from .race import Entry
 from .tuner import CHOSEN, Tuner
 
+NUMBERS = ("num_inference_steps", "guidance_scale")
 WIDTH = 98
 """Characters in a line of comment."""
 
@@ -181,9 +182,13 @@ def _ends(interval: dict[str, Any], scale: float) -> str:
 
 
 def tuned_yaml(found: dict[str, Any]) -> str:
-    """The schedule as YAML, with its figures in comments and what it was tuned for."""
-    schedule = Schedule.from_dict(found["schedule"])
-    tuned = schedule.model_copy(update={"tuned_for": TunedFor(**found["tuned_for"])})
+    """The schedule as YAML, with what was found in comments, its figures and conditions."""
+    row = found["held_out"].get(found["chosen"]) or found["variants"][found["chosen"]]
+    conditions = TunedFor(**found["tuned_for"])
+    shared = conditions.model_dump(include={"model", "scheduler", *NUMBERS})
+    likeness = {name: row[name]["mean"] for name in ("psnr", "ssim", "lpips") if name in row}
+    measured = Measured(time=row["time"]["mean"], images=row["images"], **likeness, **shared)
+    tuned = Schedule(**found["schedule"] | {"tuned_for": conditions, "measured": [measured]})
     versions = ", ".join(f"{name} {version}" for name, version in found["made_with"].items())
     head = ["Found by agentsd tune.", *found["words"], f"With {versions}."]
     lines = [part for line in head for part in wrap(line, WIDTH)]
