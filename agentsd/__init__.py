@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .patching.step_cache import cache_context
+    from .patching.summary import Summary, summary
     from .schedule import Schedule
     from .tuning.tune import tune
 
@@ -45,6 +46,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "SettingsError",
+    "Summary",
     "TunedFor",
     "apply_patch",
     "cache_context",
@@ -52,6 +54,7 @@ __all__ = [
     "load_pipeline",
     "patched",
     "remove_patch",
+    "summary",
     "tune",
 ]
 
@@ -65,6 +68,7 @@ _HOMES = (
         "patching.inspection",
         "patching.patch",
         "patching.step_cache",
+        "patching.summary",
     ),
     *("models.loading", "tuning.tune"),
 )

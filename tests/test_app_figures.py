@@ -36,7 +36,7 @@ from agentsd.errors import LoadError, ScheduleError, SettingsError
 from agentsd.generation.a1111 import read_parameters
 from agentsd.image_settings import ImageSettings
 from agentsd.models.options import PipelineOptions
-from agentsd.patching.flops import Operations
+from agentsd.patching.flops import Flops
 from agentsd.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def test_a_kind_of_image_that_was_made_takes_as_long_again(pipe: Any) -> None:
 
 
 def test_rates_are_never_negative() -> None:
-    odd = [(Operations(2e9, 1e9), 1.0), (Operations(1e9, 1e9), 2.0)]  # more work in less time
+    odd = [(Flops(2e9, 1e9), 1.0), (Flops(1e9, 1e9), 2.0)]  # more work in less time
     rates = fit_rates(odd)
     assert rates is not None
     assert min(rates) > 0

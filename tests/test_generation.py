@@ -128,7 +128,7 @@ def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) 
         assert json.loads(ours.text["agentsd"])["schedule"] == SCHEDULE.to_dict()
         assert json.loads(theirs.text["agentsd"])["schedule"] is None
         assert theirs.tobytes() == make_image(pipe, settings(seed=seed)).image.tobytes()
-    assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(pipe).layers)
 
 
 def test_a_record_is_read_back_whole(pipe: Any) -> None:

@@ -285,7 +285,7 @@ class TestReversal:
         expected = latents(apply_patch(pipe, "faithful"))
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         assert other.unet is pipe.unet
-        assert inspect_patch(other)["layers"] == inspect_patch(pipe)["layers"]
+        assert inspect_patch(other).layers == inspect_patch(pipe).layers
         again = StableDiffusionPipeline.from_pipe(other)
         again.set_progress_bar_config(disable=True)
         assert torch.equal(latents(again), expected)
@@ -602,8 +602,8 @@ class TestOthersSetProcessors:
             unet.set_attn_processor(doubled)
         with pytest.warns(UserWarning, match="agentsd does nothing: Doubled"):
             assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
-        layers = inspect_patch(unet)["layers"]
-        assert not any(layer["patched"] for layer in layers)
+        layers = inspect_patch(unet).layers
+        assert not any(layer.patched for layer in layers)
         unet.set_attn_processor(AttnProcessor2_0())
         assert torch.equal(call(unet), keys)
         with pytest.warns(UserWarning, match="steps aside for Doubled"):

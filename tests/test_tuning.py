@@ -325,7 +325,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
     found = tuned()
-    assert not any(layer["patched"] for layer in inspect_patch(tuned.pipe)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(tuned.pipe).layers)
     assert not found.stopped
     stages = list(dict.fromkeys(each.stage for each in tuned.seen))
     assert stages[0] == "unpatched images"

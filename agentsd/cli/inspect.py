@@ -49,6 +49,6 @@ def inspect(
         num_inference_steps=num_inference_steps,
     )
     if as_json:
-        show(inspection, "", as_json)
+        show(inspection.to_dict(), "", as_json)
     else:
         show_table(inspection.table())

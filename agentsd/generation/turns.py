@@ -55,7 +55,7 @@ def warm_up(
     for name, apply in variants.items():
         with apply(pipe), warnings.catch_warnings():
             # That of a short run, which is what this is.
-            warnings.filterwarnings("ignore", "this run of .* computes each step whole")
+            warnings.filterwarnings("ignore", "this run of .* computes each step in full")
             make(pipe, settings, f"warm-up, {name}", inputs)
 
 

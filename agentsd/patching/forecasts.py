@@ -7,6 +7,7 @@ along its line or parabola (Lagrange) through the last steps that were computed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -43,11 +44,10 @@ def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) ->
     return known[-1 - cache.order :]
 
 
-def forecast(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Tensor | None:
+def forecast(taken: Sequence[Feature], step: int) -> Tensor:
     """The deep feature that a step builds on, from those that are :func:`usable` for it."""
-    taken = usable(known, phase, step, num_steps)
     values = {float(feature.step): feature.value for feature in taken}
-    return extrapolated(values, float(step)) if values else None
+    return extrapolated(values, float(step))
 
 
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
@@ -70,6 +70,25 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
         elif whole[-1]:
             known.append(Feature(step, phase, torch.empty(0)))
     return whole
+
+
+def planned_calls(schedule: Schedule, num_steps: int) -> list[tuple[Phase, bool]]:
+    """The phase of each step of a run from its start, and whether the step is computed whole."""
+    whole = whole_steps(schedule, num_steps)
+    return [(schedule.phase_at(step, num_steps), is_whole) for step, is_whole in enumerate(whole)]
+
+
+def weights(places: Sequence[float], x: float) -> list[float]:
+    """The weight of each value known in the polynomial's value at ``x`` (Lagrange).
+
+    Example:
+        >>> weights([0, 2], 3)
+        [-0.5, 1.5]
+    """
+    return [
+        math.prod((x - other) / (place - other) for other in places if other != place)
+        for place in places
+    ]
 
 
 def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:

@@ -245,7 +245,7 @@ def remove_patch(x: T) -> T:
     Example:
         >>> from agentsd import apply_patch, inspect_patch, load_pipeline, remove_patch
         >>> pipe = remove_patch(apply_patch(load_pipeline("pocket")))
-        >>> any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+        >>> any(layer.patched for layer in inspect_patch(pipe).layers)
         False
     """
     unet = find_unet(x)

@@ -87,7 +87,7 @@ class Runtime:
         self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"step": None, "state": StepState(), "_chosen": TensorCache()}
+        return vars(self) | {"step": None, "state": StepState()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(

@@ -111,8 +111,7 @@ class StepErrors:
         attended = attention if branch != OUTPUT else None
         key = number, attended, branch, order, *(sources[id(f)] for f in taken)
         if key not in self._errors:
-            value = forecast(taken, phase, step, num_steps)
-            assert value is not None
+            value = forecast(taken, step)
             output = (
                 value if branch == OUTPUT else self._probe.light(call, attention, branch, value)
             )

@@ -128,8 +128,8 @@ def planned(pipe: DiffusionPipeline, request: ImageRequest) -> list[PlannedImage
 def changes_nothing(pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> bool:
     """Whether a schedule leaves every layer and every step of an image as it is."""
     with patched(pipe, schedule):
-        layers = inspect_patch(pipe, settings.height, settings.width)["layers"]
-    methods = {phase["method"] for layer in layers for phase in layer["phases"]}
+        layers = inspect_patch(pipe, settings.height, settings.width).layers
+    methods = {phase.method for layer in layers for phase in layer.phases}
     return methods <= {"full"} and all(whole_steps(schedule, settings.num_inference_steps))
 
 
