@@ -431,9 +431,8 @@ def test_generate_warns_of_another_model_or_device(
     [
         (["--budget", "psnr<=3"], "budget: must be"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
-        (["--size", "big"], "--size must be"),
-        (["--size", "100"], "multiples of 8"),
-        (["--steps", "0"], "num_inference_steps"),
+        (["--height", "100"], "multiples of 8"),
+        (["--num-inference-steps", "0"], "num_inference_steps"),
         (["--out", "mine.txt"], "must be the name of a .yaml file"),
         (["--model", "nowhere/at/all"], "neither a local folder or file"),
     ],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import SettingsError
-from .compare import run_comparison
 from .console import note, progress_style, show, stderr
 from .image_options import ImageOptions, ModelOptions, build_request, check_out
 from .options import DEFAULT_SCHEDULE, named_options, spelled, with_option_groups
@@ -149,9 +148,6 @@ BESIDE_FROM_IMAGE = {
 }
 """Options that an image does not record."""
 
-NOT_COMPARED = {"on_error", *RunOptions.__dataclass_fields__} - {"as_json"}
-"""Options without effect on a comparison, which is not a run."""
-
 
 @with_option_groups
 def generate(
@@ -163,10 +159,6 @@ def generate(
         str, typer.Option(help="faithful, fast, balanced, turbo, paper, a YAML file, or 'none'.")
     ] = DEFAULT_SCHEDULE,
     image: ImageOptions,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Compare with unpatched images, as agentsd compare does."),
-    ] = False,
     model: ModelOptions,
     run: RunOptions,
 ) -> None:
@@ -174,14 +166,11 @@ def generate(
     if prompts.from_image is not None:
         request = _request_from_image(context, prompts, out, model)
     else:
-        request = build_request(out, schedule, image, model)
+        request = build_request(out, image.settings(model.model), model, schedule)
     if not prompts.prompt and prompts.prompts is None:
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
-    if compare:
-        _compare(context, request, prompts, run)
-    else:
-        check_out(out)
-        _run(replace(request, **run.fields_of_request()), prompts, run)
+    check_out(out)
+    _run(replace(request, **run.fields_of_request()), prompts, run)
 
 
 def _request_from_image(
@@ -200,22 +189,6 @@ def _request_from_image(
         note(text)
     prompts.prompt = [prompt]
     return replace(request, **model.placement())
-
-
-def _compare(
-    context: typer.Context, request: BatchRequest, prompts: PromptOptions, run: RunOptions
-) -> None:
-    from ..generation.batch.prompts import checked_template
-
-    if unused := named_options(context) & NOT_COMPARED:
-        raise SettingsError(
-            f"--compare cannot be combined with options of a run; drop {spelled(unused, context)}"
-        )
-    if prompts.prompts is not None:
-        raise SettingsError("--compare cannot be combined with --prompts; it takes one --prompt")
-    template = checked_template(prompts.template)
-    texts = [template.replace("{}", prompt) for prompt in prompts.prompt or ()]
-    run_comparison(request, texts, prompts.num_images, run.as_json)
 
 
 def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None:

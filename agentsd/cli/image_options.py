@@ -186,15 +186,15 @@ class ModelOptions:
 
 
 def build_request(
-    out: Path, schedule: str, image: ImageOptions, model: ModelOptions
+    out: Path, settings: dict[str, Any], model: ModelOptions, schedule: str = "none"
 ) -> BatchRequest:
-    """Check the options and put them together."""
+    """What to load, and the settings of every image besides its prompt."""
     from ..generation.batch.request import BatchRequest
     from ..schedule import Schedule
 
     return BatchRequest(
         out=out,
-        base=image.settings(model.model),
+        base=settings,
         schedule=None if schedule == "none" else Schedule.load(schedule),
         options=model.pipeline_options(),
         model=model.model,
