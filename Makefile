@@ -7,7 +7,7 @@ PROMPT ?= three red circles in a row on a blue background
 .PHONY: demo test test-oldest gpu compatibility lint docs wheel clean
 
 demo: .venv/.demo
-	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
+	$(BIN)/agentsd compare --out out --prompt "$(PROMPT)"
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
