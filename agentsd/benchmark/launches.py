@@ -1,4 +1,4 @@
-"""Count the operations that a call launches; on a fast GPU at small sizes they dominate its time."""
+"""Count the operations that a call launches: on a fast GPU at small sizes they take the time."""
 
 from __future__ import annotations
 

@@ -22,18 +22,8 @@ def table(rows: Sequence[Measurement]) -> Table:
     found = Table(
         caption="medians; % of the unpatched time, with quartiles; ~: too noisy to mean much"
     )
-    names = (
-        "tokens",
-        "variant",
-        "s/call",
-        "%",
-        "quartiles",
-        "speed-up",
-        "removed",
-        "launches",
-        "MiB",
-    )
-    for name in (*names, "apart"):
+    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "launches")
+    for name in (*names, "MiB", "apart"):
         found.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     noisy_floor = {row.tokens: row.noisy for row in rows if row.variant == "floor"}
     for row in rows:

@@ -18,7 +18,7 @@ from ..similarity import psnr
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
 from .images import TimedImage
 from .records import ImageRecord
-from .turns import in_turns, warm_up, with_schedule
+from .interleaving import interleaved, warm_up, with_schedule
 
 
 def compare(
@@ -68,7 +68,7 @@ def compare(
     for index in range(num_images):
         one = settings.model_copy(update={"seed": settings.seed + index})
         label = f"image {index + 1}/{num_images}, {{}}"
-        made = dict(in_turns(pipe, variants, one, index, inputs=inputs, label=label))
+        made = dict(interleaved(pipe, variants, one, index, inputs=inputs, label=label))
         records = {
             name: ImageRecord.of(pipe, one, model, each, options)
             for name, each in schedules.items()

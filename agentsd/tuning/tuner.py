@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from ..errors import GenerationError, SettingsError
 from ..generation.images import HIDDEN, TimedImage, make_image
 from ..generation.records import schedule_hash
-from ..generation.turns import in_turns, warm_up, with_schedule
+from ..generation.interleaving import interleaved, warm_up, with_schedule
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
@@ -312,8 +312,8 @@ class Tuner:
 
     def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Likeness]:
         settings = self.images.held_out[number]
-        turns = in_turns(self.pipe, variants, settings, number, inputs=self.inputs)
-        made = dict(turns)
+        images = interleaved(self.pipe, variants, settings, number, inputs=self.inputs)
+        made = dict(images)
         line = {}
         for name, each in made.items():
             self.workspace.save_image(f"held-out-{number}-{name}", each)

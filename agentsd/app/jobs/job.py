@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ...generation.images import TimedImage, make_image
-from ...generation.turns import warm_up, with_schedule
+from ...generation.interleaving import warm_up, with_schedule
 from ...image_settings import ImageSettings, warm_up_settings
 from ...models.schedulers import scheduled
 from ...schedule import Schedule

@@ -13,7 +13,7 @@ from ...evaluation.metrics import clip_score
 from ...generation.comparison import visible_psnr
 from ...generation.images import TimedImage
 from ...generation.records import ImageRecord
-from ...generation.turns import in_turns, with_schedule
+from ...generation.interleaving import interleaved, with_schedule
 from ...image_settings import ImageSettings
 from ...models.schedulers import scheduled
 from ...patching.forecasts import whole_steps
@@ -91,10 +91,10 @@ def compare(
         job.warm_up(pipe, inputs)
         with scheduled(pipe, request.scheduler):
             label = "{}" if request.images == 1 else f"{{}}, seed {settings.seed}"
-            turns = in_turns(
+            images = interleaved(
                 pipe, variants, settings, number, make=make, inputs=inputs, label=label
             )
-            made = dict(turns)
+            made = dict(images)
             records = (recorded(pipe, request, None), recorded(pipe, request, request.schedule))
     unpatched, ours = made[ORIGINAL], made[OURS]
     figures: dict[str, Any] = {

@@ -59,7 +59,7 @@ def warm_up(
             make(pipe, settings, f"warm-up, {name}", inputs)
 
 
-def in_turns(
+def interleaved(
     pipe: DiffusionPipeline,
     variants: Mapping[str, Apply],
     settings: ImageSettings,
