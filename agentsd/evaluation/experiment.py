@@ -12,8 +12,8 @@ from ..errors import EvaluationError
 from ..generation.batch.run_folder import RunFolder, only_run_in
 from ..generation.image_files import encode_image, prepare_folder, write_whole
 from ..generation.images import TimedImage
-from ..generation.records import ImageRecord, manifest_entry
 from ..generation.interleaving import interleaved, warm_up
+from ..generation.records import ImageRecord, manifest_entry
 from ..image_settings import ImageSettings, warm_up_settings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint

@@ -17,8 +17,8 @@ from ..schedule import Schedule
 from ..similarity import psnr
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
 from .images import TimedImage
-from .records import ImageRecord
 from .interleaving import interleaved, warm_up, with_schedule
+from .records import ImageRecord
 
 
 def compare(

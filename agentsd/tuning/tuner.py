@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 
 from ..errors import GenerationError, SettingsError
 from ..generation.images import HIDDEN, TimedImage, make_image
-from ..generation.records import schedule_hash
 from ..generation.interleaving import interleaved, warm_up, with_schedule
+from ..generation.records import schedule_hash
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule

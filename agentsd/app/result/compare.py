@@ -12,8 +12,8 @@ from ...evaluation.features import Clip, load_clip
 from ...evaluation.metrics import clip_score
 from ...generation.comparison import visible_psnr
 from ...generation.images import TimedImage
-from ...generation.records import ImageRecord
 from ...generation.interleaving import interleaved, with_schedule
+from ...generation.records import ImageRecord
 from ...image_settings import ImageSettings
 from ...models.schedulers import scheduled
 from ...patching.forecasts import whole_steps
