@@ -375,7 +375,7 @@ def test_what_can_be_added_is_checked(catalog: ModelCatalog, tmp_path: Path) -> 
         return catalog.request(model="tiny", prompt="a", schedule="fast", **given)
 
     options = ask(init_image=str(tmp_path / "start.png"), strength=0.5).options
-    assert options.inputs(64, 64)["image"].size == (64, 64)
+    assert options.call_kwargs(64, 64)["image"].size == (64, 64)
     assert ask(lora="style", lora_weight=0.5).options.loras == ("/secret:0.5",)
     assert ask(lora="none").options == ask().options
     for given, says in (

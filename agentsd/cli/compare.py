@@ -69,7 +69,7 @@ def run_comparison(
         model=request.model,
         num_images=num_images,
         options=request.recorded(),
-        inputs=request.options.inputs(settings.height, settings.width),
+        call_kwargs=request.options.call_kwargs(settings.height, settings.width),
     )
     show(summary, _text(summary, request.out), as_json)
     if summary["nsfw_content_detected"]:

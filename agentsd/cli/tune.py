@@ -90,7 +90,7 @@ def tune(
             resume=resume,
             model=model.model,
             weights=request.recorded()["weights"].get(model.model),
-            inputs=request.options.inputs(settings.get("height"), settings.get("width")),
+            call_kwargs=request.options.call_kwargs(settings.get("height"), settings.get("width")),
             progress=display.show,
             **settings,
         )

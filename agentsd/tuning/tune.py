@@ -65,7 +65,7 @@ def tune(
     resume: bool = False,
     model: str | None = None,
     weights: str | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[TuningProgress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -87,7 +87,7 @@ def tune(
         resume: Use what is in that folder already; another budget may be given then.
         model: What the pipeline was loaded from, for the record.
         weights: The fingerprint of that.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
         progress: Called often with a :class:`TuningProgress`.
         cancelled: Called often; true ends tuning.
         **settings: Of the images, as for :class:`agentsd.image_settings.ImageSettings`:
@@ -130,7 +130,7 @@ def tune(
     workspace = Workspace(out.with_suffix(".tuning"), about, resume=resume)
     remove_patch(pipe)
     clock = Clock(minutes, progress, cancelled)
-    tuner = Tuner(pipe, wanted, images, workspace, clock, inputs or {})
+    tuner = Tuner(pipe, wanted, images, workspace, clock, call_kwargs or {})
     stopped = False
     try:
         with warnings.catch_warnings():

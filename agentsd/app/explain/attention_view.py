@@ -85,9 +85,11 @@ def explain(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Explain
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings
-    inputs = request.options.inputs(settings.height, settings.width)
+    call_kwargs = request.options.call_kwargs(settings.height, settings.width)
     with with_options(pipe, request.options) as pipe, recorded(pipe, request) as maps:
-        made = job.make(pipe, settings, request.schedule, request.scheduler, "recording", inputs)
+        made = job.make(
+            pipe, settings, request.schedule, request.scheduler, "recording", call_kwargs
+        )
     return Explained(made.image, maps)
 
 

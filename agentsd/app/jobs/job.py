@@ -114,12 +114,14 @@ class Job:
         }
         return list(kinds.values())
 
-    def warm_up(self, pipe: DiffusionPipeline, inputs: Mapping[str, Any] | None = None) -> None:
+    def warm_up(
+        self, pipe: DiffusionPipeline, call_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         """Run a step of each kind of image whose size is new, so that no time includes it.
 
         Args:
             pipe: The planned images' pipeline, or one that shares its models.
-            inputs: Further arguments of its call.
+            call_kwargs: Further arguments of its call.
         """
         for number, image in enumerate(cold := self._cold_images()):
             name = ORIGINAL if image.schedule is None else OURS
@@ -127,9 +129,9 @@ class Job:
             self.tell(f"Warm-up, as this size is new ({name})", left)
             with scheduled(pipe, image.scheduler):
                 variants = {name: with_schedule(image.schedule)}
-                short = warm_up_settings(image.settings, 1, inputs)
+                short = warm_up_settings(image.settings, 1, call_kwargs)
                 begun = time.perf_counter()
-                warm_up(pipe, variants, short, make=self._make_unseen, inputs=inputs)
+                warm_up(pipe, variants, short, make=self._make_unseen, call_kwargs=call_kwargs)
             self._pace.learn(_one_step(image), time.perf_counter() - begun)
 
     def _make_unseen(
@@ -137,10 +139,10 @@ class Job:
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         self.check()
-        return make_image(pipe, settings, label, inputs)
+        return make_image(pipe, settings, label, call_kwargs)
 
     def make(
         self,
@@ -149,7 +151,7 @@ class Job:
         schedule: Schedule | None = None,
         scheduler: str | None = None,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         """Make one image; patch and scheduler are undone afterwards, even after an error.
 
@@ -159,7 +161,7 @@ class Job:
             schedule: ``None`` for the unpatched image.
             scheduler: As for :class:`agentsd.models.options.PipelineOptions`.
             label: What the progress calls the image.
-            inputs: Further arguments of the pipeline's call.
+            call_kwargs: Further arguments of the pipeline's call.
 
         Returns:
             The image and its seconds, not counting previews.
@@ -170,14 +172,14 @@ class Job:
         """
         self.check()
         with scheduled(pipe, scheduler), with_schedule(schedule)(pipe):
-            return self.make_shown(pipe, settings, label, inputs)
+            return self.make_shown(pipe, settings, label, call_kwargs)
 
     def make_shown(
         self,
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
         on_step: Callable[[float, torch.Tensor], None] | None = None,
     ) -> TimedImage:
         """Make the next planned image with the pipeline as it is, and show its progress.
@@ -201,7 +203,9 @@ class Job:
             return tensors
 
         self.check()
-        made = make_image(pipe, settings, inputs={"callback_on_step_end": step, **(inputs or {})})
+        made = make_image(
+            pipe, settings, call_kwargs={"callback_on_step_end": step, **(call_kwargs or {})}
+        )
         made = made._replace(seconds=made.seconds - (self._previews - before))
         self._pace.learn(image, made.seconds)
         self._made += 1

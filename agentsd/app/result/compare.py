@@ -81,18 +81,21 @@ def compare(
     traces = {name: Trace() for name in variants}
 
     def make(
-        pipe: Any, settings: ImageSettings, label: str = "", inputs: Mapping[str, Any] | None = None
+        pipe: Any,
+        settings: ImageSettings,
+        label: str = "",
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         name = label.partition(",")[0]
-        return job.make_shown(pipe, settings, label, inputs, on_step=traces[name].add)
+        return job.make_shown(pipe, settings, label, call_kwargs, on_step=traces[name].add)
 
-    inputs = request.options.inputs(settings.height, settings.width)
+    call_kwargs = request.options.call_kwargs(settings.height, settings.width)
     with with_options(pipe, request.options) as pipe:
-        job.warm_up(pipe, inputs)
+        job.warm_up(pipe, call_kwargs)
         with scheduled(pipe, request.scheduler):
             label = "{}" if request.images == 1 else f"{{}}, seed {settings.seed}"
             images = interleaved(
-                pipe, variants, settings, number, make=make, inputs=inputs, label=label
+                pipe, variants, settings, number, make=make, call_kwargs=call_kwargs, label=label
             )
             made = dict(images)
             records = (recorded(pipe, request, None), recorded(pipe, request, request.schedule))
