@@ -23,7 +23,7 @@ from agentsd.app.editor.timeline import Timeline, pairs, stages
 from agentsd.app.explain import viewer
 from agentsd.app.history.restored_settings import restore
 from agentsd.app.jobs.job import Job, Progress, Stopped
-from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.time_estimator import PlannedImage, TimeEstimator
 from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.plots import plot_sheet, xy_plot
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
@@ -53,7 +53,7 @@ def catalog(pipe: Any) -> ModelCatalog:
 
 
 def job(pipe: Any, images: Sequence[PlannedImage], events: list[Any] | None = None) -> Job:
-    return Job((events if events is not None else []).append, images, Pace(pipe))
+    return Job((events if events is not None else []).append, images, TimeEstimator(pipe))
 
 
 def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:

@@ -15,7 +15,7 @@ from tuning_of_tiny_models import few_candidates
 from agentsd import Schedule
 from agentsd.app.editor.phase_edits import concise
 from agentsd.app.jobs.job import Job, Progress, Stopped
-from agentsd.app.jobs.pace import Pace
+from agentsd.app.jobs.time_estimator import TimeEstimator
 from agentsd.app.requests.catalog import ImageRequest, model_catalog
 from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server
@@ -57,7 +57,7 @@ def wanted(pipe: Any, scheduler: str | None = None) -> TuneRequest:
 
 
 def job(pipe: Any, report: Any = lambda _: None) -> Job:
-    return Job(report, (), Pace(pipe), seconds=120)
+    return Job(report, (), TimeEstimator(pipe), seconds=120)
 
 
 def test_a_job_keeps_schedule_report_and_plot(pipe: Any, tmp_path: Path) -> None:

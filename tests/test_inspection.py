@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch
 from agentsd.patching import processor
-from agentsd.patching.work import operation_counter
+from agentsd.patching.work import flop_counter
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -268,7 +268,7 @@ def counted(unet: Any, place: int) -> int:
     for index in range(place):
         call(unet, timesteps[index], text=77)
     # The CPU's own kernel is not counted.
-    with operation_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         call(unet, timesteps[place], text=77)
     return int(counter.get_total_flops())
 

@@ -16,7 +16,7 @@ from ...generation.interleaving import warm_up, with_schedule
 from ...image_settings import ImageSettings, warm_up_settings
 from ...models.schedulers import scheduled
 from ...schedule import Schedule
-from .pace import Pace, PlannedImage
+from .time_estimator import PlannedImage, TimeEstimator
 
 ORIGINAL, OURS = "Original", "agentsd"
 """What visitors read for an unpatched and a patched image."""
@@ -53,7 +53,7 @@ class Job:
     Args:
         report: Called in the worker's thread with each :class:`Progress`.
         images: The images that it will make, in order.
-        pace: How fast images are made here, which the job adds to.
+        estimator: Estimates times, and learns from this job.
         owner: Whose job it is, for :meth:`Worker.stop`.
         seconds: How long it takes, where that does not follow from its images.
     """
@@ -62,13 +62,13 @@ class Job:
         self,
         report: Callable[[Progress], None],
         images: Sequence[PlannedImage],
-        pace: Pace,
+        estimator: TimeEstimator,
         owner: Hashable = None,
         seconds: float | None = None,
     ) -> None:
         self._report = report
         self._images = images
-        self._pace = pace
+        self._estimator = estimator
         self.owner = owner
         self.running = False
         self._made = 0
@@ -101,7 +101,7 @@ class Job:
     def seconds_left(self) -> float | None:
         """Seconds until the job is done; ``None`` where nothing is known yet."""
         if self._left is None:
-            return self._pace.seconds([*map(_one_step, self._cold_images()), *self._images])
+            return self._estimator.seconds([*map(_one_step, self._cold_images()), *self._images])
         passed = time.perf_counter() - self._reported if self.running else 0.0
         return max(0.0, self._left - passed)
 
@@ -110,7 +110,7 @@ class Job:
         kinds = {
             (image.settings.height, image.settings.width, image.schedule is None): image
             for image in self._images
-            if not self._pace.is_warm(image)
+            if not self._estimator.is_warm(image)
         }
         return list(kinds.values())
 
@@ -125,14 +125,14 @@ class Job:
         """
         for number, image in enumerate(cold := self._cold_images()):
             name = ORIGINAL if image.schedule is None else OURS
-            left = self._pace.seconds([*map(_one_step, cold[number:]), *self._images])
+            left = self._estimator.seconds([*map(_one_step, cold[number:]), *self._images])
             self.tell(f"Warm-up, as this size is new ({name})", left)
             with scheduled(pipe, image.scheduler):
                 variants = {name: with_schedule(image.schedule)}
                 short = warm_up_settings(image.settings, 1, call_kwargs)
                 begun = time.perf_counter()
                 warm_up(pipe, variants, short, make=self._make_unseen, call_kwargs=call_kwargs)
-            self._pace.learn(_one_step(image), time.perf_counter() - begun)
+            self._estimator.learn(_one_step(image), time.perf_counter() - begun)
 
     def _make_unseen(
         self,
@@ -196,9 +196,9 @@ class Job:
             if on_step is not None:
                 on_step(seconds, tensors["latents"])
             done, steps = index + 1, pipe.num_timesteps
-            self._pace.learn(image, seconds, done / steps)
+            self._estimator.learn(image, seconds, done / steps)
             preview = self._preview(pipe, tensors["latents"]) if done < steps else None
-            left = seconds / done * (steps - done) + (self._pace.seconds(later) or 0)
+            left = seconds / done * (steps - done) + (self._estimator.seconds(later) or 0)
             self.tell(label, left, done, steps, preview)
             return tensors
 
@@ -207,7 +207,7 @@ class Job:
             pipe, settings, call_kwargs={"callback_on_step_end": step, **(call_kwargs or {})}
         )
         made = made._replace(seconds=made.seconds - (self._previews - before))
-        self._pace.learn(image, made.seconds)
+        self._estimator.learn(image, made.seconds)
         self._made += 1
         return made
 

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from ...errors import AgentSDError, LoadError
 from .job import Job, Progress, Stopped
-from .pace import Pace, PlannedImage
+from .time_estimator import PlannedImage, TimeEstimator
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Worker:
         self._accepted: set[Job] = set()  # a visitor may stop these before they are queued
         self._jobs: dict[Job, Future[Any]] = {}
         self._closed = False
-        self.pace = Pace(*pipes.values())
+        self.estimator = TimeEstimator(*pipes.values())
 
     @property
     def waiting(self) -> int:
@@ -127,10 +127,10 @@ class Worker:
             with suppress(RuntimeError):  # the loop is closed once the server ends
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        job = Job(report, images, self.pace, owner, seconds)
+        job = Job(report, images, self.estimator, owner, seconds)
 
         async def events() -> AsyncIterator[Event[T]]:
-            await asyncio.to_thread(self.pace.prepare, images)
+            await asyncio.to_thread(self.estimator.prepare, images)
             job.check()
             self._submit(job, work).add_done_callback(report)
             async for event in self._events(job, queue):

@@ -21,7 +21,7 @@ from ...patching.inspection import inspect_patch
 from ...patching.patch import patched
 from ...schedule import Schedule
 from ..jobs.job import ORIGINAL, OURS, Job
-from ..jobs.pace import PlannedImage
+from ..jobs.time_estimator import PlannedImage
 from ..requests.catalog import ImageRequest
 from ..requests.request_options import public_record, with_options
 from .race import Trace
