@@ -116,8 +116,8 @@ def warm_up_settings(
     Args:
         settings: Of the full run.
         steps: At least 1.
-        call_kwargs: Further arguments of the pipeline's call; with ``strength``, it runs only this share
-            of the steps asked for.
+        call_kwargs: Further arguments of the pipeline's call; with ``strength``, only this share of
+            the requested steps is run.
     """
     asked = _steps_for(steps, (call_kwargs or {}).get("strength", 1.0))
     fewer = min(asked, settings.num_inference_steps)

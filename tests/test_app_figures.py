@@ -20,7 +20,7 @@ from agentsd.app.controls import examples
 from agentsd.app.editor.phase_borders import move_border
 from agentsd.app.explain import attention_view
 from agentsd.app.history.restored_settings import restore
-from agentsd.app.jobs.job import Job, Progress
+from agentsd.app.jobs.job import Job, JobProgress
 from agentsd.app.jobs.time_estimator import PlannedImage, TimeEstimator, fit_rates
 from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
@@ -437,7 +437,7 @@ def test_a_stopped_batch_keeps_its_seeds_and_each_can_be_loaded_again(
             async for event in events:
                 if isinstance(event, Finished):
                     return list(event.result)
-                if isinstance(event, Progress) and "seed 6" in event.label:
+                if isinstance(event, JobProgress) and "seed 6" in event.label:
                     worker.stop("me")
         return []
 

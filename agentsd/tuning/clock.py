@@ -19,7 +19,7 @@ class TuningProgress(NamedTuple):
     """The best schedule so far, in a few words; empty before there is one."""
 
 
-class Stopped(Exception):  # noqa: N818  # no error: tuning ends with the best so far
+class TuningStopped(Exception):  # noqa: N818  # no error: tuning ends with the best so far
     """Someone asked tuning to stop."""
 
 
@@ -76,11 +76,11 @@ class Clock:
         """Show the progress.
 
         Raises:
-            Stopped: If someone asked to stop.
+            TuningStopped: If someone asked to stop.
         """
         self._progress(TuningProgress(self.stage, self.seconds, self.limit, self.best))
         if self._cancelled():
-            raise Stopped
+            raise TuningStopped
 
     def goes_on(self) -> bool:
         """Whether the stage has time left; as :meth:`check`."""

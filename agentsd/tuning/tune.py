@@ -19,7 +19,7 @@ from ..models.loading import POCKET, default_guidance
 from ..patching.patch import remove_patch
 from ..schedule import Schedule
 from .budget import Budget
-from .clock import Clock, Stopped, TuningProgress
+from .clock import Clock, TuningProgress, TuningStopped
 from .outcome import figures, tuned_yaml
 from .prompts import split_prompts
 from .report import require_packages, write_report
@@ -137,7 +137,7 @@ def tune(
             warnings.filterwarnings("ignore", message="this agentsd schedule changes nothing")
             for stage in (tuner.prepare, tuner.screen, tuner.find, tuner.judge):
                 stage()
-    except (KeyboardInterrupt, Stopped) as stop:
+    except (KeyboardInterrupt, TuningStopped) as stop:
         stopped = True
         if tuner.best() is None:
             if isinstance(stop, KeyboardInterrupt):

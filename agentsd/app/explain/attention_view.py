@@ -81,7 +81,7 @@ def explain(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Explain
     """Make a request's image again and record what its places listen to.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings

@@ -70,7 +70,7 @@ def record_layers(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> R
     """Make a request's image again and record what each patched layer does.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     snapshots: dict[tuple[int, str], LayerSnapshot] = {}

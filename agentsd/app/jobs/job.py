@@ -28,11 +28,11 @@ PREVIEW_SIDE = 256
 """Pixels of a preview's longer side."""
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
+class JobStopped(Exception):  # noqa: N818 - not an error
     """The visitor stopped the job or left, or the server is closing."""
 
 
-class Progress(NamedTuple):
+class JobProgress(NamedTuple):
     """The progress of a job."""
 
     label: str
@@ -51,7 +51,7 @@ class Job:
     """The work of one visitor, which makes images and can be stopped.
 
     Args:
-        report: Called in the worker's thread with each :class:`Progress`.
+        report: Called in the worker's thread with each :class:`JobProgress`.
         images: The images that it will make, in order.
         estimator: Estimates times, and learns from this job.
         owner: Whose job it is, for :meth:`Worker.stop`.
@@ -60,7 +60,7 @@ class Job:
 
     def __init__(
         self,
-        report: Callable[[Progress], None],
+        report: Callable[[JobProgress], None],
         images: Sequence[PlannedImage],
         estimator: TimeEstimator,
         owner: Hashable = None,
@@ -93,9 +93,9 @@ class Job:
         return self._stopped.is_set()
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if the job was stopped."""
+        """Raise :class:`JobStopped` if the job was stopped."""
         if self.stopping:
-            raise Stopped
+            raise JobStopped
 
     @property
     def seconds_left(self) -> float | None:
@@ -167,7 +167,7 @@ class Job:
             The image and its seconds, not counting previews.
 
         Raises:
-            Stopped: If the job is stopped.
+            JobStopped: If the job is stopped.
             AgentSDError: As :func:`agentsd.generation.images.make_image` and ``patched`` do.
         """
         self.check()
@@ -223,7 +223,7 @@ class Job:
         self._left, self._reported = left, time.perf_counter()
         elapsed = self._reported - self._begun
         share = 0.0 if left is None else elapsed / (elapsed + left)
-        self._report(Progress(label, step, steps, share, left, preview))
+        self._report(JobProgress(label, step, steps, share, left, preview))
 
     def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
         """Decode the latents, unless previews have taken too much of the time so far."""

@@ -72,7 +72,7 @@ def compare(
         number: Of the seed among several; the patched image comes first at every other one.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ...errors import GenerationError
 from ...models.schedulers import scheduled
-from ...tuning.clock import Stopped, TuningProgress
+from ...tuning.clock import TuningProgress, TuningStopped
 from ...tuning.prompts import split_prompts
 from ...tuning.tune import Tuning, tune
 from ..jobs.job import Job
@@ -67,7 +67,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
         folder: Where to keep the schedule and its report; all else is deleted.
 
     Raises:
-        Stopped: If it was stopped before it knew any schedule.
+        JobStopped: If it was stopped before it knew any schedule.
         AgentSDError: As :func:`agentsd.tune`.
     """
     image = request.image
@@ -75,7 +75,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
 
     def check_stop(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if job.stopping:
-            raise Stopped
+            raise TuningStopped
         return tensors
 
     told = -math.inf
