@@ -47,7 +47,6 @@ def run_comparison(
     from ..generation import comparison
     from ..generation.prompt_encoding import warnings_for
     from ..image_settings import ImageSettings
-    from ..models.loading import hide_loading_bars
 
     if request.schedule is None:
         raise SettingsError("a comparison requires a schedule other than 'none'")
@@ -56,7 +55,6 @@ def run_comparison(
     check_out(request.out)
     settings = ImageSettings(prompt=prompts[0], **request.base)
     request.options.check(settings)
-    hide_loading_bars()
     with loading(request.model):
         pipe = request.load()
     for warning in warnings_for(pipe, settings):

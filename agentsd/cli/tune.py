@@ -61,7 +61,7 @@ def tune(
 ) -> None:
     """Find the fastest schedule that keeps to a budget, by measuring. Ctrl-C keeps the best."""
     from ..evaluation.image_sets.prompts import prompt_lines
-    from ..models.loading import default_guidance, hide_loading_bars
+    from ..models.loading import default_guidance
     from ..tuning.budget import Budget
     from ..tuning.tune import tune
 
@@ -77,7 +77,6 @@ def tune(
         **_sides(size),
     }
     request = _request(out, settings, model)
-    hide_loading_bars()
     with loading(model.model):
         pipe = request.load()
     with _Display() as display:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import EvaluationError
+from ...models.quiet import quiet_loading
 from ...settings import short_repr
 from .cache import Floats
 from .extractor import Extractor
@@ -27,6 +28,7 @@ class Clip(Extractor):
         EvaluationError: If it cannot be loaded.
     """
 
+    @quiet_loading()
     def __init__(self, model: str | Path, device: str | torch.device = "cpu"):
         from transformers import CLIPModel, CLIPProcessor
 
