@@ -35,7 +35,7 @@ from pocket.tokenizer import build_tokenizer
 from pocket.unet import Trainer, train_unet
 from pocket.vae import build_vae, train_vae
 
-from agentsd.models.loading import hide_loading_bars
+from agentsd.models.quiet import quiet_loading
 
 STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
 SHARES = {"vae": 0.4, "clip": 0.6}  # of the hours, among the stages chosen
@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@quiet_loading()
 def main() -> None:
     """Run the chosen stages in order."""
     given = arguments()
@@ -92,7 +93,6 @@ def main() -> None:
         shards=given.threads,
     )
     settings.prepare()
-    hide_loading_bars()
     stages = STAGES if "all" in given.stage else tuple(s for s in STAGES if s in given.stage)
     trained = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     seconds = {

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 
 from agentsd import Schedule, patched
-from agentsd.benchmark.operations import OperationCounter
+from agentsd.benchmark.launches import LaunchCounter
 from agentsd.benchmark.stopwatch import inputs_of
 from agentsd.methods.keys import Keys
 from agentsd.models.architectures import ARCHITECTURES
@@ -168,10 +168,10 @@ def controls() -> dict[str, str | None]:
 
 def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
     """Operations of each kind of call of a second image, beside those of an unpatched call."""
-    with OperationCounter() as unpatched:
+    with LaunchCounter() as unpatched:
         calls(0)
     found: dict[str, dict[str, float]] = {}
-    follow, hook = runtime.Runtime.follow, OperationCounter()
+    follow, hook = runtime.Runtime.follow, LaunchCounter()
 
     def counted(*args: Any) -> Any:
         with hook:
@@ -183,7 +183,7 @@ def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
         for place, whole in enumerate(whole_steps(schedule, calls.steps)):
             phase = schedule.phase_at(place, calls.steps)
             hook.by_name.clear()
-            with OperationCounter() as counter:
+            with LaunchCounter() as counter:
                 calls(place)
             kind = f"{phase.method}, {'whole' if whole else 'light'}"
             extra = counter.total - unpatched.total - hook.total

@@ -22,8 +22,8 @@ from agentsd.app.editor.parameters import parameters
 from agentsd.app.editor.timeline import Timeline, pairs, stages
 from agentsd.app.explain import viewer
 from agentsd.app.history.restored_settings import restore
-from agentsd.app.jobs.job import Job, Progress, Stopped
-from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.job import Job, JobProgress, JobStopped
+from agentsd.app.jobs.time_estimator import PlannedImage, TimeEstimator
 from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.plots import plot_sheet, xy_plot
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
@@ -53,7 +53,7 @@ def catalog(pipe: Any) -> ModelCatalog:
 
 
 def job(pipe: Any, images: Sequence[PlannedImage], events: list[Any] | None = None) -> Job:
-    return Job((events if events is not None else []).append, images, Pace(pipe))
+    return Job((events if events is not None else []).append, images, TimeEstimator(pipe))
 
 
 def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:
@@ -123,7 +123,7 @@ def test_a_forged_record_is_refused(
 
 def test_messages_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    event = Progress(evil, 1, 2, 0.5, 3.0, None)
+    event = JobProgress(evil, 1, 2, 0.5, 3.0, None)
     for html in (markup.progress(event), markup.note(evil), markup.error(evil)):
         assert "<script" not in html
         assert "&lt;script" in html
@@ -224,7 +224,7 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     sheet = plot_sheet.draw(plot, images, ["1 s"] * 4, "a prompt")
     found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
     assert set(found) == {image.getpixel((0, 0)) for image in images}
-    events: list[Progress] = []
+    events: list[JobProgress] = []
     planned = [PlannedImage(pipe, *cell) for cell in plot.images]
     plot_sheet.make(job(pipe, planned, events), pipe, plot, "a")
     assert [p.label.partition(" as ")[0] for p in events[:2]] == ["Warm-up,"] * 2
@@ -343,7 +343,7 @@ def test_a_visitor_may_stop_a_job_before_it_is_queued(pipe: Any, stopped: bool) 
                 pass
 
     if stopped:
-        with pytest.raises(Stopped):
+        with pytest.raises(JobStopped):
             asyncio.run(run())
     else:
         asyncio.run(run())
@@ -354,7 +354,7 @@ def test_a_visitor_may_stop_a_job_before_it_is_queued(pipe: Any, stopped: bool) 
 def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
     stopped = job(pipe, [])
     stopped.stop()
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         stopped.make(pipe, ImageSettings(prompt="a", height=64, width=64))
 
 

@@ -19,7 +19,7 @@ from agentsd.app.editor.phase_edits import cache_interval, concise, edit_phase
 from agentsd.app.editor.timeline import Timeline
 from agentsd.app.explain import viewer
 from agentsd.app.jobs.job import Job
-from agentsd.app.jobs.pace import Pace
+from agentsd.app.jobs.time_estimator import TimeEstimator
 from agentsd.app.plots import xy_plot
 from agentsd.app.requests.catalog import model_catalog
 from agentsd.app.requests.limits import Limits
@@ -152,7 +152,7 @@ def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) ->
     )
     plot = xy_plot.plan(catalog, request, ("every", "2, 8"), ("seed", "1"))
     assert [cell.schedule and cell.schedule.phases[0].every for cell in plot.cells] == [2, 8]
-    job = Job([].append, compare.planned(pipe, request), Pace(pipe))
+    job = Job([].append, compare.planned(pipe, request), TimeEstimator(pipe))
     recording = viewer.record_layers(job, pipe, request)
     snapshot = recording.snapshots[1, recording.layers[0]]
     for view in viewer.VIEWS:  # it observes nothing of itself, and nothing is drawn

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.generation.images import make_image
-from agentsd.generation.turns import warm_up, with_schedule
+from agentsd.generation.interleaving import warm_up, with_schedule
 from agentsd.image_settings import ImageSettings
 from agentsd.methods import Keys
 from agentsd.patching.denoising_step import Call

@@ -23,8 +23,8 @@ def table(rows: Sequence[Measurement]) -> Table:
     found = Table(
         caption="medians; % of the unpatched time, with quartiles; ~: too noisy to mean much"
     )
-    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "ops", "MiB")
-    for name in (*names, "apart"):
+    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "launches")
+    for name in (*names, "MiB", "apart"):
         found.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     noisy_floor = {row.tokens: row.noisy for row in rows if row.variant == "floor"}
     for row in rows:
@@ -39,7 +39,7 @@ def table(rows: Sequence[Measurement]) -> Table:
             f"{100 * row.ratio_low:.1f}-{100 * row.ratio_high:.1f}",
             f"{1 / row.ratio:.2f}x",
             removed,
-            "–" if row.operations is None else f"{row.operations:,}",
+            "–" if row.launches is None else f"{row.launches:,}",
             f"{row.peak_mib:,.0f}",
             f"{row.distance:.3f}",
         )

@@ -69,7 +69,7 @@ def serve(
     from ..app.requests.request_options import named_loras
     from ..app.requests.schedule_library import ScheduleLibrary
     from ..app.server import ServerAddress, read_auth, start
-    from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.loading import load_pipeline
     from ..models.options import PipelineOptions
 
     limits = Limits(
@@ -84,7 +84,6 @@ def serve(
     library = ScheduleLibrary(schedules)
     PipelineOptions(loras=tuple(lora or ())).check_files()
     loras = named_loras(lora or [])
-    hide_loading_bars()
     pipes = {}
     for name in model or ["pocket"]:
         with loading(name):

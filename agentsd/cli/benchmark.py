@@ -81,7 +81,6 @@ def benchmark(
 
     from ..benchmark import output, variants
     from ..generation.image_files import prepare_folder
-    from ..models.loading import hide_loading_bars
     from ..schedule import Schedule
 
     if quick:
@@ -99,7 +98,6 @@ def benchmark(
         prepare_folder(out.parent)
     if threads:
         torch.set_num_threads(threads)
-    hide_loading_bars()
     measured: list[Measurement] = []
     try:
         for measured in _measure(cases, timed, rounds):

@@ -33,7 +33,6 @@ def compare(
     from ..generation import comparison
     from ..generation.prompt_encoding import warnings_for
     from ..image_settings import ImageSettings
-    from ..models.loading import hide_loading_bars
 
     request = build_request(out, image.settings(model.model), model, schedule)
     if request.schedule is None:
@@ -43,7 +42,6 @@ def compare(
     check_out(out)
     settings = ImageSettings(prompt=prompt[0], **request.base)
     request.options.check(settings)
-    hide_loading_bars()
     with loading(request.model):
         pipe = request.load()
     for warning in warnings_for(pipe, settings):
@@ -56,7 +54,7 @@ def compare(
         model=request.model,
         num_images=num_images,
         options=request.recorded(),
-        inputs=request.options.inputs(settings.height, settings.width),
+        call_kwargs=request.options.call_kwargs(settings.height, settings.width),
     )
     show(summary, _text(summary, out), as_json)
     if summary["nsfw_content_detected"]:

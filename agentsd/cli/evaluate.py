@@ -65,9 +65,7 @@ class MeasureOptions:
         """The sets to measure."""
         from ..evaluation.compared_sets import ComparedSets
         from ..evaluation.reading import ReadOptions
-        from ..models.loading import hide_loading_bars
 
-        hide_loading_bars()
         return ComparedSets(
             images,
             reference,

@@ -41,12 +41,11 @@ def run(
     from ..evaluation.protocol import load_protocol
     from ..evaluation.report import require_packages, write
     from ..generation.image_files import prepare_folder
-    from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.loading import load_pipeline
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
     require_packages("an experiment", "jinja2", "matplotlib", "torchmetrics")
     prepare_folder(out)
-    hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)
     with ExitStack() as phase:
         bars: dict[str, Bar] = {}

@@ -140,7 +140,6 @@ def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None
     """Make the images and report; exits with 1 if some failed, 128 + n on signal n."""
     from ..generation.batch.launch import launch
     from ..generation.batch.prompts import read_prompts
-    from ..models.loading import hide_loading_bars
 
     skipped = 0
 
@@ -150,7 +149,6 @@ def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None
         if prompts.on_error == "skip" and skipped <= SHOWN_ROWS:
             note(f"{problem}; skipped")
 
-    hide_loading_bars()
     summary, stop = launch(
         request,
         lambda: read_prompts(

@@ -48,7 +48,6 @@ def tune(
 ) -> None:
     """Find the fastest schedule that keeps to a budget, by measuring. Ctrl-C keeps the best."""
     from ..image_settings import ImageSettings
-    from ..models.loading import hide_loading_bars
     from ..text_files import prompt_lines
     from ..tuning.budget import Budget
     from ..tuning.tune import tune
@@ -58,7 +57,6 @@ def tune(
     settings = image.settings(model.model)
     request = build_request(out, settings, model)
     request.options.check(ImageSettings(prompt="-", **settings))
-    hide_loading_bars()
     with loading(model.model):
         pipe = request.load()
     with _Display() as display:
@@ -71,7 +69,7 @@ def tune(
             resume=resume,
             model=model.model,
             weights=request.recorded()["weights"].get(model.model),
-            inputs=request.options.inputs(settings["height"], settings["width"]),
+            call_kwargs=request.options.call_kwargs(settings["height"], settings["width"]),
             progress=display.show,
             **settings,
         )

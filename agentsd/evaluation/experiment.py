@@ -12,8 +12,8 @@ from ..errors import EvaluationError
 from ..generation.batch.run_folder import RunFolder, only_run_in
 from ..generation.image_files import encode_image, prepare_folder, write_whole
 from ..generation.images import TimedImage
+from ..generation.interleaving import interleaved, warm_up
 from ..generation.records import ImageRecord, manifest_entry
-from ..generation.turns import in_turns, warm_up
 from ..image_settings import ImageSettings, warm_up_settings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
@@ -86,7 +86,7 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: ProgressReport)
     for number, settings in enumerate(images):
         skip = {name for name in folders if number not in missing[name]}
         label = f"{{}}, image {number + 1}"
-        for name, made in in_turns(pipe, appliers, settings, number, label=label, skip=skip):
+        for name, made in interleaved(pipe, appliers, settings, number, label=label, skip=skip):
             folders[name].save(number, made)
             done += 1
             progress("images", done, total)

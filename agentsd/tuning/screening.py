@@ -70,7 +70,7 @@ def screen(
     costs: StepCosts,
     workspace: Workspace,
     clock: Clock,
-    inputs: Mapping[str, Any],
+    call_kwargs: Mapping[str, Any],
 ) -> list[Screened]:
     """The most promising candidates for each time, fastest first; saved for later runs.
 
@@ -80,7 +80,7 @@ def screen(
         costs: Times of single steps.
         workspace: Holds the result of an earlier run.
         clock: Ends the search.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
     """
     num_steps = trajectories[0].calls[0].position.num_steps
     unpatched = costs.run(None, trajectories[0])
@@ -97,7 +97,7 @@ def screen(
         return sorted(known, key=lambda each: each.time)
     if len(trajectories[0].calls) < 3:
         return []
-    weights = [_weights(pipe, each, clock, inputs) for each in trajectories]
+    weights = [_weights(pipe, each, clock, call_kwargs) for each in trajectories]
     with probing(pipe, clock.check_stage) as probe:
         errors = [
             StepErrors(probe, each, found)
@@ -124,13 +124,13 @@ def screen(
 
 
 def _weights(
-    pipe: DiffusionPipeline, trajectory: Trajectory, clock: Clock, inputs: Mapping[str, Any]
+    pipe: DiffusionPipeline, trajectory: Trajectory, clock: Clock, call_kwargs: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     encode = PromptEncoder(pipe)
 
     def draw() -> NDArray[np.float64]:
         clock.check()
-        (raw,) = make_batch(pipe, [trajectory.settings], encode, inputs)
+        (raw,) = make_batch(pipe, [trajectory.settings], encode, call_kwargs)
         return np.asarray(raw.pixels, np.float64)
 
     return weights_of_steps(trajectory, pipe, draw)

@@ -68,7 +68,7 @@ def tune(
     resume: bool = False,
     model: str | None = None,
     weights: str | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[TuningProgress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -90,7 +90,7 @@ def tune(
         resume: Reuse the measurements in that folder; the budget may differ.
         model: What the pipeline was loaded from, for the record.
         weights: Fingerprint of its weights, likewise.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
         progress: Called often with a :class:`TuningProgress`.
         cancelled: Called often; returns whether to stop.
         **settings: Of the images, as for :class:`agentsd.image_settings.ImageSettings`:
@@ -134,7 +134,7 @@ def tune(
         workspace = Workspace(Path(folder), about, resume=resume)
         remove_patch(pipe)
         clock = Clock(minutes, progress, cancelled)
-        tuner = Tuner(pipe, wanted, images, workspace, clock, inputs or {})
+        tuner = Tuner(pipe, wanted, images, workspace, clock, call_kwargs or {})
         stopped = _run(tuner)
         found = figures(tuner, now, stopped=stopped)
         text = tuned_yaml(found)

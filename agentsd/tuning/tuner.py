@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from ..errors import GenerationError, SettingsError
 from ..evaluation.protocol import UNPATCHED
 from ..generation.images import HIDDEN, TimedImage, make_image
+from ..generation.interleaving import interleaved, warm_up, with_schedule
 from ..generation.records import schedule_hash
-from ..generation.turns import in_turns, warm_up, with_schedule
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
@@ -61,7 +61,7 @@ class Tuner:
         images: To tune and to judge on; their number may be cut to fit the time limit.
         workspace: Keeps all measurements.
         clock: Keeps the time.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Tuner:
         images: Images,
         workspace: Workspace,
         clock: Clock,
-        inputs: Mapping[str, Any],
+        call_kwargs: Mapping[str, Any],
     ) -> None:
         self.pipe, self.budget, self.workspace, self.clock = pipe, budget, workspace, clock
-        self.inputs, self.images = inputs, images
+        self.call_kwargs, self.images = call_kwargs, images
         self.measures = measures_for(budget)
         self.made: dict[str, TimedImage] = {}
         """Images of an earlier run, by name."""
@@ -91,8 +91,8 @@ class Tuner:
         """
         self.clock.begin("unpatched images", None)
         self.made = self.workspace.images()
-        short = warm_up_settings(self.images.tuning[0], 2, self.inputs)
-        make_image(self.pipe, short, inputs=self.inputs)
+        short = warm_up_settings(self.images.tuning[0], 2, self.call_kwargs)
+        make_image(self.pipe, short, call_kwargs=self.call_kwargs)
         number = 0
         while number < len(self.images.tuning):
             found = self._reference(number)
@@ -157,7 +157,7 @@ class Tuner:
         return made
 
     def _make(self, settings: ImageSettings) -> TimedImage:
-        made = make_image(self.pipe, settings, inputs=self.inputs)
+        made = make_image(self.pipe, settings, call_kwargs=self.call_kwargs)
         if made.nsfw_content_detected:
             raise GenerationError(f"{settings.prompt!r}: {HIDDEN}; tune with other prompts")
         return made
@@ -167,7 +167,9 @@ class Tuner:
         self.clock.begin("screening", None)
         assert self.costs is not None
         trajectories = self._trajectories()
-        found = screen(self.pipe, trajectories, self.costs, self.workspace, self.clock, self.inputs)
+        found = screen(
+            self.pipe, trajectories, self.costs, self.workspace, self.clock, self.call_kwargs
+        )
         unpatched = self.costs.run(None, trajectories[0])
         entries = [
             RaceEntry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
@@ -303,8 +305,8 @@ class Tuner:
         known = {
             line["image"]: line for line in self.workspace.lines("judged") if line["of"] == key
         }
-        warm = warm_up_settings(self.images.held_out[0], 4, self.inputs)
-        warm_up(self.pipe, variants, warm, inputs=self.inputs)
+        warm = warm_up_settings(self.images.held_out[0], 4, self.call_kwargs)
+        warm_up(self.pipe, variants, warm, call_kwargs=self.call_kwargs)
         for number in range(len(self.images.held_out)):
             if number not in known:
                 known[number] = {"image": number, "of": key, **self._turn(variants, number)}
@@ -315,8 +317,8 @@ class Tuner:
 
     def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Similarity]:
         settings = self.images.held_out[number]
-        turns = in_turns(self.pipe, variants, settings, number, inputs=self.inputs)
-        made = dict(turns)
+        images = interleaved(self.pipe, variants, settings, number, call_kwargs=self.call_kwargs)
+        made = dict(images)
         line = {}
         for name, each in made.items():
             self.workspace.save_image(f"held-out-{number}-{name}", each)

@@ -58,7 +58,7 @@ class Prediction:
     def _line(self, *values: Any) -> str | None:
         try:
             request, image = asked_image(self._worker, self._catalog, *values)
-            ratio = self._worker.pace.speedup(image)
+            ratio = self._worker.estimator.speedup(image)
         except AgentSDError:  # shown by the control that is wrong
             return None
         name = self._library.name_of(request.schedule)

@@ -67,7 +67,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
         folder: Where to keep the schedule and its report; all else is deleted.
 
     Raises:
-        Stopped: If it was stopped before it knew any schedule.
+        JobStopped: If it was stopped before it knew any schedule.
         AgentSDError: As :func:`agentsd.tune`.
     """
     image = request.image
@@ -88,7 +88,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
         best = f" · best so far: {now.best}" if now.best else ""
         job.tell(f"Tuning, {now.stage}{best}", max(0.0, now.limit - now.seconds))
 
-    inputs = image.options.inputs(image.settings.height, image.settings.width)
+    call_kwargs = image.options.call_kwargs(image.settings.height, image.settings.width)
     with TemporaryDirectory() as work:
         out = Path(work) / "tuned.yaml"
         with with_options(pipe, image.options) as chosen, scheduled(chosen, image.scheduler):
@@ -100,7 +100,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
                     out=out,
                     minutes=request.minutes,
                     model=image.model,
-                    inputs=inputs | {"callback_on_step_end": check_stop},
+                    call_kwargs=call_kwargs | {"callback_on_step_end": check_stop},
                     progress=show,
                     cancelled=lambda: job.stopping,
                     **settings,

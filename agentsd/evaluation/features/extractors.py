@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import EvaluationError
 from ...models.loading import POCKET
+from ...models.quiet import quiet_loading
 from ...settings import short_repr
 from . import inception
 from .storage import Floats
@@ -70,6 +71,7 @@ class Clip(Extractor):
         EvaluationError: If it cannot be loaded.
     """
 
+    @quiet_loading()
     def __init__(self, model: str | Path, device: str | torch.device = "cpu"):
         from transformers import CLIPModel, CLIPProcessor
 

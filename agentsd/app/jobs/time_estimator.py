@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from ...image_settings import ImageSettings
 from ...patching.flops import Flops
 from ...schedule import Schedule
-from .operation_counter import OperationCounter
+from .flop_counter import FlopCounter
 
 KEPT = 64
 """Kinds of images that rates are fitted to, of all models; those longest unused go first."""
@@ -63,7 +63,7 @@ class _Seen(NamedTuple):
     seconds: float
 
 
-class Pace:
+class TimeEstimator:
     """Estimates of how long images take, which follow the images that were made.
 
     The patched and the unpatched image of one comparison differ in their share of attention, so
@@ -74,7 +74,7 @@ class Pace:
     """
 
     def __init__(self, *pipes: DiffusionPipeline) -> None:
-        self._counters = {id(pipe): OperationCounter(pipe) for pipe in pipes}
+        self._counters = {id(pipe): FlopCounter(pipe) for pipe in pipes}
         self._seen: OrderedDict[_Kind, _Seen] = OrderedDict()
         self._rates: dict[int, Rates | None] = {}
         self._lock = Lock()

@@ -24,7 +24,7 @@ Run = tuple[Schedule | None, tuple[int, int], int]
 """A schedule, the size of the latents and the number of steps."""
 
 
-class OperationCounter:
+class FlopCounter:
     """Counts the operations of one model's images.
 
     Args:
