@@ -12,11 +12,9 @@ if TYPE_CHECKING:
         MissingPackageError,
         OutputError,
         PatchError,
-        ProtocolError,
         ScheduleError,
         SettingsError,
     )
-    from .measured import Measured, TunedFor
     from .methods import Agent, Cache, Full, Keys, Merge, Phase
     from .models.loading import load_pipeline
     from .patching.inspection import Inspection, inspect_patch
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from .patching.step_cache import cache_context
     from .patching.summary import Summary, summary
     from .schedule import Schedule
-    from .tuning.tune import tune
+    from .tuning.tune import Tuning, tune
 
 __version__ = "0.2.0.dev0"
 
@@ -38,18 +36,16 @@ __all__ = [
     "Inspection",
     "Keys",
     "LoadError",
-    "Measured",
     "Merge",
     "MissingPackageError",
     "OutputError",
     "PatchError",
     "Phase",
-    "ProtocolError",
     "Schedule",
     "ScheduleError",
     "SettingsError",
     "Summary",
-    "TunedFor",
+    "Tuning",
     "apply_patch",
     "cache_context",
     "inspect_patch",
@@ -62,18 +58,17 @@ __all__ = [
 
 
 _HOMES = (
-    *(
-        "errors",
-        "methods",
-        "measured",
-        "schedule",
-        "patching.inspection",
-        "patching.patch",
-        "patching.step_cache",
-        "patching.summary",
-    ),
-    *("models.loading", "tuning.tune"),
+    "errors",
+    "methods",
+    "schedule",
+    "patching.inspection",
+    "patching.patch",
+    "patching.step_cache",
+    "patching.summary",
+    "models.loading",
+    "tuning.tune",
 )
+"""Modules of the public names, the cheap ones first."""
 
 
 def __getattr__(name: str) -> Any:

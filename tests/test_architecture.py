@@ -70,7 +70,7 @@ def test_public_names_are_there() -> None:
     import agentsd
 
     assert set(agentsd.__all__) <= set(dir(agentsd))
-    for name in ("apply_patch", "remove_patch", "patched", "inspect_patch", "Phase", "Schedule"):
+    for name in ("apply_patch", "remove_patch", "patched", "inspect_patch", "Keys", "Schedule"):
         assert getattr(agentsd, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         agentsd.nothing  # noqa: B018

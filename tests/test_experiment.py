@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 
-from agentsd import ProtocolError, progress
+from agentsd import progress
 from agentsd.cli import main
-from agentsd.errors import EvaluationError, SettingsError
+from agentsd.errors import EvaluationError, ProtocolError, SettingsError
 from agentsd.evaluation import experiment, report
 from agentsd.evaluation.protocol import UNPATCHED, load_protocol
 from agentsd.similarity import psnr

@@ -34,8 +34,7 @@ SHORTCUT = "Share of the values added to the output; restores variety. No effect
 class Agent(Merging):
     """Merged tokens attend through a few agents, at a cost linear in the number of tokens.
 
-    Besides the parameters of :class:`~agentsd.methods.merge.Merging` it has its own. The defaults
-    are those of the first phase of the published schedule.
+    The defaults are those of the first phase of the published schedule.
 
     Args:
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped as ``ratio``
@@ -44,6 +43,11 @@ class Agent(Merging):
             larger than ``sx`` × ``sy``. Replaces ``agent_ratio``.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
+        ratio, sx, sy, use_rand, merge_crossattn, merge_mlp, attn_precision: As for :class:`Merge`.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
 
     Example:
         >>> Agent().plan(64, 64)

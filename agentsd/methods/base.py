@@ -169,20 +169,7 @@ class BasePhase(StrictModel):
     :class:`Keys` and :class:`Merge`. Fields with a description can be set on the page of the app,
     with their range, default and ``examples``; those marked :data:`ADVANCED` are folded away.
 
-    Args:
-        until: The phase ends at this share of the run, in (0, 1]. All phases but the last need
-            this or ``until_step``; the last one runs to the end.
-        until_step: The same as a number of steps, at least 1.
-        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
-            the highest resolution at which the model has self-attention.
-        min_tokens: Leave layers with fewer tokens unpatched. ``None`` takes the number from which
-            patching was measured to be faster on this kind of device
-            (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
-        cache: Which steps are light; ``None``, the default, computes the whole UNet in every step.
-
-    Raises:
-        ScheduleError: On wrong types, values out of range, or a parameter that the method does not
-            read, so that no setting is silently ignored.
+    :class:`Full` describes the parameters that all of them share.
     """
 
     error: ClassVar = ScheduleError

@@ -30,6 +30,14 @@ class Keys(BasePhase):
             step (``random``), or each in turn (``cycle``, the closest to full attention).
         attn_precision: ``"fp32"`` computes the softmax in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
+
+    Example:
+        >>> Keys(sx=4, sy=4).plan(64, 64)
+        Plan(tokens=4096, merged_tokens=4096, agents=0, keys=256)
     """
 
     summary: ClassVar = "every query attends to a few of the keys"

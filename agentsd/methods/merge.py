@@ -22,16 +22,7 @@ HEIGHT = "Height of a cell. Larger: faster, coarser."
 class Merging(BasePhase):
     """The parameters of methods that merge tokens, and the tokens that others are merged into.
 
-    Args:
-        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
-            (0.9375 at stride 4). Higher is faster and coarser.
-        sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
-        use_rand: Draw the destination of a cell at random rather than take its top-left token.
-        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
-            little and loses detail.
-        merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
-        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
-            float16); ``None`` leaves the model's precision.
+    :class:`Merge` describes the parameters.
     """
 
     ratio: Annotated[Share, Field(description=RATIO, examples=[0.2, 0.4, 0.6])] = 0.5
@@ -82,7 +73,24 @@ class Merging(BasePhase):
 class Merge(Merging):
     """Merge similar tokens, attend, and give each token the output of the one it was merged into.
 
-    The parameters are those of :class:`Merging`.
+    Args:
+        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
+            (0.9375 at stride 4). Higher is faster and coarser.
+        sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
+        use_rand: Draw the destination of a cell at random rather than take its top-left token.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
+            little and loses detail.
+        merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
+        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
+            float16); ``None`` leaves the model's precision.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
+
+    Example:
+        >>> Merge(ratio=0.4).plan(64, 64)
+        Plan(tokens=4096, merged_tokens=2458, agents=0, keys=2458)
     """
 
     summary: ClassVar = "similar tokens are merged into one"
