@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .errors import (
         AgentSDError,
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from .patching.summary import Summary, summary
     from .schedule import Schedule
     from .tuning.tune import Tuning, tune
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Agent",

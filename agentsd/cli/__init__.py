@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import AgentSDError
+from ..version import __version__
 from . import app, benchmark, compare, evaluate, generate, inspect, tune
 from .console import error, note, stdout
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import PatchError, ScheduleError
-from ..schedule import Schedule
+from ..schedule import METHODS, Schedule
 from .diffusers_internals import AttnProcessor2_0
 from .layers import find_attention_layers, find_unet
 from .light_steps import LightSteps, why_none
@@ -147,7 +147,9 @@ def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any])
     try:
         return settings.override(**overrides)
     except ScheduleError as error:
-        if schedule is not None:
+        unread = [name for name in overrides if not any(p.reads(name) for p in settings.phases)]
+        of_others = any(method.reads(name) for method in METHODS.values() for name in unread)
+        if schedule is not None or not of_others:
             raise
         raise ScheduleError(
             f"{error}; without a schedule, parameters change the default, {DEFAULT_SCHEDULE!r}: "
