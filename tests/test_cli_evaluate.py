@@ -145,7 +145,7 @@ def test_paired(run: Run, tmp_path: Path) -> None:
     assert quantiles[0] > 20 * np.log10(255 / 30) - 1e-6
     assert found["ssim"]["mean"] < 1
     assert ("LPIPS is left out" in err) == ("lpips" not in found)
-    rows = (tmp_path / "figures" / "likeness.jsonl").read_text().splitlines()
+    rows = (tmp_path / "figures" / "similarity.jsonl").read_text().splitlines()
     worst = json.loads(rows[-1])
     assert worst["psnr"] == quantiles[0]
     assert Image.open(tmp_path / "figures" / "worst.png").height > 6 * 32
@@ -196,7 +196,7 @@ def test_figures_are_the_same_together_from_one_extraction(
         sets = ("made",) if name == "clip-score" else ("made", "others")
         alone = json.loads(run("score", f"--{name}", *sets, "--json")[1])
         assert alone.items() <= found.items()
-    files = ["clip_scores.jsonl", "likeness.json", "likeness.jsonl", "worst.png"]
+    files = ["clip_scores.jsonl", "similarity.json", "similarity.jsonl", "worst.png"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == files
     text = run("score", "made", "others")[1]
     for start in ("FID", "KID", "precision", "CLIP score", "psnr", "ssim", "cosine"):
@@ -226,6 +226,7 @@ def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
         (["real"], "30 of 30 images have no prompt, such as real/000.png; give --prompts"),
         (["made", "--fid"], "made: only the CLIP score needs no reference; give REFERENCE"),
         (["made", "real.npz", "--kid"], "real.npz: statistics serve FID alone"),
+        (["made", "real", "--kid", "--infinity"], "--infinity extrapolates FID"),
     ):
         code, out, err = run("score", *arguments)
         assert (code, out, says in err) == (2, "", True), err

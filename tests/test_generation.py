@@ -146,7 +146,7 @@ def test_a_record_is_read_back_whole(pipe: Any) -> None:
     ("changes", "expected"),
     [
         ({"of a later version": [1], "weights": 3}, {"weights": None}),
-        ({"batch": [4, 4], "variant": {"peer": "todo"}}, {"batch": None, "variant": None}),
+        ({"batch": [4, 4], "variant": {"baseline": "todo"}}, {"batch": None, "variant": None}),
         ({"height": 33, "width": 17}, {"size": (17, 33), "settings": settings()}),
         ({"height": 64, "width": 72}, {"settings": settings(height=64, width=72)}),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from ..errors import MissingPackageError
 from ..generation.records import VERSIONS
 from ..models.devices import device_name
 from .timing import LEAST_SAVING, Measurement
@@ -90,9 +91,12 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
     """Plot time against tokens on logarithmic axes, with each variant's slope.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        MissingPackageError: If matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", "a plot", "benchmark") from error
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()

@@ -60,10 +60,7 @@ def serve(
         ),
     ] = None,
     device: Device = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
-    ] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Serve a web page that compares patched with unpatched images and edits schedules."""
     if find_spec("gradio") is None:
@@ -91,7 +88,7 @@ def serve(
     pipes = {}
     for name in model or ["pocket"]:
         with loading(name):
-            pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
+            pipes[name] = load_pipeline(name, device=device, dtype=dtype)
     server = start(pipes, limits, address, library, loras)
     stdout.print(server.url)
     if accounts is None and host not in ("127.0.0.1", "localhost", "::1"):

@@ -64,7 +64,7 @@ def compare(
 
 
 def _text(summary: dict[str, Any], out: Path) -> str:
-    """A comparison for people: a line per image, and the speed-up."""
+    """The comparison as text: a line per image, and the speed-up."""
     images = summary["images"]
     lines = [
         f"{out / image['comparison_file']}  (seed {image['seed']}, {image['seconds']:.1f} s)"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import SettingsError
 from . import experiment
 from .console import note, progress_bar, show
 from .options import AsJson, CacheFolder, Device, with_option_groups
@@ -54,8 +55,7 @@ class MeasureOptions:
         bool, typer.Option("--skip-bad", help="Skip images that cannot be used, and list them.")
     ] = False
     unfinished: Annotated[
-        bool,
-        typer.Option("--unfinished", help="Measure the existing images of an unfinished run."),
+        bool, typer.Option("--unfinished", help="Measure the existing images of an unfinished run.")
     ] = False
     cache: CacheFolder = None
     device: Device = None
@@ -113,8 +113,7 @@ def score(
         bool, typer.Option("--clip-score", help="Agreement of images with their prompts.")
     ] = False,
     paired: Annotated[
-        bool,
-        typer.Option("--paired", help="Similarity to images of the same prompts and seeds."),
+        bool, typer.Option("--paired", help="Similarity to images of the same prompts and seeds.")
     ] = False,
     infinity: Annotated[
         bool, typer.Option("--infinity", help="Also extrapolate FID to infinitely many images.")
@@ -147,6 +146,8 @@ def score(
         "paired": paired,
     }
     names = [name for name, wanted in asked.items() if wanted] or measure.measurable(sets)
+    if infinity and "fid" not in names:
+        raise SettingsError("--infinity extrapolates FID, which is not measured; add --fid")
     options.show(sets, measure.measure_all(sets, names, infinity=infinity, out=out))
 
 

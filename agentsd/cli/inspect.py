@@ -11,8 +11,7 @@ from .image_options import Schedule
 from .options import DEFAULT_SCHEDULE, AsJson
 
 Side = Annotated[
-    int | None,
-    typer.Option(max=65_536, help="In pixels.", show_default="the model's own"),
+    int | None, typer.Option(max=65_536, help="In pixels.", show_default="the model's own")
 ]
 
 

@@ -9,15 +9,13 @@ import typer
 from rich.text import Text
 
 from ..errors import SettingsError
+from ..progress import PLAIN_EVERY
 from .console import loading, note, progress_style, show, stderr
 from .image_options import ImageOptions, ModelOptions, build_request
 from .options import AsJson, with_option_groups
 
 if TYPE_CHECKING:
     from ..tuning.clock import TuningProgress
-
-PLAIN_EVERY = 10.0
-"""Seconds between progress lines without a terminal."""
 
 
 @with_option_groups
@@ -49,9 +47,9 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find the fastest schedule that keeps to a budget, by measuring. Ctrl-C keeps the best."""
-    from ..evaluation.image_sets.prompts import prompt_lines
     from ..image_settings import ImageSettings
     from ..models.loading import hide_loading_bars
+    from ..text_files import prompt_lines
     from ..tuning.budget import Budget
     from ..tuning.tune import tune
 
