@@ -1,4 +1,4 @@
-"""What tuning chooses from: an attention method and a cache for each stretch of a run."""
+"""The candidates of tuning: an attention method and a cache for each segment of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTENTION: tuple[dict[str, Any], ...] = (
     {"method": "keys", "sx": 4, "sy": 4, "keys": 256},
     {"method": "full"},
 )
-"""Attention of a phase; the most useful first, in case time runs out."""
+"""Attention settings of a phase; the most useful first, in case time runs out."""
 
 CACHES: tuple[dict[str, int], ...] = (
     {},
@@ -23,34 +23,34 @@ CACHES: tuple[dict[str, int], ...] = (
         for interval, branch, order in product((2, 3, 4, 5), (0, -1), (0, 1, 2))
     ),
 )
-"""Cache of a phase; the first computes every step whole."""
+"""Cache settings of a phase; the first computes every step in full."""
 
 MOST_SEGMENTS = 4
 
 
 class Segment(NamedTuple):
-    """A stretch of the run with one attention and one cache."""
+    """A stretch of the run with one attention setting and one cache setting."""
 
     attention: int
     """Index into :data:`ATTENTION`."""
     cache: int
     """Index into :data:`CACHES`."""
     end: int
-    """The step before which it ends."""
+    """The step it ends before."""
 
 
 Candidate = tuple[Segment, ...]
-"""The segments of a run in order; the last ends with the run."""
+"""The segments of a run, in order; the last one ends with the run."""
 
 
 def uniform_candidates(num_steps: int) -> list[Candidate]:
-    """Each attention with each cache, from the first step to the last."""
+    """Every attention setting with every cache setting, for the whole run."""
     choices = product(range(len(ATTENTION)), range(len(CACHES)))
     return [(Segment(attention, cache, num_steps),) for attention, cache in choices]
 
 
 def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
-    """The schedule that a candidate stands for, with its borders as shares of the run.
+    """The schedule of a candidate, its borders as fractions of the run.
 
     Example:
         >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache_interval
@@ -64,7 +64,7 @@ def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
 
 
 def _share(step: int, num_steps: int) -> float:
-    """A share of the run that ends a phase before a step: rounded down, as it must not pass it."""
+    """A step as a fraction of the run, rounded down so that a phase ends before it."""
     return math.floor(10_000 * step / num_steps) / 10_000
 
 

@@ -1,4 +1,4 @@
-"""What a step costs on this device, whole and light, and the time of a run that follows from it."""
+"""Time whole and light steps on this device, and predict the time of a run from them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .trajectories import Trajectory, moved
 
 ROUNDS = 3
 CALLS = 7
-"""UNet calls of which those that are light steps are timed in a round, for each kind of them."""
+"""UNet calls per round and kind of light step; only the light ones are timed."""
 
 
 class Kind(NamedTuple):
-    """All that the time of a step depends on."""
+    """What the time of a step depends on."""
 
     attention: str
     """The phase without its cache."""
@@ -56,17 +56,17 @@ class StepCosts:
 
     Args:
         seconds: By kind.
-        rest: Seconds of a run beside its UNet: text encoder, scheduler and VAE.
+        rest: Seconds of a run outside its UNet: text encoder, scheduler and VAE.
     """
 
     def __init__(self, seconds: dict[Kind, float], rest: float) -> None:
         self.seconds, self.rest = seconds, rest
 
     def run(self, schedule: Schedule | None, trajectory: Trajectory) -> float:
-        """Seconds of a run like an unpatched one, with a schedule.
+        """Predicted seconds of a run with a schedule; ``None`` for unpatched.
 
         Raises:
-            KeyError: If it has a kind of step that was not measured.
+            KeyError: If the schedule has a kind of step that was not measured.
         """
         positions = [call.position for call in trajectory.calls]
         if schedule is None:
@@ -86,16 +86,16 @@ def measure_steps(
     schedules: Iterable[Schedule],
     check: Callable[[], None] = lambda: None,
 ) -> dict[Kind, float]:
-    """Time each kind of step that schedules have, in turns.
+    """Time each kind of step that occurs in schedules, interleaved.
 
     Args:
         pipe: Unpatched, and again so afterwards.
-        trajectory: The UNet is called with what it was called with there.
-        schedules: What has to be timed.
-        check: Called now and then; may raise to stop.
+        trajectory: Provides the arguments of the UNet calls.
+        schedules: The schedules.
+        check: Called regularly; may raise to stop.
 
     Returns:
-        Median seconds of a step, by kind; those of an unpatched one are among them.
+        Median seconds of each kind of step, the unpatched step included.
     """
     unpatched = Phase(method="full")
     phases = {Kind.of(unpatched, True): unpatched}
@@ -118,10 +118,10 @@ def measure_steps(
 def _timed(
     pipe: DiffusionPipeline, trajectory: Trajectory, phase: Phase, *, light: bool
 ) -> list[float]:
-    """Seconds of a few light steps, or of a whole one after another that warms up."""
+    """Seconds of a few light steps, or of one whole step after a warm-up step."""
     device = pipe._execution_device
     arguments = moved(trajectory.calls[0].arguments, device)
-    steps = torch.arange(999, 0, -20, device=device)  # a list, in which a call has its place
+    steps = torch.arange(999, 0, -20, device=device)  # from which a call's step is derived
     schedule = Schedule(phases=(phase,))
     wanted = [False, True]
     if light:

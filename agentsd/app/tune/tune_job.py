@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 
 from ...errors import GenerationError
 from ...models.schedulers import scheduled
-from ...tuning.clock import Stopped, TuningProgress
-from ...tuning.prompts import split_prompts
+from ...tuning.clock import TuningProgress, TuningStopped
+from ...tuning.split import split_prompts
 from ...tuning.tune import Tuning, tune
 from ..jobs.job import Job
 from ..requests.catalog import ImageRequest
@@ -75,7 +75,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
 
     def check_stop(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if job.stopping:
-            raise Stopped
+            raise TuningStopped
         return tensors
 
     told = -math.inf
@@ -112,6 +112,8 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
 
 
 def _kept(found: Tuning, folder: Path) -> Tuned:
+    assert found.yaml is not None
+    assert found.page is not None
     files = []
     for file, name in (
         (found.yaml, "tuned.yaml"),
