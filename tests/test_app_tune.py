@@ -106,7 +106,7 @@ def test_a_stopped_job_keeps_the_best_so_far(pipe: Any, tmp_path: Path) -> None:
     work = job(pipe, stop_at_best)
     work.begin()
     found = run_tuning(work, pipe, wanted(pipe), str(tmp_path / "files"))
-    assert "Tuning was stopped before its end." in found.words
+    assert "Tuning was stopped early." in found.words
     assert Schedule.load(found.schedule_file).phases
 
 

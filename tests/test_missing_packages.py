@@ -32,7 +32,8 @@ def test_the_error_names_the_package_and_the_extra(
     package: str, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra, use = USES[package]
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in [package, *(n for n in sys.modules if n.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackageError) as raised:
         use(pipe)
     assert isinstance(raised.value, ImportError)
