@@ -12,7 +12,7 @@ from .parameters import Parameter, parameters
 from .phase_edits import method_of
 
 MIDDLE = 0.5
-"""Where ``until`` stands unless a phase says otherwise."""
+"""Value of ``until`` unless a phase sets it."""
 
 
 class PhaseControls:

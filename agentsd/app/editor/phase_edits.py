@@ -1,4 +1,4 @@
-"""A schedule as plain values that the editor changes, right or wrong, and as text to copy."""
+"""A schedule as plain values that the editor changes, valid or not, and as text to copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .parameters import parameters
 
 
 def concise(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as plain values, without those that are the default."""
+    """A schedule as plain values, without defaults."""
     phases = []
     for phase in schedule.phases:
         fields = type(phase).model_fields
@@ -65,7 +65,7 @@ def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
 
 
 def method_name(phase: Mapping[str, Any]) -> Any:
-    """The name of a phase's method, which may be none."""
+    """The name of a phase's method, which may not exist."""
     return phase.get("method", Phase().method)
 
 
@@ -99,10 +99,10 @@ def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) 
 def switch_method(
     phase: Mapping[str, Any], values: Mapping[str, Any], last: bool
 ) -> dict[str, Any]:
-    """A phase with another method, at values with which the method does something.
+    """A phase with another method, with values at which that method has an effect.
 
-    They are those of the first preset that has the method; its defaults may do nothing, as those
-    of ``agent``, which leave too many agents to be used.
+    They are those of the first preset with this method, since its defaults may have no effect:
+    those of ``agent`` leave too many agents to be used.
 
     Args:
         phase: The phase before. What all methods share stays.
@@ -126,7 +126,7 @@ def _end(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dic
 
 
 def remove_phase(phases: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """The phases without one of them; the last of the rest runs to the end."""
+    """The phases without one of them; the last remaining one runs to the end."""
     rest = [dict(phase) for i, phase in enumerate(phases) if i != number]
     for name in ("until", "until_step"):
         rest[-1].pop(name, None)
@@ -143,7 +143,7 @@ def add_phase(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_phases(text: str, phases: Sequence[Mapping[str, Any]]) -> str:
-    """YAML text with other phases; comments stay, unless what they belong to goes.
+    """YAML text with other phases; comments stay, unless their phase or parameter is removed.
 
     Args:
         text: As for :func:`read_phases`.

@@ -16,27 +16,27 @@ from .schedule_text import CUSTOM
 TIME = re.compile(r"(\d+(?:\.\d+)?) % of the unpatched time")
 SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*[×x] (?:as fast|faster)")
 PSNR = re.compile(r"(\d+(?:\.\d+)?) dB")
-"""How the comments of a schedule's file state what was measured."""
+"""How the comments of a schedule's file state measurements."""
 
 MAX_TUNED = 16
-"""Schedules read from a folder; the rest are left out."""
+"""Maximum schedules read from a folder; the rest are ignored."""
 
 
 class NamedSchedule(NamedTuple):
-    """A schedule with what was measured of it."""
+    """A schedule with its measurements."""
 
     name: str
     schedule: Schedule
     time: float | None
     """Share of the unpatched time, from the comments of its file."""
     psnr: float | None
-    """Of its images to the unpatched ones, in dB, likewise."""
+    """PSNR of its images to the unpatched ones, in dB, likewise."""
     about: str
     """The comments of its file."""
 
 
 class ScheduleLibrary:
-    """The presets, and the schedules that ``agentsd tune`` or anyone wrote into a folder.
+    """The presets, and the schedules in a folder, such as those of ``agentsd tune``.
 
     Args:
         folder: Of YAML files; ``None`` for the presets alone.
@@ -50,7 +50,7 @@ class ScheduleLibrary:
         self._all = {each.name: each for each in [*presets, *_read_folder(folder)]}
 
     def names(self) -> list[str]:
-        """From the closest to the fastest, then those that another one beats in both."""
+        """From closest to fastest, then those that another one beats in both respects."""
         front, rest = ordered(self._all.values())
         return [each.name for each in [*front, *rest]]
 
@@ -66,14 +66,14 @@ class ScheduleLibrary:
         return name if name in presets else dump_yaml(self._all[name].schedule.to_dict())
 
     def name_of(self, schedule: Schedule) -> str:
-        """Under which name a schedule is here; :data:`CUSTOM` if it is not."""
+        """The name of a schedule in the library; :data:`CUSTOM` if it has none."""
         data = schedule.to_dict()
         found = (each.name for each in self._all.values() if each.schedule.to_dict() == data)
         return next(found, CUSTOM)
 
 
 def read_named(file: Path) -> NamedSchedule:
-    """Read a schedule and what the comments of its file say was measured.
+    """Read a schedule, and the measurements in the comments of its file.
 
     Raises:
         ScheduleError: If it is not a schedule.
@@ -89,7 +89,7 @@ def read_named(file: Path) -> NamedSchedule:
 def ordered(
     schedules: Iterable[NamedSchedule],
 ) -> tuple[Sequence[NamedSchedule], Sequence[NamedSchedule]]:
-    """Those that no other is both closer and faster than, from slow to fast; and the rest."""
+    """Those on the Pareto front, from slow to fast; and the rest."""
     measured = [each for each in schedules if each.time and each.psnr]
     front = [each for each in measured if not any(_beats(other, each) for other in measured)]
     names = {each.name for each in front}
