@@ -1,6 +1,7 @@
 """Overhead of the batch engine over a bare loop around the pipeline.
 
-Both make the same images, in turns of a few, so that changes of the machine's speed affect both.
+Both make the same images, interleaved in small chunks, so that changes of the machine's speed
+affect both.
 The bare loop writes nothing; the engine writes, hashes and records every image. Prints JSON.
 """
 
@@ -35,7 +36,7 @@ def main(
     device: str | None = None,
     warm_up: int = 2,
 ) -> None:
-    """Time both variants, in turns."""
+    """Time both variants, interleaved."""
     pipe = load_pipeline(model, device=device)
     pipe.set_progress_bar_config(disable=True)
     base = ImageSettings(prompt="-", num_inference_steps=num_inference_steps).model_dump(
@@ -83,7 +84,7 @@ def main(
                 "bare_seconds_per_image": round(per_image["bare"], 5),
                 "engine_seconds_per_image": round(per_image["engine"], 5),
                 "overhead_percent": round(100 * (paired - 1), 2),
-                # On a busy machine the processor time of the main thread is the better measure:
+                # On a busy machine, the CPU time of the main thread is the better measure:
                 # on the CPU it runs the model, and what else it does would keep a device waiting.
                 "main_thread_ms_per_image": {n: round(1000 * s, 2) for n, s in work.items()},
                 "main_thread_overhead_percent": round(100 * (work["engine"] / work["bare"] - 1), 2),

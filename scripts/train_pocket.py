@@ -1,12 +1,12 @@
-"""Train the pocket model from nothing into a folder that diffusers loads.
+"""Train the pocket model from scratch, into a folder that diffusers loads.
 
     python scripts/train_pocket.py                            # everything, into agentsd/pocket
-    python scripts/train_pocket.py --stage unet               # the denoiser alone, or on with it
-    python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
+    python scripts/train_pocket.py --stage unet               # only the denoiser, or continue it
+    python scripts/train_pocket.py --smoke --out /tmp/pocket  # smoke test, under a minute
 
-Stages leave checkpoints in the work folder and take them up again, also after a kill. Autoencoder
-and CLIP are trained by the hour, the denoiser by the samples that it sees; give a stage more to
-train it on. Where the work folder has none, autoencoder and CLIP come from the exported model.
+Stages save checkpoints in the work folder and resume from them, even after a kill. Autoencoder and
+CLIP are trained for a given time, the denoiser for a number of samples; increase either to train a
+stage further. If the work folder has none, autoencoder and CLIP come from the exported model.
 Figures go to stdout as JSON, progress to stderr.
 """
 
@@ -101,7 +101,7 @@ def main() -> None:
         s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
     }
 
-    if trained or "unet" in stages:  # so that whoever shares the machine can pause the training
+    if trained or "unet" in stages:  # so that other users of the machine can pause the training
         (settings.work / "pid").write_text(f"{os.getpid()}\n")
 
     tokenizer = build_tokenizer(settings.work / "tokenizer")
