@@ -123,8 +123,8 @@ class ShapeReader(torch.nn.Linear):
     """Predicts the shape map from the middle of the denoiser; discarded after training.
 
     The v-prediction loss hardly depends on the kind of shape: a blob in the right place is nearly
-    as good. Predicting the known shape inside the network binds it to the caption sooner (compare Yu
-    et al. 2024, arXiv 2410.06940, who predict the features of another network).
+    as good. Predicting the known shape inside the network binds it to the caption sooner (compare
+    Yu et al. 2024, arXiv 2410.06940, who predict the features of another network).
     """
 
     def __init__(self, unet: UNet2DConditionModel):
