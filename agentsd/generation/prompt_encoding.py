@@ -68,15 +68,18 @@ _EMBEDS = (
 
 def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
     """Warnings about prompts that the model ignores: their ends, unknown words, or all."""
-    found = _missed(pipe, "prompt", settings.prompt)
+    messages = _missed(pipe, "prompt", settings.prompt)
     if not settings.negative_prompt:
-        return found
+        return messages
     if settings.guidance_scale <= 1:
         scale = f"{settings.guidance_scale:g}"
-        return [*found, f"the negative prompt is not used: guidance_scale {scale} is not above 1"]
+        return [
+            *messages,
+            f"the negative prompt is not used: guidance_scale {scale} is not above 1",
+        ]
     if not is_guided(pipe):
-        return [*found, "the negative prompt is not used: guidance is built into the model"]
-    return found + _missed(pipe, "negative prompt", settings.negative_prompt)
+        return [*messages, "the negative prompt is not used: guidance is built into the model"]
+    return messages + _missed(pipe, "negative prompt", settings.negative_prompt)
 
 
 def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
@@ -84,13 +87,13 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return []
-    found = []
+    messages = []
     limit = tokenizer.model_max_length
     ids = tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
         tokens = f"{len(ids) - 2} tokens, at most {limit - 2}"
-        found.append(f"{name} too long ({tokens}): ignored {short_repr(lost)}")
+        messages.append(f"{name} too long ({tokens}): ignored {short_repr(lost)}")
     if len(tokenizer) < WHOLE_WORDS:
         vocabulary = tokenizer.get_vocab()
         words = re.findall(r"\w+", text.lower())
@@ -98,8 +101,10 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
         if unknown:
             of = "" if name == "prompt" else f" of the {name}"
             more = ", …" if len(unknown) > 10 else ""
-            found.append(f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}")
-    return found
+            messages.append(
+                f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}"
+            )
+    return messages
 
 
 def is_guided(pipe: DiffusionPipeline) -> bool:

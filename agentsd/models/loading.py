@@ -165,9 +165,9 @@ def _variants(folder: Path, allow_pickle: bool) -> list[set[str]]:
     for part in _parts(folder):
         kinds = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
         names = [file.stem for file in part.iterdir() if file.suffix in kinds]
-        found = {SHARD.sub("", name.partition(".")[2]) for name in names}
-        if found and "" not in found:
-            parts.append(found)
+        variants = {SHARD.sub("", name.partition(".")[2]) for name in names}
+        if variants and "" not in variants:
+            parts.append(variants)
     return parts
 
 
@@ -178,7 +178,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 def _only_pickles(folder: Path) -> bool:
     """Whether a part has only pickled weights."""
     kinds = [{file.suffix for file in part.iterdir()} for part in _parts(folder)]
-    return any(".bin" in found and ".safetensors" not in found for found in kinds)
+    return any(".bin" in suffixes and ".safetensors" not in suffixes for suffixes in kinds)
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -220,23 +220,23 @@ def target_device(device: str | torch.device | None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        target = torch.device(device)
     except RuntimeError:
         raise LoadError(f"no device {short_repr(device)}: use cpu, cuda or mps") from None
     try:
-        torch.ones(1, device=found).tolist()
+        torch.ones(1, device=target).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         first = short_repr(str(error).strip().splitlines()[0])
         raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
-    return found
+    return target
 
 
 def target_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """The requested dtype, or the device's default; LoadError unless in :data:`DTYPES`."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
         raise LoadError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
-    assert isinstance(found, torch.dtype)
-    return found
+    assert isinstance(chosen, torch.dtype)
+    return chosen
