@@ -1,4 +1,4 @@
-"""List the files of a folder, and tell whether a file has changed."""
+"""List the files of a folder, and detect changes of a file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, without hidden ones.
+    """The files of a folder and its subfolders, except hidden ones.
 
-    Links to folders are followed, as when the folder is loaded, and each folder is read once,
-    however many links lead to it.
+    Links to folders are followed, as when the folder is loaded, but each folder is read only once.
 
     Raises:
         OSError: If a folder cannot be read.
@@ -20,7 +19,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    seen = {*folder.resolve().parents}  # a link to these is a loop
+    seen = {*folder.resolve().parents}  # a link to one of these is a loop
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = Path(root).resolve()
         if real in seen:

@@ -1,4 +1,4 @@
-"""The settings of an image: all it depends on besides the model and the schedule."""
+"""The settings of an image: everything it depends on besides the model and the schedule."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .errors import SettingsError
 from .settings import StrictModel
 
 LONGEST_PROMPT = 10_000
-"""Characters; models read far fewer."""
+"""Maximum characters; models read far fewer."""
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters except tab and line feed, and lone surrogates."""
 
 MOST_STEPS = 1000
-"""Denoising steps; models are trained with this many."""
+"""Maximum denoising steps; models are trained with this many."""
 
 SHORTEST_SIDE, LONGEST_SIDE = 64, 8192
 """Of an image, in pixels."""
@@ -28,7 +28,7 @@ Side = Annotated[int, Field(ge=SHORTEST_SIDE, le=LONGEST_SIDE)]
 
 
 class ImageSettings(StrictModel):
-    """All that an image depends on, besides the model and the schedule.
+    """Everything that an image depends on, besides the model and the schedule.
 
     Args:
         prompt: What to draw; not empty, at most 10,000 characters (models read far fewer).
@@ -81,7 +81,7 @@ class ImageSettings(StrictModel):
 
 
 def is_size(height: Any, width: Any) -> bool:
-    """Whether :class:`ImageSettings` takes this height and width, in pixels."""
+    """Whether :class:`ImageSettings` accepts this height and width, in pixels."""
     try:
         ImageSettings(prompt="-", height=height, width=width)
     except SettingsError:
@@ -90,10 +90,10 @@ def is_size(height: Any, width: Any) -> bool:
 
 
 def check_steps(num_inference_steps: int, strength: float) -> None:
-    """Refuse an image-to-image run that leaves no denoising step.
+    """Reject an image-to-image run that leaves no denoising step.
 
     Args:
-        num_inference_steps: The number of steps asked for.
+        num_inference_steps: The requested number of steps.
         strength: The share of these steps that is run, in (0, 1]; 1 for text to image.
 
     Raises:
@@ -111,7 +111,7 @@ def check_steps(num_inference_steps: int, strength: float) -> None:
 def warm_up_settings(
     settings: ImageSettings, steps: int, call_kwargs: Mapping[str, Any] | None = None
 ) -> ImageSettings:
-    """The settings of a short run of ``steps`` denoising steps, or of all if there are fewer.
+    """The settings of a short run with ``steps`` denoising steps, or all of them if fewer.
 
     Args:
         settings: Of the full run.
@@ -119,8 +119,8 @@ def warm_up_settings(
         call_kwargs: Further arguments of the pipeline's call; with ``strength``, only this share of
             the requested steps is run.
     """
-    asked = _steps_for(steps, (call_kwargs or {}).get("strength", 1.0))
-    fewer = min(asked, settings.num_inference_steps)
+    requested = _steps_for(steps, (call_kwargs or {}).get("strength", 1.0))
+    fewer = min(requested, settings.num_inference_steps)
     return settings.model_copy(update={"num_inference_steps": fewer})
 
 
@@ -129,7 +129,7 @@ def _steps_left(num_inference_steps: int, strength: float) -> int:
 
 
 def _steps_for(steps: int, strength: float) -> int:
-    """How many steps to ask for so that ``steps`` are run; at most ``MOST_STEPS`` + 1."""
+    """How many steps to request so that ``steps`` are run; at most ``MOST_STEPS`` + 1."""
     asked = range(steps, MOST_STEPS + 1)
     return next((n for n in asked if _steps_left(n, strength) >= steps), MOST_STEPS + 1)
 
@@ -137,8 +137,8 @@ def _steps_for(steps: int, strength: float) -> int:
 def image_seed(base: int, prompt_index: int, image_index: int) -> int:
     """The seed of an image of a run, derived from its position alone.
 
-    The very first image takes the base seed itself, so that a run of one image starts from the
-    noise that any other program draws from this seed.
+    The first image uses the base seed itself, so that a run of one image starts from the same noise
+    as in any other program.
 
     Args:
         base: Seed of the run, in [0, 2**63).
@@ -146,7 +146,7 @@ def image_seed(base: int, prompt_index: int, image_index: int) -> int:
         image_index: Which of the prompt's images, from 0.
 
     Returns:
-        A seed in [0, 2**32): PyTorch's generator on the CPU reads no more bits than that.
+        A seed in [0, 2**32): PyTorch's CPU generator uses no more bits.
 
     Example:
         >>> image_seed(7, 0, 0), image_seed(7, 1, 0) == image_seed(7, 0, 1)

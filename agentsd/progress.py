@@ -1,4 +1,4 @@
-"""Progress of a run: a bar, or plain lines where there is no terminal."""
+"""Progress of a run: a bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PLAIN_EVERY = 10.0
 
 
 class Bar:
-    """Shows how much is done, how much per second, and the time left.
+    """Shows the progress, the rate and the time left.
 
     Args:
         how: ``"rich"``, ``"plain"`` or ``"none"``.
-        total: How much there is to do, in all processes.
-        done: How much of it was done before.
+        total: Number of items, over all processes.
+        done: Items that were done before.
         console: Where to show it.
-        what: What is counted.
+        what: Name of the items, in the plural.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Bar:
         self._rich.stop()
 
     def show(self, done: int) -> None:
-        """Show how much is done."""
+        """Show how many items are done."""
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._begun, 1e-9)
         if self._how == "rich":

@@ -1,4 +1,4 @@
-"""Read users' text files: UTF-8 or UTF-16, with the line ends of any system.
+"""Read users' text files: UTF-8 or UTF-16, with the line endings of any system.
 
 Lines end only at ``\\n``, ``\\r\\n`` and ``\\r``. ``str.splitlines`` also splits at characters
 that prompts may contain, such as U+2028.
@@ -25,8 +25,8 @@ def decode_text(data: bytes, place: str, error: type[AgentSDError]) -> str:
 
     Args:
         data: UTF-8, or UTF-16 with a byte order mark.
-        place: Where it is from, for the error.
-        error: The kind of error to raise.
+        place: The source, for the error.
+        error: Type of the error to raise.
 
     Raises:
         error: Names the place, if the bytes are in another encoding.
@@ -55,7 +55,7 @@ def read_text(path: str | Path, error: type[AgentSDError]) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Split a decoded text into lines, without their ends."""
+    """Split a decoded text into lines, without line endings."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -79,7 +79,7 @@ def text_stream(path: str | Path | None) -> Iterator[TextIOWrapper]:
             yield text
         finally:
             text.detach()
-            buffered.detach()  # else standard input would be closed with it
+            buffered.detach()  # otherwise standard input would be closed with it
 
 
 def _encoding(start: bytes) -> str:

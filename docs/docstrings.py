@@ -1,4 +1,4 @@
-"""What mkdocstrings does not know of the package's docstrings: Sphinx roles, ``Example:``."""
+"""Adapt the package's docstrings to mkdocstrings: Sphinx roles and ``Example:`` sections."""
 
 import re
 from functools import partial

@@ -1,4 +1,4 @@
-"""Links of a page to files outside ``docs/`` lead to the repository on the built site."""
+"""On the built site, links to files outside ``docs/`` lead to the repository."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     def to_repository(link: re.Match[str]) -> str:
         target = (page_folder / link[1]).resolve()
         if target.is_relative_to(docs) or not target.exists():
-            return link[1]  # MkDocs checks it
+            return link[1]  # checked by MkDocs
         path = target.relative_to(docs.parent).as_posix()
         return f"{config.extra['repository']}/blob/main/{path}"
 

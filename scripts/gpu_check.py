@@ -1,10 +1,10 @@
-"""Check on a graphics card what was built without one, and write one report.
+"""Check on a GPU what was developed without one, and write a report.
 
     python scripts/gpu_check.py                    # half an hour, to gpu-check/report.md
     python scripts/gpu_check.py --only memory      # one part, again
 
-Each part is tried on the CPU, at a small size, and on CUDA at real ones. Run again, it goes on with
-what is not done yet. Parts that need a device which is not there are marked so.
+Each part runs on the CPU at a small size, and on CUDA at real ones. When run again, the script
+continues with the parts that are missing. Parts whose device is missing are marked as such.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ FULL_TRAINING = (
 )
 
 Found = dict[str, Any]
-"""What a part found: a figure or a text by its name."""
+"""A part's results: figures or texts by name."""
 
 
 def case(device: str, *, model: str = "sd15", side: int = 64) -> Case:
-    """A UNet in the precision that people use; on the CPU the pocket model, at a small size."""
+    """A UNet in its usual precision; on the CPU, the pocket model at a small size."""
     if device == "cpu":
         return Case("pocket", 32, 32)
     return Case(model, side, side, dtype="float16", device=device)
 
 
 def run(command: list[str], **variables: str) -> str:
-    """The output of a command, shown as it comes.
+    """The output of a command, which is also shown live.
 
     Raises:
         RuntimeError: If it fails.
@@ -70,7 +70,7 @@ def run(command: list[str], **variables: str) -> str:
 
 
 def tests(device: str, out: Path) -> Found:
-    """Determinism, precision, waits (sync-debug mode) and CUDA graphs: tests/test_devices.py."""
+    """Determinism, precision, synchronisation and CUDA graphs: tests/test_devices.py."""
     report = out / f"tests-{device}.xml"
     report.unlink(missing_ok=True)
     files = ["tests/test_devices.py", "tests/test_token_grid.py", "tests/test_reproducibility.py"]
@@ -102,7 +102,7 @@ def launches(device: str, out: Path) -> Found:
 
 
 def memory(device: str, out: Path) -> Found:
-    """Peak of a call above what the idle model holds, in MiB, unpatched and patched."""
+    """Peak memory of a call beyond that of the idle model, in MiB, unpatched and patched."""
     found: Found = {}
     sizes = [("sd15", 128), ("sd15", 256), ("sdxl", 256)] if device != "cpu" else [("pocket", 32)]
     for model, side in sizes:
@@ -125,7 +125,7 @@ FULL = {"method": "full"}
 
 
 def min_tokens(device: str, out: Path) -> Found:
-    """From how many tokens on no preset loses time, against the number that is built in."""
+    """The number of tokens from which no preset is slower, compared with the built-in one."""
     sides = (16, 24, 32) if device == "cpu" else (16, 24, 32, 40, 48, 64)
     ratios: dict[int, dict[str, float]] = {}
     variants = variants_of(["faithful", "fast", "paper"], baselines=False, min_tokens=0)
@@ -148,7 +148,7 @@ def min_tokens(device: str, out: Path) -> Found:
 
 
 def graphs(device: str, out: Path) -> Found:
-    """CUDA graphs (mode="reduce-overhead"): time of a call, whole and light steps."""
+    """CUDA graphs (mode="reduce-overhead"): time per call, whole and light steps."""
     found: Found = {}
     for name in ("unpatched", "faithful", "turbo"):
         given = case(device)
@@ -182,7 +182,7 @@ def benchmark(device: str, out: Path) -> Found:
 
 
 def training(device: str, out: Path) -> Found:
-    """The pocket model's training, a few steps of each stage."""
+    """Training of the pocket model: a few steps of each stage."""
     folder = out.resolve() / f"training-{device}"
     where = ["--out", str(folder / "pocket"), "--work", str(folder / "work")]
     begun = time.perf_counter()
@@ -200,7 +200,7 @@ PARTS: dict[str, Callable[[str, Path], Found]] = {
 def write(report: Found, out: Path) -> None:
     """Write report.json, and the same as report.md."""
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    lines = ["# Check of a graphics card", "", report["machine"], ""]
+    lines = ["# GPU check", "", report["machine"], ""]
     lines += ["| part | " + " | ".join(DEVICES) + " |", "|---" * (1 + len(DEVICES)) + "|"]
     for name in PARTS:
         states = [report["parts"].get(f"{name}, {d}", {}).get("state", "") for d in DEVICES]
@@ -223,18 +223,18 @@ def write(report: Found, out: Path) -> None:
 
 
 def main() -> int:
-    """Run what is not done yet; 1 if a part failed."""
+    """Run the missing parts; returns 1 if a part failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-check"))
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=[], help="these, again")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[], help="rerun these parts")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     saved = given.out / "report.json"
     report = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {"parts": {}}
     if report.get("machine") not in (None, machine()):
-        parser.error(f"{saved} is of another machine or other versions; give another --out")
+        parser.error(f"{saved} comes from another machine or other versions; give another --out")
     report["machine"] = machine()
     for name in given.only or PARTS:
         for device in DEVICES:
@@ -246,7 +246,7 @@ def main() -> int:
                 print(f"{key} …", file=sys.stderr)
                 try:
                     result = {"state": DONE, "found": PARTS[name](device, given.out)}
-                except Exception as error:  # one part must not cost the others
+                except Exception as error:  # one failing part must not stop the others
                     result = {"state": f"failed: {str(error).splitlines()[0][:200]}"}
                 if result.get("found", {}).get("failed"):
                     result["state"] = f"{result['found']['failed']} failed"
@@ -260,4 +260,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("stopped; run it again to go on with the parts that are missing")
+        sys.exit("stopped; run it again to continue with the missing parts")

@@ -1,12 +1,12 @@
-"""Train the pocket model from scratch into a folder that diffusers loads.
+"""Train the pocket model from scratch, into a folder that diffusers loads.
 
     python scripts/train_pocket.py                            # everything, into agentsd/pocket
-    python scripts/train_pocket.py --stage unet               # train or continue the denoiser alone
-    python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
+    python scripts/train_pocket.py --stage unet               # only the denoiser, or continue it
+    python scripts/train_pocket.py --smoke --out /tmp/pocket  # smoke test, under a minute
 
-Stages leave checkpoints in the work folder and resume from them, even after a kill. Autoencoder and
-CLIP are trained for a time, the denoiser for a number of samples; raise either to train further.
-Without checkpoints of their own, autoencoder and CLIP come from the exported model.
+Stages save checkpoints in the work folder and resume from them, even after a kill. Autoencoder and
+CLIP are trained for a given time, the denoiser for a number of samples; increase either to train a
+stage further. If the work folder has none, autoencoder and CLIP come from the exported model.
 Figures go to stdout as JSON, progress to stderr.
 """
 

@@ -9,7 +9,7 @@
     python scripts/train_vision.py cost
 
 Needs `pip install "agentsd[vision]"`, and `imagenet` a checkout of timm's repository: its train.py
-is no part of the package. Figures go to stdout as JSON, progress to stderr.
+is not part of the package. Figures go to stdout as JSON, progress to stderr.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vision.recipe import RECIPES, train_arguments
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line; what `imagenet` does not know is for timm."""
+    """Read the command line; `imagenet` passes unknown options on to timm."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -35,7 +35,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     imagenet = commands.add_parser("imagenet", help="train as published, by timm's train.py")
     imagenet.add_argument("model", choices=RECIPES)
     imagenet.add_argument("--timm-train", type=Path, required=True, metavar="TRAIN.PY")
-    imagenet.add_argument("--batch-size", type=int, default=128, help="images a device")
+    imagenet.add_argument("--batch-size", type=int, default=128, help="images per device")
     imagenet.add_argument("--dry-run", action="store_true", help="only show timm's arguments")
     scenes = commands.add_parser("scenes", help="agents against softmax on pocket scenes")
     scenes.add_argument("--work", type=Path, default=Path(".training/vision"), help="checkpoints")

@@ -304,7 +304,7 @@ def test_what_the_tokenizer_loses_is_a_warning(pipe: Any) -> None:
     assert warnings("a", "", 1) == []
     pipe.unet.register_to_config(time_cond_proj_dim=8)
     assert warnings("a", "b") == [
-        "the negative prompt is not used: the model has its guidance built in"
+        "the negative prompt is not used: guidance is built into the model"
     ]
     pipe.tokenizer, pipe.tokenizer_2 = None, pipe.tokenizer  # as SDXL's refiner
     assert warnings(long) == [says.format("prompt")]

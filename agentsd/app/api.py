@@ -32,9 +32,9 @@ def compare_endpoint(
         model: str = next(iter(catalog.sizes)),
         schedule: str = DEFAULT_SCHEDULE,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Make the unpatched and the patched image of a prompt from one seed.
+        """Make the unpatched and the patched image of a prompt from the same seed.
 
-        Yields the progress, and at the end both images and the figures.
+        Yields progress, and finally both images and the figures.
         """
         with api_errors():
             request = catalog.request(

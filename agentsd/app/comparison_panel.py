@@ -1,4 +1,4 @@
-"""The images of a comparison with their figures, and the progress before them."""
+"""The images and figures of a comparison, and its progress beforehand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ComparisonPanel:
 
     Args:
         comparisons: Makes the images.
-        sizes: Keeps what was measured, and draws its chart here.
+        sizes: Keeps the measurements, and draws its chart here.
         folder: Where files are written.
     """
 
@@ -45,7 +45,7 @@ class ComparisonPanel:
         return [self._images, self._figures, self.last, *self._race.outputs]
 
     def show(self, made: Sequence[SavedComparison]) -> dict[Any, Any]:
-        """Updates by component that show comparisons of one request, one for each seed."""
+        """Updates by component that show a request's comparisons, one per seed."""
         request, label = made[0].request, made[0].pair.patched.label
         pairs = [one.pair for one in made]
         return {
@@ -77,7 +77,7 @@ class ComparisonPanel:
         )
 
     def _check(self, *values: Any) -> PageJob:
-        """The job that the page asks for.
+        """The job that the page requests.
 
         Args:
             *values: Of the page's controls, then the visitor's measurements and the keys of the
@@ -98,7 +98,7 @@ class ComparisonPanel:
 
 
 def _done(request: ImageRequest, made: Sequence[SavedComparison]) -> str:
-    """What was made, and what a visitor should know of it."""
+    """What was made, and what a visitor should know about it."""
     seeds = [one.request.settings.seed for one in made]
     shown = f"Seed {seeds[0]}." if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}."
     complete = len(made) == request.images

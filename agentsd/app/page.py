@@ -33,7 +33,7 @@ from .tune.tune_tab import TuneTab
 
 
 def theme() -> gr.themes.Base:
-    """The visitor's own fonts, so that none are fetched, and buttons whose text can be read."""
+    """The visitor's own fonts, so that none are downloaded, and buttons with readable text."""
     green, red = ("#047857", "#065f46"), ("#b91c1c", "#991b1b")
     buttons = {
         f"button_{kind}_{name}{suffix}": value

@@ -1,4 +1,4 @@
-"""Serve the page: who may log in, what may be sent, whether the server is ready."""
+"""Serve the page: authentication, request filtering and the readiness check."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ MAX_BODY = 256 * 1024
 """Bytes of a request other than an upload."""
 
 UNUSED = tuple(f"/gradio_api/{name}" for name in ("proxy", "component_server", "deep_link"))
-"""Routes of gradio that fetch addresses, call components or keep sessions as files."""
+"""Gradio routes that fetch URLs, call components or store sessions as files."""
 
 SESSIONS = 128
-"""Visitors whose state is kept; those longest inactive are dropped first."""
+"""Visitors whose state is kept; the least recently active are dropped first."""
 
 
 class Guard:
-    """Refuses requests that the page does not need, before gradio sees them.
+    """Rejects requests that the page does not need, before gradio sees them.
 
-    Bodies must be small, and no file in one may be an address, which gradio would fetch. Files on
-    the server are gradio's own check: it serves its folder of temporary files alone.
+    Bodies must be small, and no file in one may be a URL, which gradio would fetch. Access to files
+    on the server is checked by gradio, which serves only its folder of temporary files.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on."""
+        """Reject a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,11 +100,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _names_addresses(body: bytes) -> bool:
-    """Whether JSON has a file, in gradio's form, whose path is an address."""
+    """Whether JSON has a file, in gradio's form, whose path is a URL."""
     try:
         values = [json.loads(body or b"null")]
     except (ValueError, RecursionError):
-        return False  # gradio refuses it
+        return False  # gradio rejects it
     while values:
         value = values.pop()
         if isinstance(value, dict):
@@ -126,7 +126,7 @@ class ServerAddress(NamedTuple):
 
 
 def read_auth(file: Path | None, variable: str | None) -> list[tuple[str, str]] | None:
-    """Read who may log in, one ``user:password`` per line; None if everybody may.
+    """Read the accounts, one ``user:password`` per line; ``None`` if no login is required.
 
     Args:
         file: File of such lines.

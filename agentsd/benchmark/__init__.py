@@ -1,1 +1,1 @@
-"""How long a call of the UNet takes: unpatched, patched, and with the baselines."""
+"""Time UNet calls: unpatched, patched, and with the baselines."""

@@ -1,4 +1,4 @@
-"""What can be timed: the architecture of a model, the size of its latents, and how it runs."""
+"""What can be timed: an architecture, the size of its latents, and how it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMED: dict[str, dict[str, Any]] = {
     },
 }
 """Architectures to time. ``sd15-top`` is one block of ``sd15`` at its highest resolution, for sizes
-at which the whole UNet would take long."""
+at which the whole UNet would be too slow."""
 
 MODELS = (*TIMED, "pocket")
 
@@ -36,7 +36,7 @@ class Case:
         model: One of :data:`MODELS`.
         height: Of the latents, 8 or more.
         width: Likewise.
-        batch: Images in a call, counting those for guidance.
+        batch: UNet batch size; one guided image counts as 2.
         dtype: Name of a floating-point type of PyTorch.
         device: Where to run.
         compiled: Whether ``torch.compile`` compiles the UNet.

@@ -1,4 +1,4 @@
-"""How much memory tensors take at most while something runs, on any device, counted by storage."""
+"""Peak memory of tensors on any device, counted by storage."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that its ``with`` block makes, and the most at one time.
+    """Counts the bytes of the tensors created in its ``with`` block, and their peak.
 
-    What a kernel takes for itself alone is not among them.
+    Workspaces inside kernels are not counted.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What a benchmark writes: a table for the terminal, a CSV file, and a plot."""
+"""The output of a benchmark: a table for the terminal, a CSV file, and a plot."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .variants import BASELINES, run_seconds
 
 
 def table(rows: Sequence[Measurement]) -> Table:
-    """The measurements for a terminal."""
-    found = Table(
-        caption="medians; % of the unpatched time, with quartiles; ~: too noisy to mean much"
+    """The measurements as a table for the terminal."""
+    rendered = Table(
+        caption="medians; % of the unpatched time, with quartiles; ~: too noisy to be meaningful"
     )
     names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "launches")
     for name in (*names, "MiB", "apart"):
-        found.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
+        rendered.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     noisy_floor = {row.tokens: row.noisy for row in rows if row.variant == "floor"}
     for row in rows:
         removed = "–"
         if row.removed is not None:
             removed = f"{'~' if row.noisy or noisy_floor[row.tokens] else ''}{row.removed:.2f}"
-        found.add_row(
+        rendered.add_row(
             f"{row.tokens:,}",
             row.variant,
             f"{row.seconds:.3f}",
@@ -43,11 +43,11 @@ def table(rows: Sequence[Measurement]) -> Table:
             f"{row.peak_mib:,.0f}",
             f"{row.distance:.3f}",
         )
-    return found
+    return rendered
 
 
 def removed_note(rows: Sequence[Measurement]) -> str | None:
-    """Why ``removed`` is missing; None where it is not."""
+    """Why ``removed`` is missing; ``None`` if it is not."""
     sizes = sorted({row.tokens for row in rows if row.removed is None})
     if not sizes:
         return None
@@ -77,10 +77,10 @@ def machine() -> str:
 
 
 def runs(rows: Sequence[Measurement], schedules: Sequence[str], num_steps: int) -> list[str]:
-    """A line for each case and schedule: how much faster a whole run is, without text and VAE."""
+    """A line per case and schedule: the speed-up of a whole run, without text encoder and VAE."""
     lines = []
-    for key, found in groupby(rows, lambda row: (row.model, row.height, row.width)):
-        seconds = {row.variant: row.seconds for row in found}
+    for key, group in groupby(rows, lambda row: (row.model, row.height, row.width)):
+        seconds = {row.variant: row.seconds for row in group}
         for name in schedules:
             ratio = num_steps * seconds["unpatched"] / run_seconds(name, seconds, num_steps)
             lines.append(f"{key[0]} {key[1]}x{key[2]}, {num_steps} steps, {name}: {ratio:.2f}x")
@@ -101,14 +101,14 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row.variant for row in rows):
-        found = sorted((row.tokens, row.seconds) for row in rows if row.variant == name)
+        points = sorted((row.tokens, row.seconds) for row in rows if row.variant == name)
         slope = ""
-        if len(found) > 1:
-            (a, s), (b, t) = found[0], found[-1]
+        if len(points) > 1:
+            (a, s), (b, t) = points[0], points[-1]
             exponent = torch.tensor(t / s).log() / torch.tensor(b / a).log()
             slope = f", slope {exponent:.2f}"
         line = "o:" if name in BASELINES else "o-"
-        axes.plot(*zip(*found, strict=True), line, label=name + slope)
+        axes.plot(*zip(*points, strict=True), line, label=name + slope)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="seconds per call")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, which="both")

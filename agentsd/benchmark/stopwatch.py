@@ -42,7 +42,7 @@ def inputs_of(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Latents, text and further arguments of a UNet's call, the same at each time."""
+    """Latents, text embeddings and further arguments of a UNet call, the same every time."""
     random = torch.Generator().manual_seed(0)
     config = unet.config
     like: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -72,7 +72,7 @@ class Stopwatch:
         self.sample, self.text, self.extra = inputs_of(
             unet, case.batch, case.height, case.width, self.device, dtype
         )
-        # Found before anything is patched: a baseline's processor is not recognised as attention.
+        # Before anything is patched, as a baseline's processor is not recognised as attention.
         self.watched = [layer.module for layer in top_attention_layers(unet)]
         self.attention = self.merging = 0.0
 
@@ -87,12 +87,12 @@ class Stopwatch:
         """Mean seconds of ``calls`` consecutive calls, and of their parts."""
         self.attention = self.merging = 0.0
         if self.case.compiled:
-            self._run(calls)  # some baselines cause a recompilation whenever they are applied
+            self._run(calls)  # some baselines recompile whenever they are applied
             total = self._run(calls)
         elif self.device.type == "cpu":
             with self._parts_timed():
                 total = self._run(calls)
-        else:  # timing the parts waits for the device at each, which slows the whole
+        else:  # timing the parts synchronises at each of them, which slows down the call
             total = self._run(calls)
             with self._parts_timed():
                 self._run(calls)
@@ -155,7 +155,7 @@ class Stopwatch:
         return int(counter.total)
 
     def peak(self) -> tuple[float, Tensor]:
-        """Peak memory of a call in MiB above what was held before it, and the call's output."""
+        """Peak memory of a call in MiB, beyond what was held before, and the call's output."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

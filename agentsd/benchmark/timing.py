@@ -1,7 +1,7 @@
-"""Time one call of a UNet: unpatched, under our schedules, under the baselines, and the floor.
+"""Time one UNet call: unpatched, with our schedules, with the baselines, and the floor.
 
-Speed may be measured on random weights of a real architecture; similarity may not, and the
-distance given here only shows that a variant did something.
+Speed can be measured on random weights of a real architecture; similarity cannot, and the distance
+given here only shows that a variant did something.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .stopwatch import STEPS, Stopwatch, Times
 from .variants import UNetPatch
 
 NOISY = 0.1
-"""Spread of a ratio (interquartile range over median) above which it means little."""
+"""Spread of a ratio (interquartile range over median) above which it is too noisy."""
 
 LEAST_SECONDS = 0.5
-"""Seconds to time at once, so that what only a first call does counts for little."""
+"""Seconds to time at once, so that the overhead of a first call is negligible."""
 
 LEAST_SAVING = 0.05
 """Share of the unpatched time that the floor must save for ``removed`` to mean something."""
@@ -49,7 +49,7 @@ class Measurement:
     rounds: int
     seconds: float
     attention_seconds: float
-    """Within the self-attention modules of that resolution; 0 where compiled."""
+    """Within the self-attention modules of that resolution; 0 if compiled."""
     merging_seconds: float
     """Part of it: in our matching, merging and unmerging."""
     ratio: float
@@ -58,8 +58,8 @@ class Measurement:
     ratio_high: float
     """Quartiles of the ratio."""
     removed: float | None
-    """Share of the removable time that is removed: (T₀ - T) / (T₀ - T_floor); None where there is
-    hardly any, less than :data:`LEAST_SAVING` of T₀."""
+    """Share of the removable time that is removed, (T₀ - T) / (T₀ - T_floor); ``None`` if there is
+    hardly any: less than :data:`LEAST_SAVING` of T₀."""
     peak_mib: float
     """Peak memory of a call in MiB, above what the idle model holds."""
     distance: float
@@ -75,16 +75,16 @@ def run(
     rounds: int,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[Measurement]]:
-    """Time the variants in turns; the first call of each warms up and does not count.
+    """Time the variants, interleaved; the first call of each is a warm-up and does not count.
 
     Args:
         case: What to time.
         variants: ``unpatched`` and ``floor`` among them.
         rounds: How many rounds count, at least 1.
-        note: Called with what is being done.
+        note: Called with the current activity.
 
     Yields:
-        After each round, a measurement of each variant so far: an interruption keeps the last.
+        After each round, the measurements so far, one per variant; an interruption keeps the last.
 
     Raises:
         SettingsError: If the case or ``rounds`` is out of range.
@@ -93,7 +93,7 @@ def run(
         >>> from agentsd.benchmark.variants import REFERENCES
         >>> case = Case("pocket", 16, 16)
         >>> *_, measured = run(case, REFERENCES, rounds=1)
-        >>> [found.variant for found in measured]
+        >>> [row.variant for row in measured]
         ['unpatched', 'floor']
     """
     if case.model not in MODELS:
@@ -105,7 +105,7 @@ def run(
     top = top_attention_layers(unet)[0].downsample
     tokens = -(-case.height // top) * -(-case.width // top)
     if case.compiled:
-        # PyTorch 2.6's name for it, which later ones (recompile_limit) still know.
+        # The name in PyTorch 2.6, which later releases (recompile_limit) still accept.
         torch._dynamo.config.cache_size_limit = 8 * len(variants)
         unet.compile()
     watch = Stopwatch(unet, case)
@@ -122,7 +122,7 @@ def run(
 
 
 class _FirstCall(NamedTuple):
-    """What a variant's first call shows."""
+    """Results of a variant's first call."""
 
     peak_mib: float
     distance: float
@@ -134,8 +134,8 @@ class _FirstCall(NamedTuple):
 def _warm_up(
     watch: Stopwatch, variants: dict[str, UNetPatch], note: Callable[[str], None]
 ) -> dict[str, _FirstCall]:
-    """Call each variant for the first time, which is not timed; ``unpatched`` comes first."""
-    found: dict[str, _FirstCall] = {}
+    """Make each variant's first call, which is not timed; ``unpatched`` comes first."""
+    first_calls: dict[str, _FirstCall] = {}
     reference: Tensor | None = None
     for name, patch in variants.items():
         note(f"warm-up: {name}")
@@ -143,14 +143,14 @@ def _warm_up(
             begun = time.perf_counter()
             peak, out = watch.peak()
             seconds = time.perf_counter() - begun
-            if watch.case.compiled:  # the first call compiled, the next shows how long one takes
+            if watch.case.compiled:  # the first call includes compilation
                 seconds = watch.time(1).total
             launches = watch.launches()
         if reference is None:
             reference = out.float()
         distance = float((out.float() - reference).norm() / reference.norm())
-        found[name] = _FirstCall(peak, distance, _calls(seconds), launches)
-    return found
+        first_calls[name] = _FirstCall(peak, distance, _calls(seconds), launches)
+    return first_calls
 
 
 def _calls(seconds: float) -> int:

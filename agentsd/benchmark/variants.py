@@ -1,4 +1,4 @@
-"""The variants that are timed against each other, each a change to a UNet that is undone after."""
+"""The variants that are timed against each other, each a temporary change to a UNet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def floor(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 class _Zeros:
-    """At module level because a compiler treats each new class as new code."""
+    """At module level, because a compiler treats each new class as new code."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.zeros_like(hidden_states)
@@ -45,7 +45,7 @@ def variants_of(
 ) -> dict[str, UNetPatch]:
     """Unpatched, the floor, each phase of the schedules on its own, and the installed baselines.
 
-    Whole and light steps of a phase with a cache are variants of their own.
+    Whole and light steps of a phase with a cache are separate variants.
 
     Args:
         schedules: Names of presets or paths of YAML files.
@@ -55,18 +55,18 @@ def variants_of(
     Raises:
         ScheduleError: If a schedule cannot be read.
     """
-    found = dict(REFERENCES)
+    variants = dict(REFERENCES)
     for name in schedules:
         for phase, label in labels(name, **overrides).items():
             if phase.cache is None:
-                found[label] = _constant(phase)
+                variants[label] = _constant(phase)
             else:
-                found[f"{label}, whole"] = _constant(phase.without("cache"))
-                found[f"{label}, light"] = _light(phase)
+                variants[f"{label}, whole"] = _constant(phase.without("cache"))
+                variants[f"{label}, light"] = _light(phase)
     installed = {
         k: v for k, v in BASELINES.items() if not k.startswith("tomesd") or find_spec("tomesd")
     }
-    return found | installed if baselines else found
+    return variants | installed if baselines else variants
 
 
 def labels(name: str, **overrides: Any) -> dict[Phase, str]:
@@ -106,7 +106,7 @@ def _constant(phase: Phase) -> UNetPatch:
 
 
 def _light(phase: Phase) -> UNetPatch:
-    """A UNet whose calls are light steps, except the very first, which computes the feature."""
+    """A UNet whose calls are light steps, except for the first, which computes the feature."""
     schedule = _alone(phase)
     policy = _LightAfterFirst(schedule.phases[0])
 
@@ -122,7 +122,7 @@ def _light(phase: Phase) -> UNetPatch:
 
 
 class _LightAfterFirst:
-    """Takes the feature of the first call of each shape for that of all steps before any other."""
+    """Uses the feature of each shape's first call as the feature of all earlier steps."""
 
     def __init__(self, phase: Phase) -> None:
         self._phase, self._known = phase, dict[torch.Size, Tensor]()

@@ -18,10 +18,10 @@ SETTINGS = {
     "Steps": ("num_inference_steps", int),
     "CFG scale": ("guidance_scale", float),
 }
-"""Settings by the names of their fields."""
+"""Settings by field name."""
 
 MAX_TEXT = 64 * 1024
-"""Characters of such a text."""
+"""Maximum characters of such a text."""
 
 
 def read_parameters(text: str) -> ImageRecord:

@@ -1,4 +1,4 @@
-"""The same images with agent attention and without: side by side, timed, their PSNR measured."""
+"""The same images with and without the patch: side by side, with their times and PSNR."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def compare(
     options: Mapping[str, Any] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make images unpatched and patched into a folder, numbered after those there, and a summary.
+    """Make images unpatched and patched into a folder, numbered after existing ones, and a summary.
 
-    Both variants are warmed up, which is not timed, and they alternate in going first.
+    Both variants are warmed up beforehand, and alternate in going first.
 
     Args:
         pipe: A text-to-image pipeline.
@@ -55,23 +55,25 @@ def compare(
     Raises:
         SettingsError: If the pipeline refuses the settings.
         GenerationError: If the pipeline fails.
-        OutputError: If the folder cannot be written to. What was made before stays.
+        OutputError: If the folder cannot be written to. Images made before are kept.
     """
     ImageSettings(**settings.model_dump() | {"seed": settings.seed + num_images - 1})
     prepare_folder(out)
     schedules = {"unpatched": None, "agentsd": schedule}
-    variants = {name: with_schedule(each) for name, each in schedules.items()}
+    variants = {name: with_schedule(patch) for name, patch in schedules.items()}
     short = warm_up_settings(settings, 1 + len(schedule.phases), call_kwargs)
     warm_up(pipe, variants, short, call_kwargs=call_kwargs)
     images: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"model": model, "images": images}
     for index in range(num_images):
-        one = settings.model_copy(update={"seed": settings.seed + index})
+        seeded = settings.model_copy(update={"seed": settings.seed + index})
         label = f"image {index + 1}/{num_images}, {{}}"
-        made = dict(interleaved(pipe, variants, one, index, call_kwargs=call_kwargs, label=label))
+        made = dict(
+            interleaved(pipe, variants, seeded, index, call_kwargs=call_kwargs, label=label)
+        )
         records = {
-            name: ImageRecord.of(pipe, one, model, each, options)
-            for name, each in schedules.items()
+            name: ImageRecord.of(pipe, seeded, model, patch, options)
+            for name, patch in schedules.items()
         }
         images.append(_save(out, made, records))
         record = ImageRecord.of(pipe, settings, model, schedule, options)
@@ -83,7 +85,7 @@ def compare(
 def _save(
     out: Path, made: Mapping[str, TimedImage], records: Mapping[str, ImageRecord]
 ) -> dict[str, Any]:
-    """Write the two images and their comparison; returns what the summary says of them."""
+    """Write the two images and their comparison; returns their entry in the summary."""
     stem = f"{next_number(out):05d}"
     entry: dict[str, Any] = {"seed": records["agentsd"].settings.seed}
     for name, prefix, suffix in (("agentsd", "", ""), ("unpatched", "unpatched_", "-unpatched")):

@@ -1,4 +1,4 @@
-"""The conditions that a run's speed and likeness depend on, besides its schedule."""
+"""The conditions that a run's speed and similarity depend on, besides its schedule."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def conditions(
 
     Args:
         pipe: The pipeline.
-        settings: Those of an image, by name.
+        settings: Of an image, by name.
         model: What the pipeline was loaded from.
-        weights: The fingerprint of that.
+        weights: The fingerprint of ``model``.
     """
     own = pipe.unet.config.sample_size
     sides = dict(zip(("height", "width"), (own, own) if isinstance(own, int) else own, strict=True))
@@ -39,12 +39,12 @@ def conditions(
 
 
 def warn_if_tuned_for_others(schedule: Schedule, now: TunedFor) -> None:
-    """Warn where a schedule was tuned for other conditions than those of a run."""
+    """Warn if a schedule was tuned under other conditions than those of a run."""
     if schedule.tuned_for is None:
         return
-    if found := schedule.tuned_for.differences(now):
+    if differences := schedule.tuned_for.differences(now):
         warnings.warn(
-            f"this schedule was tuned for another run: {'; '.join(found)}; its figures do not hold "
-            "here, and agentsd tune finds the schedule that suits this one",
+            f"this schedule was tuned for another run: {'; '.join(differences)}; its figures do "
+            "not hold here; run agentsd tune to find a schedule for this one",
             stacklevel=3,
         )

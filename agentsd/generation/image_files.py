@@ -1,4 +1,4 @@
-"""Image files that carry their records, written whole; and images side by side."""
+"""Image files that carry their records, written atomically; and images side by side."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def _quoted(value: object) -> str:
 
 
 FORMATS = ("png", "jpg", "webp")
-"""Formats that images can be written in; jpg and webp at a quality of 95."""
+"""Image formats that can be written; jpg and webp with quality 95."""
 
 _DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286
-"""EXIF tags: the description, the camera's block, and within it the user's comment."""
+"""EXIF tags: the description, the Exif IFD, and within it the user comment."""
 
 
 def encode_image(
@@ -118,7 +118,7 @@ def read_record(path: Path) -> ImageRecord:
     except (TypeError, ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or "agentsd" not in data:
-        raise SettingsError(f"{path} has no agentsd metadata; only images made by agentsd do")
+        raise SettingsError(f"{path} has no agentsd metadata; use an image saved by agentsd")
     try:
         return ImageRecord.from_dict(data)
     except AgentSDError as error:
@@ -135,7 +135,7 @@ def save_image(image: Image.Image, path: Path, record: ImageRecord | None = None
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file atomically: it is there whole or not at all.
+    """Write a file atomically: it exists in full or not at all.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -146,7 +146,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which replaces ``path`` once the block has ended without an error.
+    """A file to write to, which replaces ``path`` when the block ends without an error.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -171,7 +171,7 @@ PART = ".part"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder and check that it is writable, before a long run rather than after it.
+    """Make a folder and check that it is writable, before a long run rather than after.
 
     Raises:
         OutputError: If files cannot be made in it.
@@ -192,7 +192,7 @@ def next_number(folder: Path) -> int:
 
 
 def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
-    """Images of one size in a row, each under its label."""
+    """Images of one size in a row, each below its label."""
     gap, images = 8, list(panels.values())
     width, height = images[0].size
     size = max(10, min(width // 18, 36))

@@ -1,4 +1,4 @@
-"""Prompts to images: one or a few at a time, each from its own seed."""
+"""From prompts to images: one or a few at a time, each with its own seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RawImage(NamedTuple):
     """An image as a pipeline returns it."""
 
     pixels: Pixels
-    """With NaN where the model's numbers overflowed."""
+    """NaN where the model's activations overflowed."""
     nsfw_content_detected: bool | None
     """Whether a safety checker replaced it with a black image; ``None`` without a checker."""
 
@@ -43,9 +43,9 @@ def make_batch(
     encode: Callable[[Sequence[ImageSettings]], dict[str, Any]],
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> list[RawImage]:
-    """Make images in one call, each from its own seed.
+    """Make images in one call, each with its own seed.
 
-    The generators are on the CPU, so that all devices agree on the noise.
+    The generators are on the CPU, so that the noise is the same on all devices.
 
     Args:
         pipe: A text-to-image or image-to-image pipeline, patched or not.
@@ -59,7 +59,7 @@ def make_batch(
     Raises:
         SettingsError: If the pipeline refuses the settings, they leave no denoising step, or the
             scheduler draws noise that does not depend on the images' seeds.
-        OutOfMemoryError: If the batch does not fit.
+        OutOfMemoryError: If the batch does not fit into memory.
         GenerationError: If it fails otherwise.
     """
     call_kwargs, seeds = call_kwargs or {}, [s.seed for s in batch]
@@ -84,7 +84,7 @@ def make_batch(
 
 @contextmanager
 def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[None]:
-    """Derive the scheduler's noise from the images' seeds, or refuse the scheduler.
+    """Derive the scheduler's noise from the images' seeds, or reject the scheduler.
 
     Raises:
         SettingsError: At the first step that draws from PyTorch's global random state, which is
@@ -94,7 +94,7 @@ def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[Non
     step, name = scheduler.step, type(scheduler).__name__
     devices = [pipe._execution_device] if pipe._execution_device.type == "cuda" else []
 
-    @wraps(step)  # pipelines look at its parameters
+    @wraps(step)  # pipelines inspect its parameters
     def watched(*args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng(devices):
             before = _global_states(devices)
@@ -107,7 +107,7 @@ def _seeded_noise(pipe: DiffusionPipeline, seeds: Sequence[int]) -> Iterator[Non
             )
         return result
 
-    # DPMSolverSDEScheduler takes no generator, but one seed per image.
+    # DPMSolverSDEScheduler takes no generator, but a seed per image.
     takes_seeds = hasattr(scheduler, "noise_sampler_seed")
     with (
         replaced_attribute(scheduler, "step", watched),
@@ -126,12 +126,12 @@ def to_image(pixels: Pixels) -> Image.Image:
     """Round pixels to 8 bits, as diffusers does.
 
     Raises:
-        GenerationError: If they are not all finite.
+        GenerationError: If any of them is not finite.
     """
     if not np.isfinite(pixels).all():
         raise GenerationError(
-            "the model's numbers overflowed, so there is no image; try float32 or bfloat16, or a "
-            "schedule with attn_precision: fp32"
+            "the model's activations overflowed, so there is no image; try float32 or bfloat16, or "
+            "a schedule with attn_precision: fp32"
         )
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
@@ -147,7 +147,7 @@ def _pipeline_errors(pipe: DiffusionPipeline) -> Iterator[None]:
     except (TypeError, ValueError, IndexError) as error:
         raise SettingsError(f"{name} refused the settings: {error}") from error
     except (RuntimeError, AttributeError, OverflowError, MemoryError) as error:
-        # On MPS and the CPU only the text of a RuntimeError says that memory is short.
+        # On MPS and the CPU, only the text of a RuntimeError tells that memory ran out.
         memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if memory or should_reduce_batch_size(error):
             raise OutOfMemoryError(
@@ -184,9 +184,9 @@ def make_image(
 
     Raises:
         SettingsError: As :func:`make_batch`.
-        GenerationError: If it runs out of memory, fails, or its numbers overflow.
+        GenerationError: If it runs out of memory, fails, or its activations overflow.
     """
-    pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
+    pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: only on a terminal
     begun = time.perf_counter()
     (raw,) = make_batch(pipe, [settings], PromptEncoder(pipe), call_kwargs)
     image = to_image(raw.pixels)

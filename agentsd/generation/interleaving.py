@@ -1,4 +1,4 @@
-"""Variants of a pipeline in turns, warmed up, so that their times can be compared."""
+"""Interleave variants of a pipeline, warmed up, so that their times can be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..schedule import Schedule
 from .images import TimedImage, make_image
 
 Apply = Callable[[DiffusionPipeline], AbstractContextManager[Any]]
-"""Turns a pipeline into a variant until the end of the ``with`` block."""
+"""Turns a pipeline into a variant until the end of a ``with`` block."""
 
 
 class Make(Protocol):
@@ -54,7 +54,7 @@ def warm_up(
     """
     for name, apply in variants.items():
         with apply(pipe), warnings.catch_warnings():
-            # That of a short run, which is what this is.
+            # Warm-ups are deliberately short.
             warnings.filterwarnings("ignore", "this run of .* computes each step in full")
             make(pipe, settings, f"warm-up, {name}", call_kwargs)
 
@@ -70,13 +70,13 @@ def interleaved(
     label: str = "{}",
     skip: Container[str] = (),
 ) -> Iterator[tuple[str, TimedImage]]:
-    """Make an image with each variant, one after the other; each image starts with another one.
+    """Make an image with each variant, one after the other; the variant that goes first rotates.
 
     Args:
         pipe: Unpatched, and again so at each yield.
         variants: By name.
         settings: Of the image.
-        number: Of the image; decides which variant goes first.
+        number: Of the image; determines which variant goes first.
         make: Makes an image.
         call_kwargs: Further arguments of the pipeline's call.
         label: Names the image on the progress bar; ``{}`` stands for the variant.

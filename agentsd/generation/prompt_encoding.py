@@ -1,4 +1,4 @@
-"""Embed prompts, and warn of what a model will not read of them."""
+"""Embed prompts, and warn about the parts of them that a model ignores."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..image_settings import ImageSettings
 from ..settings import short_repr
 
 WHOLE_WORDS = 4096
-"""A smaller vocabulary, such as the pocket model's, consists of a few whole words."""
+"""Size of a vocabulary; a smaller one, such as the pocket model's, has only a few whole words."""
 
 
 class PromptEncoder:
-    """Embeds each prompt once and on its own, so that it does not depend on its batch.
+    """Embeds each prompt once and separately, so that it does not depend on its batch.
 
     Args:
         pipe: A text-to-image pipeline. One without a diffusers UNet, whose embeddings have other
-            names, is given the texts instead.
+            names, receives the texts instead.
         keep: How many embeddings to cache.
     """
 
     def __init__(self, pipe: DiffusionPipeline, keep: int = 64) -> None:
         self._pipe = pipe
         self._embeds = isinstance(getattr(pipe, "unet", None), UNet2DConditionModel)
-        self._device = pipe._execution_device  # takes milliseconds each time: it asks every module
+        self._device = pipe._execution_device  # slow: it visits every module
         self._encoded = lru_cache(maxsize=keep)(self._encode)
 
     def __call__(self, batch: Sequence[ImageSettings]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class PromptEncoder:
 
     def _encode(self, prompt: str, negative: str, guided: bool) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            found = self._pipe.encode_prompt(
+            embeddings = self._pipe.encode_prompt(
                 prompt=prompt,
                 negative_prompt=negative or None,
                 device=self._device,
@@ -54,7 +54,9 @@ class PromptEncoder:
                 do_classifier_free_guidance=guided,
             )
         # Stable Diffusion has the first two, Stable Diffusion XL all four.
-        return {n: value for n, value in zip(_EMBEDS, found, strict=False) if value is not None}
+        return {
+            n: value for n, value in zip(_EMBEDS, embeddings, strict=False) if value is not None
+        }
 
 
 TEXTS = ("prompt", "negative_prompt")
@@ -65,16 +67,19 @@ _EMBEDS = (
 
 
 def warnings_for(pipe: DiffusionPipeline, settings: ImageSettings) -> list[str]:
-    """Warnings of what the model will not read of the prompts: ends, unknown words, or all."""
-    found = _missed(pipe, "prompt", settings.prompt)
+    """Warnings about prompts that the model ignores: their ends, unknown words, or all."""
+    messages = _missed(pipe, "prompt", settings.prompt)
     if not settings.negative_prompt:
-        return found
+        return messages
     if settings.guidance_scale <= 1:
         scale = f"{settings.guidance_scale:g}"
-        return [*found, f"the negative prompt is not used: guidance_scale {scale} is not above 1"]
+        return [
+            *messages,
+            f"the negative prompt is not used: guidance_scale {scale} is not above 1",
+        ]
     if not is_guided(pipe):
-        return [*found, "the negative prompt is not used: the model has its guidance built in"]
-    return found + _missed(pipe, "negative prompt", settings.negative_prompt)
+        return [*messages, "the negative prompt is not used: guidance is built into the model"]
+    return messages + _missed(pipe, "negative prompt", settings.negative_prompt)
 
 
 def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
@@ -82,13 +87,13 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
     tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return []
-    found = []
+    messages = []
     limit = tokenizer.model_max_length
     ids = tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         lost = tokenizer.decode(ids[limit - 1 : -1])
         tokens = f"{len(ids) - 2} tokens, at most {limit - 2}"
-        found.append(f"{name} too long ({tokens}): ignored {short_repr(lost)}")
+        messages.append(f"{name} too long ({tokens}): ignored {short_repr(lost)}")
     if len(tokenizer) < WHOLE_WORDS:
         vocabulary = tokenizer.get_vocab()
         words = re.findall(r"\w+", text.lower())
@@ -96,11 +101,13 @@ def _missed(pipe: DiffusionPipeline, name: str, text: str) -> list[str]:
         if unknown:
             of = "" if name == "prompt" else f" of the {name}"
             more = ", …" if len(unknown) > 10 else ""
-            found.append(f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}")
-    return found
+            messages.append(
+                f"the model does not know the words{of}: {', '.join(unknown[:10])}{more}"
+            )
+    return messages
 
 
 def is_guided(pipe: DiffusionPipeline) -> bool:
-    """Whether guidance runs the UNet on the negative prompt; else the UNet is given the scale."""
+    """Whether guidance runs the UNet on the negative prompt; otherwise the UNet takes the scale."""
     unet = getattr(pipe, "unet", None)
     return getattr(getattr(unet, "config", None), "time_cond_proj_dim", None) is None

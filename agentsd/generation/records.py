@@ -1,4 +1,4 @@
-"""The record of an image: all that is needed to make it again."""
+"""The record of an image: everything needed to regenerate it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """All that an image depends on, but not where, when or under which name it was made.
+    """Everything that an image depends on, but not where, when or under which name it was made.
 
     Image files carry it as JSON (:meth:`to_dict`), and each line of a manifest begins with it.
 
     Args:
-        settings: What was asked for; without height and width where the image has a size that
-            cannot be asked for.
+        settings: The requested ones, without height and width if the image has a size that cannot
+            be requested.
         model: What the pipeline was loaded from.
         scheduler: Class name of the scheduler.
         schedule: ``None`` for an unpatched image.
         revision: Commit of a model on the hub.
-        variant: Which of the model's weights were loaded, where there are several.
+        variant: Which of the model's weights were loaded, if there are several.
         weights: Fingerprints of the weights, by path or hub id.
         options: What was added to the pipeline.
         image_hashes: SHA-256 of the images that the options name, by ``SETTING_sha256``.
@@ -77,7 +77,7 @@ class ImageRecord:
     ) -> ImageRecord:
         """The record of an image that a pipeline makes.
 
-        It takes milliseconds; for many images of one pipeline, replace the settings of one record.
+        This takes milliseconds; for many images of a pipeline, replace the settings of one record.
 
         Args:
             pipe: The pipeline.
@@ -100,7 +100,7 @@ class ImageRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ImageRecord:
-        """Read a record, of any version of agentsd; unknown keys are ignored.
+        """Read a record from any version of agentsd; unknown keys are ignored.
 
         Raises:
             SettingsError: If its settings or options are not valid.
@@ -164,14 +164,14 @@ def manifest_entry(
     nsfw_content_detected: bool | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a manifest says of an image before its file is written.
+    """An image's manifest entry before its file is written.
 
     Args:
         record: Of the image.
-        number: Its position in the run, from 0.
-        seconds: What it took to make.
+        number: Position in the run, from 0.
+        seconds: The time to make it.
         nsfw_content_detected: Whether a safety checker replaced it with a black image.
-        **more: What else is known of it, its ``id`` among that.
+        **more: Further fields, such as its ``id``.
     """
     return {
         "number": number,
@@ -191,11 +191,11 @@ def schedule_hash(schedule: Schedule | None) -> str | None:
 
 
 LARGEST_BATCH = 1024
-"""Images in a batch."""
+"""Maximum images in a batch."""
 
 
 def _batch_position(value: Any) -> tuple[int, int] | None:
-    """An index in a batch and the batch's size, if they can be that."""
+    """An index in a batch and the batch's size, if valid."""
     position = _two_integers(value, least=0)
     return position if position and position[0] < position[1] <= LARGEST_BATCH else None
 

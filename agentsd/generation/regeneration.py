@@ -12,7 +12,7 @@ from .records import VERSIONS
 
 
 class Regeneration(NamedTuple):
-    """How to make an image again."""
+    """How to regenerate an image."""
 
     prompt: str
     request: BatchRequest
@@ -21,14 +21,14 @@ class Regeneration(NamedTuple):
 
 
 def regeneration(image: Path, out: Path) -> Regeneration:
-    """Read from an image file how to make the image again.
+    """Read from an image file how to regenerate the image.
 
     Args:
         image: A file that agentsd made.
         out: Folder of the new run.
 
     Raises:
-        SettingsError: If the file has no record of agentsd, or one that cannot be used.
+        SettingsError: If the file has no agentsd record, or an unusable one.
     """
     record = read_record(image)
     request = BatchRequest(

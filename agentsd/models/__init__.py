@@ -1,1 +1,1 @@
-"""Pipelines: loaded, configured with schedulers and adapters, or built without weights."""
+"""Load pipelines, configure schedulers and adapters, or build UNets without weights."""

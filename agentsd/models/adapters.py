@@ -1,4 +1,4 @@
-"""Put a scheduler, adapters and other options on a pipeline, with diffusers' own methods."""
+"""Apply a scheduler, adapters and other options to a pipeline, with diffusers' own methods."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def configure_pipeline(
     offload: Offload | None = None,
     allow_pickle: bool = False,
 ) -> DiffusionPipeline:
-    """Put options on a pipeline.
+    """Apply options to a pipeline.
 
     Args:
         pipe: A text-to-image pipeline on its device.
         options: What to add; :meth:`PipelineOptions.check_files` checks its files beforehand.
-        offload: Keep what is not in use on the CPU: whole models (a little slower), or layers
-            (``sequential`` and ``group``, much slower, least memory).
+        offload: Keep unused parts on the CPU: whole models (slightly slower), or layers
+            (``sequential`` and ``group``: much slower, least memory).
         allow_pickle: Also load weights that are not safetensors, which can execute arbitrary code.
 
     Returns:
-        The pipeline, or another that shares its models, for image to image or a ControlNet.
+        The pipeline, or another one that shares its models, for image to image or a ControlNet.
 
     Raises:
         SettingsError: If there is no such scheduler or backend.

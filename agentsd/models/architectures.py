@@ -35,16 +35,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-"""UNet configurations of Stable Diffusion 1.5, 2.1 and XL, where they differ from the defaults."""
+"""UNet configurations of Stable Diffusion 1.5, 2.1 and XL, without defaults."""
 
 
 @dataclass(eq=False)
 class Architecture:
-    """Stands in for a pipeline where only its architecture is needed.
+    """Stands in for a pipeline if only its architecture is needed.
 
     Args:
-        unet: On PyTorch's meta device: modules and sizes, no values.
-        vae_scale_factor: Pixels per latent, along each side.
+        unet: On PyTorch's meta device: modules and shapes without values.
+        vae_scale_factor: Pixels per latent, in each dimension.
     """
 
     unet: UNet2DConditionModel

@@ -24,7 +24,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def fingerprint(source: str | Path, revision: str | None = None) -> str | None:
-    """A fingerprint of weights, which differs if they differ.
+    """A fingerprint of weights, which changes when they change.
 
     Args:
         source: A file, a folder, or the id of a repository on the Hugging Face hub.
@@ -51,7 +51,7 @@ def snapshot_commit(repository: str, revision: str | None = None) -> str | None:
     """The commit of a repository's latest snapshot in the hub's cache; None if there is none."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    owner_and_name = "/".join(repository.split("/")[:2])  # a file of it may follow
+    owner_and_name = "/".join(repository.split("/")[:2])  # a file in it may follow
     folder = "models--" + owner_and_name.replace("/", "--")
     try:
         return (Path(HF_HUB_CACHE) / folder / "refs" / (revision or "main")).read_text().strip()
@@ -60,11 +60,11 @@ def snapshot_commit(repository: str, revision: str | None = None) -> str | None:
 
 
 def check_unchanged(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the fingerprints on record with those of the files now.
+    """Compare recorded fingerprints with those of the current files.
 
     Args:
         known: By path or id, from the record; None where a fingerprint is unknown.
-        now: Likewise, of the files now.
+        now: Likewise, of the current files.
 
     Raises:
         SettingsError: Names the first file that has changed.

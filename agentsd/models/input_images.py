@@ -1,4 +1,4 @@
-"""Read users' images (to start from, for a ControlNet or an IP-Adapter) as 8-bit RGB."""
+"""Read users' images (initial, ControlNet and IP-Adapter images) as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import SettingsError
 from ..files import file_state
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-"""Modes of 16-bit grey images; "I" is what some releases of Pillow read them as."""
+"""Modes of 16-bit grey images; some releases of Pillow read them as "I"."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1
 GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
@@ -20,13 +20,13 @@ GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
 
 
 def read_input_image(path: str | Path) -> Image.Image:
-    """Read an image as an image viewer shows it.
+    """Read an image as an image viewer would show it.
 
     It is rotated as its EXIF orientation says, 16-bit greys are scaled to 8 bits, and transparent
     pixels become white.
 
     Args:
-        path: Of the file, which is read again only when it has changed.
+        path: Of the file; it is read again only if it has changed.
 
     Returns:
         The image, ``RGB`` with 8 bits a channel.
@@ -66,10 +66,10 @@ def _read(path: str, _state: tuple[int, ...]) -> Image.Image:
 def fitted_size(
     image: Image.Image | None, height: int | None, width: int | None
 ) -> tuple[int, int] | None:
-    """Width and height to resize images to follow to, so that all have one size.
+    """The common width and height that input images are resized to.
 
-    Where one side is given, the other keeps the image's proportions; where none is, the image keeps
-    its own size, rounded down to a multiple of 8, which models need.
+    If one side is given, the other preserves the image's proportions; if neither is, the image
+    keeps its own size, rounded down to a multiple of 8, as models require.
     """
     if height is not None and width is not None:
         return width, height
@@ -87,13 +87,13 @@ def _multiple_of_8(side: float) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # in a PNG the orientation may follow the pixels
+    image.load()  # in a PNG, the orientation may come after the pixels
     turned: Image.Image = ImageOps.exif_transpose(image)
     return turned
 
 
 def _check_levels(image: Image.Image, path: str) -> None:
-    """Refuse grey TIFFs whose values do not go from black at 0 to white at 65535.
+    """Reject grey TIFFs whose values do not range from black at 0 to white at 65535.
 
     Raises:
         SettingsError: If it is one.
@@ -110,10 +110,10 @@ def _check_levels(image: Image.Image, path: str) -> None:
 
 
 def _transparent_value(image: Image.Image, path: str) -> int | None:
-    """The grey value that is transparent in a PNG, on the scale of Pillow's pixels.
+    """The transparent grey value of a PNG, on the scale of Pillow's pixels.
 
     Raises:
-        SettingsError: If a colour with 16 bits per channel is, since Pillow reads only 8 of them.
+        SettingsError: If it is a colour with 16 bits per channel, of which Pillow reads only 8.
     """
     value, raw = image.info.get("transparency"), _raw_mode(image)
     if value is None or image.format != "PNG":

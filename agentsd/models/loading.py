@@ -28,7 +28,7 @@ POCKET_GUIDANCE = 2.0
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str | None:
-    """The fingerprint of what :func:`load_pipeline` loads; files are hashed the first time."""
+    """The fingerprint of what :func:`load_pipeline` loads; files are hashed only once."""
     return fingerprint(POCKET if model == "pocket" else model, revision)
 
 
@@ -38,7 +38,7 @@ def default_guidance(model: str) -> float:
 
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-"""What the id of a model on the hub looks like."""
+"""Pattern of a model's id on the hub."""
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -54,10 +54,10 @@ def load_pipeline(
     allow_pickle: bool = False,
     **kwargs: Any,
 ) -> DiffusionPipeline:
-    """Load a diffusers pipeline, ready to run and to patch.
+    """Load a diffusers pipeline, ready to run and to patch, without progress bars.
 
     Args:
-        model: ``"pocket"`` (the small model that comes with agentsd), a folder in diffusers
+        model: ``"pocket"`` (the small model that ships with agentsd), a folder in diffusers
             format, a ``.safetensors`` file with a whole Stable Diffusion checkpoint, or a model
             id on the Hugging Face hub.
         device: Where to run; by default CUDA if available, else MPS, else the CPU.
@@ -66,8 +66,8 @@ def load_pipeline(
         allow_pickle: Also load weights in pickle format (``.ckpt``, ``.bin``), which are refused
             otherwise, since they can execute arbitrary code.
         **kwargs: Passed on to diffusers' ``from_pretrained`` or ``from_single_file``
-            (``revision``; ``variant``, detected in a folder that has only one; ``config``, a
-            folder with the configuration of a single file, which else comes from the hub).
+            (``revision``; ``variant``, detected if a folder has only one; ``config``, a folder with
+            the configuration of a single file, which otherwise comes from the hub).
 
     Returns:
         The pipeline on its device.
@@ -95,7 +95,7 @@ def load_pipeline(
         if kwargs["variant"] is None and (parts := _variants(path, allow_pickle)):
             there = ", ".join(sorted(set().union(*parts)))
             raise LoadError(f"{name} only has weights of variants ({there}); choose one (variant)")
-    # None prefers safetensors, and takes pickles where there are none.
+    # None prefers safetensors, and falls back to pickles.
     safe = {"use_safetensors": None if allow_pickle else True}
     try:
         if os.path.isfile(path):
@@ -118,7 +118,7 @@ def load_pipeline(
             pipe = DiffusionPipeline.from_pretrained(str(model), **safe, **kwargs)
     except LoadError:
         raise
-    except Exception as error:  # diffusers, transformers and the hub raise kinds of their own
+    except Exception as error:  # diffusers, transformers and the hub raise errors of many types
         if not os.path.exists(path) and (missing := missing_from_hub(error)):
             raise LoadError(f"{name} is neither a local folder or file {missing}") from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -127,7 +127,7 @@ def load_pipeline(
 
 
 def missing_from_hub(error: BaseException | None) -> str | None:
-    """Why the hub gave no model: it has none of that name, or it cannot be reached.
+    """Why the hub did not provide a model: no such name, or no connection.
 
     Args:
         error: What loading a model from the hub raised.
@@ -142,18 +142,17 @@ def missing_from_hub(error: BaseException | None) -> str | None:
 
 
 def only_variant(folder: Path, *, allow_pickle: bool = False) -> str | None:
-    """The only variant (such as ``fp16``) of a folder in which a part has no other weights.
+    """The only variant (such as ``fp16``) of a folder, if a part has no other weights.
 
     Weights of a variant are named ``model.fp16.safetensors`` or, in several files,
     ``model.fp16-00001-of-00002.safetensors``.
 
     Args:
         folder: Of a pipeline, with a subfolder for each part, or of a single model.
-        allow_pickle: Whether ``.bin`` files count, too.
+        allow_pickle: Whether ``.bin`` files count as well.
 
     Returns:
-        The variant, or None if every part has weights without one, or there are several to choose
-        from.
+        The variant, or ``None`` if every part has weights without one, or if there are several.
     """
     parts = _variants(folder, allow_pickle)
     common = set.intersection(*parts) if parts else set()
@@ -166,20 +165,20 @@ def _variants(folder: Path, allow_pickle: bool) -> list[set[str]]:
     for part in _parts(folder):
         kinds = (".safetensors", ".bin") if allow_pickle else (".safetensors",)
         names = [file.stem for file in part.iterdir() if file.suffix in kinds]
-        found = {SHARD.sub("", name.partition(".")[2]) for name in names}
-        if found and "" not in found:
-            parts.append(found)
+        variants = {SHARD.sub("", name.partition(".")[2]) for name in names}
+        if variants and "" not in variants:
+            parts.append(variants)
     return parts
 
 
 SHARD = re.compile(r"-\d+-of-\d+$")
-"""Ending of the names of weights that are split into several files."""
+"""Suffix of the names of sharded weights."""
 
 
 def _only_pickles(folder: Path) -> bool:
-    """Whether a part has weights, but none as safetensors."""
+    """Whether a part has only pickled weights."""
     kinds = [{file.suffix for file in part.iterdir()} for part in _parts(folder)]
-    return any(".bin" in found and ".safetensors" not in found for found in kinds)
+    return any(".bin" in suffixes and ".safetensors" not in suffixes for suffixes in kinds)
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -211,7 +210,7 @@ def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline
 
 
 def target_device(device: str | torch.device | None) -> torch.device:
-    """The device of a name; by default CUDA, else MPS, else the CPU.
+    """The device with a name; by default CUDA, else MPS, else the CPU.
 
     Raises:
         LoadError: If it is not available.
@@ -221,23 +220,23 @@ def target_device(device: str | torch.device | None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        target = torch.device(device)
     except RuntimeError:
         raise LoadError(f"no device {short_repr(device)}: use cpu, cuda or mps") from None
     try:
-        torch.ones(1, device=found).tolist()
+        torch.ones(1, device=target).tolist()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         first = short_repr(str(error).strip().splitlines()[0])
         raise LoadError(f"no device {str(device)!r} here ({first}); 'cpu' always works") from None
-    return found
+    return target
 
 
 def target_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or the device's default; LoadError for any but :data:`DTYPES`."""
+    """The requested dtype, or the device's default; LoadError unless in :data:`DTYPES`."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
         raise LoadError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
-    assert isinstance(found, torch.dtype)
-    return found
+    assert isinstance(chosen, torch.dtype)
+    return chosen

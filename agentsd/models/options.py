@@ -1,7 +1,7 @@
-"""What a pipeline can be given besides its model: a scheduler, adapters, images to follow.
+"""Options of a pipeline besides its model: a scheduler, adapters, input images.
 
-All of it is diffusers' own; here it is checked and recorded. :mod:`agentsd.models.adapters` puts it
-on a pipeline.
+They are diffusers' own; here they are validated and recorded. :mod:`agentsd.models.adapters`
+applies them to a pipeline.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ IMAGES = ("control_image", "ip_image", "init_image")
 
 
 class PipelineOptions(StrictModel):
-    """What is added to a pipeline and changes its images; creating one opens no file.
+    """What is added to a pipeline and changes its images; creating it opens no files.
 
     Args:
         scheduler: A diffusers scheduler, by class name or by the name that other tools give it
             (``DDIM``, ``Euler a``, ``DPM++ 2M``, …).
         loras: Folders, files or hub ids, each with its weight: ``PATH`` or ``PATH:SCALE``.
-        controlnet: Folder or hub id of a ControlNet, which follows ``control_image``.
+        controlnet: Folder or hub id of a ControlNet, which is guided by ``control_image``.
         control_image: An image file.
         ip_adapter: File of an IP-Adapter, local or on the hub (``OWNER/NAME/FOLDER/FILE``), which
-            follows ``ip_image``.
+            is guided by ``ip_image``.
         ip_image: An image file.
         init_image: An image file to start from (image to image).
         strength: How much of ``init_image`` to change, above 0 and at most 1.
@@ -74,13 +74,13 @@ class PipelineOptions(StrictModel):
     @field_validator("loras")
     @classmethod
     def _one_spelling(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
-        # One LoRA has one spelling on record: a, a:1 and a:1.0 are the same run.
+        # Recorded in one spelling: a, a:1 and a:1.0 are the same run.
         return tuple(str(Lora.parse(text)) for text in loras)
 
     @field_validator("scheduler")
     @classmethod
     def _class_name(cls, name: str | None) -> str | None:
-        # Likewise one scheduler has one name, however it was spelled.
+        # Likewise, a scheduler is recorded under one name.
         return None if name is None else class_name(name)
 
     def model_post_init(self, _: Any) -> None:
@@ -95,7 +95,7 @@ class PipelineOptions(StrictModel):
 
         Raises:
             SettingsError: Names an image that cannot be used.
-            LoadError: Names weights that are neither on the disk nor an id of the hub.
+            LoadError: Names weights that are neither local nor a hub id.
         """
         for path in self.images().values():
             read_input_image(path)
@@ -115,17 +115,17 @@ class PipelineOptions(StrictModel):
         return [Lora.parse(text) for text in self.loras]
 
     def settings_record(self) -> dict[str, Any]:
-        """The settings that were given, as plain values for a record."""
+        """The settings that differ from the defaults, as plain values for a record."""
         given = self.model_dump(mode="json", exclude_defaults=True)
         return given if self.init_image is None else given | {"strength": self.strength}
 
     def recorded(self) -> dict[str, Any]:
-        """The settings that were given and the hashes of the image files, for a record."""
+        """These settings and the hashes of the image files, for a record."""
         hashes = {f"{k}_sha256": file_sha256(path) for k, path in self.images().items()}
         return self.settings_record() | hashes
 
     def weights(self) -> dict[str, str | None]:
-        """Fingerprints of the weights, by path or hub id; files are hashed the first time."""
+        """Fingerprints of the weights, by path or hub id; files are hashed only once."""
         added = [self.controlnet, self.ip_adapter, *(lora.path for lora in self.parsed_loras())]
         if self.ip_adapter is not None:
             encoder = Path(self.ip_adapter).with_name("image_encoder")  # diffusers looks there
@@ -136,8 +136,8 @@ class PipelineOptions(StrictModel):
     def from_record(cls, record: Mapping[str, Any]) -> PipelineOptions:
         """Read what :meth:`recorded` returned from the record of an image.
 
-        Where no size is asked for, images to follow are then resized to the size on record, which
-        may be one that :class:`agentsd.image_settings.ImageSettings` does not take.
+        If no size is requested, input images are then resized to the recorded size, which may be
+        one that :class:`agentsd.image_settings.ImageSettings` does not accept.
         """
         options = cls(**{key: record[key] for key in cls.model_fields if key in record})
         match record:
@@ -146,7 +146,7 @@ class PipelineOptions(StrictModel):
         return options
 
     def check(self, settings: ImageSettings) -> None:
-        """Refuse an image that cannot be made with these options.
+        """Reject an image that cannot be made with these options.
 
         Raises:
             SettingsError: If no denoising step is left, or a side would be too long.
@@ -160,7 +160,7 @@ class PipelineOptions(StrictModel):
         """Further arguments of the pipeline's call, for images of this height and width.
 
         Raises:
-            SettingsError: If an image to follow would become too large.
+            SettingsError: If an input image would become too large.
         """
         images = {name: read_input_image(path) for name, path in self.images().items()}
         size = fitted_size(images.get("init_image") or images.get("control_image"), height, width)
@@ -168,7 +168,7 @@ class PipelineOptions(StrictModel):
             size = self._size or size
         if size is not None and max(size) > LONGEST_SIDE:
             raise SettingsError(
-                f"the image to follow would have {size[0]} × {size[1]} pixels; at most "
+                f"the input image would have {size[0]} × {size[1]} pixels; at most "
                 f"{LONGEST_SIDE} a side are possible: give a height and a width"
             )
         fitted = {k: image.resize(size) if size else image for k, image in images.items()}
@@ -210,7 +210,7 @@ class Lora(NamedTuple):
         return cls(path, scale)
 
     def __str__(self) -> str:
-        # A weight of 1 is left out, unless the path alone would read as another LoRA.
+        # A weight of 1 is omitted, unless the path alone would parse as another LoRA.
         return self.path if Lora.parse(self.path) == self else f"{self.path}:{self.scale}"
 
 
@@ -226,9 +226,9 @@ def recorded_fingerprints(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_exists(what: str, source: str, *, is_file: bool = False) -> None:
-    """Refuse what is neither on the disk nor can be on the hub, before the hub is asked.
+    """Reject what is neither local nor a possible hub id, before contacting the hub.
 
-    On the hub are repositories, ``OWNER/NAME``, or, where a file is needed, one in a repository:
+    Hub ids are repositories, ``OWNER/NAME``, or, if a file is needed, a file in a repository:
     ``OWNER/NAME/FOLDER/FILE``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Find schedulers by the names that users know, and put them on a pipeline."""
+"""Find schedulers by their common names, and set them on a pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMON_NAMES = {
     "LCMScheduler": "LCM",
     "UniPCMultistepScheduler": "UniPC",
 }
-"""What other Stable Diffusion tools call diffusers' schedulers."""
+"""Names of diffusers' schedulers in other Stable Diffusion tools."""
 
 
 def _normalized(name: str) -> str:
@@ -47,7 +47,7 @@ def class_name(name: str) -> str:
 
 
 def common_name(name: str) -> str:
-    """What other tools call a scheduler; else its class name without ``Scheduler``."""
+    """A scheduler's name in other tools; otherwise its class name without ``Scheduler``."""
     return COMMON_NAMES.get(name, name.removesuffix("Scheduler"))
 
 
@@ -68,7 +68,7 @@ def scheduler_for(pipe: DiffusionPipeline, name: str) -> Any:
 
 def _from(scheduler: Any, name: str) -> Any:
     own, kind = type(scheduler), class_name(name)
-    if kind == own.__name__:  # not every scheduler is among its own compatibles
+    if kind == own.__name__:  # not every scheduler lists itself as compatible
         return own.from_config(scheduler.config)
     known = {kind.__name__: kind for kind in scheduler.compatibles}
     if kind not in known:
@@ -104,7 +104,7 @@ def scheduled(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
 
 
 def unet_calls(scheduler: Any, name: str | None, steps: int) -> int:
-    """How often the UNet is called in a run; about twice a step with a second-order scheduler.
+    """Number of UNet calls in a run; about twice per step with a second-order scheduler.
 
     Args:
         scheduler: The one that the model came with, which is not changed.

@@ -1,7 +1,7 @@
-"""Agent attention as the paper trains it: the layer, and with timm the paper's vision models.
+"""Agent attention as trained in the paper: the layer, and with timm the paper's vision models.
 
 Importing this package registers the models, so that ``timm.create_model("agent_deit_tiny")``
-makes one. Without timm (``pip install "agentsd[vision]"``) there is the layer alone.
+makes one. Without timm (``pip install "agentsd[vision]"``), only the layer is available.
 """
 
 from importlib.util import find_spec

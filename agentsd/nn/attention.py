@@ -1,4 +1,4 @@
-"""Agent attention as a layer that is trained (Han et al., ECCV 2024, arXiv 2312.08874)."""
+"""Agent attention as a trainable layer (Han et al., ECCV 2024, arXiv 2312.08874)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AgentAttention(nn.Module):
     """Self-attention over an image's tokens through a few agents that are pooled from the queries.
 
     For width ``C``, ``H`` heads of width ``d = C / H``, ``n`` agents and ``N`` tokens, the cost is
-    ``O(N·n·C)`` beside that of the projections (section 4 of the paper)::
+    ``O(N·n·C)`` besides that of the projections (section 4 of the paper)::
 
         Q, K, V = x W_qkv                                     [N, C] each
         A   = pool(Q)                                         [n, C], before heads are split
@@ -24,20 +24,20 @@ class AgentAttention(nn.Module):
         out = (O + DWC(V)) W_proj                             [N, C]
 
     Pooling is adaptive average pooling to √n × √n over the image. B₁ and B₂ are an
-    :class:`AgentBias`. DWC is a 3 × 3 depthwise convolution over the image, which gives back the
-    variety of features that a map of low rank loses. A class token comes first: it is a query and
-    a key as any other, but is neither pooled nor convolved.
+    :class:`AgentBias`. DWC is a 3 × 3 depthwise convolution over the image, which restores the
+    feature diversity that a low-rank attention map loses. A class token comes first: it is a query
+    and a key like any other, but is neither pooled nor convolved.
 
     Args:
         dim: Width ``C``, divisible by ``num_heads``.
         num_heads: Number of heads ``H``.
-        grid: Height and width of the image in tokens. Other grids can be given to a call.
-        agents: Number of agents ``n``, a square number. More: slower, finer.
+        grid: Height and width of the image in tokens. A call may use another grid.
+        agents: Number of agents ``n``, a square number. More are slower and finer.
         class_token: Whether a class token comes before the grid's tokens.
         qkv_bias: Whether queries, keys and values have a bias, as in the published models.
         attn_drop: Dropout of both softmaxes' weights, in [0, 1).
         proj_drop: Dropout of the output, in [0, 1).
-        device: Where the parameters are made.
+        device: Of the parameters.
         dtype: Of the parameters.
 
     Raises:
@@ -78,14 +78,14 @@ class AgentAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights of the projections anew, as the published models do."""
+        """Reinitialise the weights of the projections, as in the published models."""
         for linear in (self.qkv, self.proj):
             nn.init.trunc_normal_(linear.weight, std=STD)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
     def set_grid(self, grid: Grid) -> None:
-        """Make a grid the layer's own; its biases are resized."""
+        """Change the layer's grid; its biases are resized."""
         self.bias.set_grid(grid)
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
@@ -133,6 +133,6 @@ class AgentAttention(nn.Module):
         return projected
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor) -> Tensor:
-        # Under autocast the queries are of half precision, and the biases are not.
+        # Under autocast, queries are in half precision, but biases are not.
         drop = self.attn_drop if self.training else 0.0
         return softmax_attention(q, k, v, scale, bias.to(q.dtype), drop)

@@ -14,31 +14,31 @@ Grid = tuple[int, int]
 """Height and width of an image in tokens."""
 
 STD = 0.02
-"""Standard deviation that the biases and the projections start from."""
+"""Standard deviation of the initial biases and projections."""
 
 _COARSE = 7  # side of the map that is enlarged to the grid
 _AGENTS_LAST = {"ha_bias", "wa_bias", "ca_bias"}
 
 
 class AgentBias(nn.Module):
-    """What agent attention adds to the logits of its two softmaxes.
+    """The terms that agent attention adds to the logits of its two softmaxes.
 
-    Each bias is a coarse map, enlarged bilinearly, and one term a row and one a column, so that
-    ``n`` agents on a grid of ``h × w`` tokens need ``2·H·n·(49 + h + w)`` parameters and not
-    ``2·H·n·h·w``::
+    Each bias is the sum of a coarse map, upsampled bilinearly, a term per row and a term per
+    column, so that ``n`` agents on a grid of ``h × w`` tokens need ``2·H·n·(49 + h + w)``
+    parameters instead of ``2·H·n·h·w``::
 
         B₁ = bilinear(an_bias) + ah_bias + aw_bias       [1, H, n, N]
         B₂ = bilinear(na_bias) + ha_bias + wa_bias       [1, H, N, n]
 
-    On a grid other than its own, the terms of rows and columns are enlarged or reduced bilinearly,
-    too. A class token, which comes first, has the terms ``ac_bias`` and ``ca_bias``.
+    On another grid, the terms of rows and columns are also resized bilinearly. A class token, which
+    comes first, has the terms ``ac_bias`` and ``ca_bias``.
 
     Args:
         heads: Number of heads ``H``.
         agents: Number of agents ``n``, a square number: they are laid out as √n × √n.
         grid: Height and width of the image in tokens.
         class_token: Whether a class token comes before the grid's tokens.
-        device: Where the parameters are made.
+        device: Of the parameters.
         dtype: Of the parameters.
 
     Raises:
@@ -80,13 +80,13 @@ class AgentBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all biases anew."""
+        """Reinitialise all biases."""
         for bias in self.parameters(recurse=False):
             nn.init.trunc_normal_(bias, std=STD)
 
     @torch.no_grad()
     def set_grid(self, grid: Grid) -> None:
-        """Make a grid its own: parameters of rows and columns are resized to it."""
+        """Change the grid; parameters of rows and columns are resized to it."""
         if grid == self.grid:
             return
         self.grid, (h, w) = grid, grid
@@ -125,7 +125,7 @@ class AgentBias(nn.Module):
 
 
 def side_of(agents: int) -> int:
-    """Agents down and across an image, of which there are ``agents``."""
+    """The square root of the number of agents: agents per row and per column."""
     if agents < 1 or isqrt(agents) ** 2 != agents:
         raise ModelError(f"agents: must be a square number such as 9, 16 or 49 (got {agents})")
     return isqrt(agents)

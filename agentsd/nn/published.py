@@ -13,7 +13,7 @@ from torch import Tensor
 from .bias import Grid, resize, resize_bias
 
 Rules = Sequence[tuple[str, str]]
-"""Patterns in published names, and what takes their place."""
+"""Patterns in published names, and their replacements."""
 
 BIAS = (r"(?<!\.bias)\.((?:an|na|ah|aw|ha|wa|ac|ca)_bias)$", r".bias.\1")
 """The biases, which are parameters of the layer itself in the published code."""
@@ -23,7 +23,7 @@ def convert_published(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Te
     """Rename and resize a published checkpoint's weights for a model of :mod:`agentsd.nn`.
 
     Biases and position embeddings are resized to the model's image size and number of agents.
-    Weights that have the model's own names keep them. timm calls this function for
+    Weights that already have the model's names keep them. timm calls this function for
     ``create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})``.
 
     Args:
@@ -54,7 +54,7 @@ def convert_published(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Te
 
 
 def renamed(weights: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """The weights under names to which all rules were applied, in their order."""
+    """The weights, renamed by all rules in order."""
     found = {}
     for name, value in weights.items():
         for pattern, replacement in rules:
@@ -72,7 +72,7 @@ def resize_position_embedding(embedding: Tensor, old: Grid, new: Grid) -> Tensor
 
 
 def _resized(name: str, value: Tensor, model: Any) -> Tensor:
-    """A weight for another image size or number of agents; of other weights, the weight itself."""
+    """A weight resized to another image size or number of agents; others are returned unchanged."""
     owner, _, own_name = name.rpartition(".")
     if re.search(BIAS[0], f".{own_name}"):
         return resize_bias(own_name, value, tuple(model.get_parameter(name).shape))

@@ -24,7 +24,7 @@ from .tokenizer import CLOSE_UP
 from .variants import draw_variants
 
 KINDS = ("close-up", "whole")
-CELL = 16  # pixels of a cell of the map that says which shape is where
+CELL = 16  # pixels per cell of the shape map
 
 
 View = tuple[tuple[float, float, float], list[Placed], str]
@@ -32,12 +32,12 @@ View = tuple[tuple[float, float, float], list[Placed], str]
 
 
 class ScenePictures(Dataset):
-    """Pictures and captions by number: the same number gives the same sample, always.
+    """Pictures and captions by number: the same number always gives the same sample.
 
     Args:
-        seed: names the stream; training and evaluation use different ones.
+        seed: of the stream; training and evaluation use different ones.
         size: side of the pictures in pixels.
-        first: number of the first sample, so that a resumed run goes on where it was.
+        first: number of the first sample, so that a resumed run continues where it stopped.
     """
 
     def __init__(self, seed: int, size: int, first: int = 0):
@@ -51,7 +51,7 @@ class ScenePictures(Dataset):
         return self.with_map(index)[:2]
 
     def with_map(self, index: int) -> tuple[torch.Tensor, str, torch.Tensor]:
-        """The same, and which shape is where: [size / CELL, size / CELL], see `shape_map`."""
+        """The same, and the shape map [size / CELL, size / CELL], see `shape_map`."""
         background, shapes, text = self.view(np.random.default_rng((self.seed, self.first + index)))
         picture = torch.from_numpy(draw(background, shapes, self.size)).permute(2, 0, 1)
         return picture, text, torch.from_numpy(shape_map(shapes, self.size // CELL))
@@ -63,7 +63,7 @@ class ScenePictures(Dataset):
 
 
 class CloseUps(ScenePictures):
-    """Windows of half a picture's side, most of them with a shape in them, at its scale."""
+    """Crops of half a picture's side at the same scale, most of them with a shape."""
 
     def view(self, rng: np.random.Generator) -> View:
         """Draw a sample."""
@@ -94,7 +94,7 @@ class HardGroups(ScenePictures):
 
 
 class Batches(Dataset):
-    """What each shard of each step sees, by numbers alone: nothing of it is in a checkpoint.
+    """The samples of each shard of each step, derived from numbers: checkpoints need no data state.
 
     Args:
         settings: of the run.
@@ -126,8 +126,8 @@ class Batches(Dataset):
 
 
 def stream(dataset: Dataset, batch: int, workers: int = 0) -> Iterator[list]:
-    """Iterate over a dataset's batches in order; `workers` processes draw ahead (use them for a
-    GPU; on a CPU they only take cores from the training)."""
+    """Iterate over a dataset's batches in order; `workers` processes prefetch (use them with a GPU;
+    on a CPU they only take cores away from training)."""
     return iter(DataLoader(dataset, batch, num_workers=workers, pin_memory=workers > 0))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and the clock that training runs by."""
+"""Checkpoints that survive a kill at any moment, and the clock of the training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_STEP = 20.0  # seconds; a step that took longer was paused, not working
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """Write a checkpoint beside its place and move it there, so that `path` is always whole."""
+    """Write a checkpoint atomically, so that `path` is always complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(state, part)
@@ -28,7 +28,7 @@ def load(path: Path, device: torch.device) -> dict | None:
 
 
 def rng_state(device: torch.device) -> dict:
-    """Torch's random state; the data need none, their samples are numbered."""
+    """PyTorch's random state; the data need none, since samples are numbered."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -36,7 +36,7 @@ def rng_state(device: torch.device) -> dict:
 
 
 def set_rng_state(state: dict, device: torch.device) -> None:
-    """Put back what `rng_state` took."""
+    """Restore the state from `rng_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
@@ -46,7 +46,7 @@ class Clock:
     """Counts seconds of training across restarts; pauses (SIGSTOP, a suspended machine) are capped.
 
     Args:
-        budget: seconds of training in all.
+        budget: total seconds of training.
         spent: seconds that earlier runs used.
     """
 
@@ -62,7 +62,7 @@ class Clock:
         return self.progress
 
     def rest(self) -> None:
-        """Leave out the time since the last tick: it was not training."""
+        """Skip the time since the last tick, which was not training."""
         self._last = time.monotonic()
 
     @property
@@ -85,25 +85,25 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the parameters by one step."""
+        """Update the averages."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange parameters and averages; a second call undoes the first."""
+        """Swap parameters and averages; a second call undoes the first."""
         for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(shadow)
             shadow.copy_(kept)
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint needs."""
+        """The state for a checkpoint."""
         return {"steps": self.steps, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore from `state_dict`."""
         self.steps = state["steps"]
         for mine, theirs in zip(self.shadow, state["shadow"], strict=True):
             mine.copy_(theirs)

@@ -1,4 +1,4 @@
-"""Stage 2: a small CLIP that judges pictures and lends its text tower to the pipeline."""
+"""Stage 2: a small CLIP that scores pictures and initialises the pipeline's text encoder."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def embed_texts(clip: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Readers(torch.nn.Module):
-    """Linear readers of what is known of a picture; used in training alone.
+    """Linear probes of a picture's attributes, used in training only.
 
-    The contrastive loss can be low from colours alone for long. Reading every attribute from the
-    very vectors that are compared makes each of them count, and naming the shape in each patch
-    teaches edges and corners long before they pay in the comparison.
+    The contrastive loss can stay low from colours alone for a long time. Predicting every attribute
+    from the embeddings makes each of them count, and predicting the shape in each patch teaches
+    edges and corners long before they matter to the contrastive loss.
     """
 
     def __init__(self, width: int = 96):
@@ -85,7 +85,7 @@ class Readers(torch.nn.Module):
     def shapes(self, patches: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Patch tokens [B, 64, 128] and shape numbers [B, 8, 8] → mean cross-entropy."""
         weights = torch.ones(1 + len(SHAPES), device=where.device)
-        weights[0] = 0.2  # most patches are background alone
+        weights[0] = 0.2  # most patches are background only
         found = self.patch(patches.float()).flatten(0, 1)
         return F.cross_entropy(found, where.flatten(), weights)
 
@@ -93,7 +93,7 @@ class Readers(torch.nn.Module):
 def contrastive(
     pictures: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
-    """Symmetric contrastive loss in which samples with the same caption all count as right.
+    """Symmetric contrastive loss in which all samples with the same caption are positives.
 
     Args:
         pictures: unit vectors [B, D].
@@ -110,7 +110,7 @@ def contrastive(
 
 
 def _roughen(pictures: torch.Tensor, step: int) -> torch.Tensor:
-    """Blur and noise of random strength: the judge must stand what a decoder leaves behind."""
+    """Blur and noise of random strength: the scorer must tolerate decoder artefacts."""
     if step % 2:
         soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
         pictures = torch.lerp(
@@ -121,7 +121,7 @@ def _roughen(pictures: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def train_clip(settings: Settings, seconds: float) -> CLIPModel:
-    """Train to the end of the time budget, from a checkpoint if there is one."""
+    """Train until the time budget is spent, resuming from a checkpoint if there is one."""
     torch.manual_seed(settings.seed + 1)
     path, device = settings.work / "clip.pt", settings.device
     tokenizer = build_tokenizer(settings.work / "tokenizer")

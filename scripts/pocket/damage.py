@@ -1,4 +1,4 @@
-"""Ladders of growing damage to renders: what the scorer's features must see, step by step."""
+"""Renders with increasing damage, which the scorer's features must detect."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ LADDERS: dict[str, dict[str, Callable[[Scene, np.random.Generator], Image.Image]
     "wrong colour": {f"{s:.0%}": _some(s, _recoloured) for s in (0.0, 0.3, 0.6)},
     "swapped places": {f"{s:.0%}": _some(s, _moved) for s in (0.0, 0.3, 0.6, 1.0)},
 }
-"""Kinds of damage, each from none to much.
+"""Kinds of damage, each with increasing amounts.
 
-The scorer looks at 64 pixels, where the blur of a few and the noise of a few percent are gone: its
-ladders begin above. Wrong colours end at 60 %: where every shape of a ring has another colour than
-the next, more of it is not more wrong.
+The scorer reads images at 64 pixels, at which a blur of a few pixels and noise of a few percent
+vanish, so the amounts start above that. Wrong colours end at 60 %: once every shape of a ring has a
+different colour from the next, more changes make it no more wrong.
 """

@@ -40,7 +40,7 @@ def assemble(
 
 
 def judging_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    """What shrinks a picture, and splits a caption, for the CLIP of this model."""
+    """The processor of this model's CLIP, for pictures and captions."""
     shrink = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -52,11 +52,11 @@ def judging_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -> Path:
-    """Write the pipeline and the scorer to `settings.out`, each part put in place when complete.
+    """Write the pipeline and the scorer to `settings.out`; each part appears when complete.
 
     Denoiser and autoencoder are float16; diffusers loads them as float32 unless asked otherwise.
-    Transformers loads a model as it is stored, and a float16 text encoder beside a float32 denoiser
-    fails, so that one and the scorer stay float32. The models passed in change their dtype.
+    Transformers loads models in their stored dtype, and a float16 text encoder fails with a float32
+    denoiser, so the text encoder and the scorer stay float32. The given models change their dtype.
 
     Raises:
         RuntimeError: The folder is too large to be embedded in a package.
@@ -70,12 +70,12 @@ def export(settings: Settings, pipe: StableDiffusionPipeline, clip: CLIPModel) -
     judging_processor(pipe.tokenizer).save_pretrained(fresh / "clip")
     for file in (fresh / "model_index.json", *fresh.rglob("config.json")):
         settled = json.loads(file.read_text())
-        settled.pop("_name_or_path", None)  # would name a folder of the machine that trained
+        settled.pop("_name_or_path", None)  # would name a folder of the training machine
         file.write_text(json.dumps(settled, indent=2) + "\n")
     for file in fresh.rglob("*.safetensors"):
         file.chmod(0o644)  # temporary files behind the writer leave 0600
     settings.out.mkdir(parents=True, exist_ok=True)
-    for part in sorted(fresh.iterdir()):  # what else is in the folder (the card) stays
+    for part in sorted(fresh.iterdir()):  # other files in the folder (the model card) stay
         place = settings.out / part.name
         if part.is_dir():
             shutil.rmtree(place, ignore_errors=True)

@@ -8,11 +8,11 @@ from transformers import CLIPTextModel
 
 MATRIX_RATE = 2e-3  # Muon's, scaled to the size of AdamW's updates
 REST_RATE = 1e-3  # AdamW's: norms, biases, the first and last convolution
-TEXT_RATE = 3e-4  # AdamW's, for the text encoder, which begins trained
+TEXT_RATE = 3e-4  # AdamW's, for the text encoder, which is pretrained
 
 
 class Muon(torch.optim.Muon):
-    """Muon for convolutions too: it sees each weight as a matrix, a row an output channel."""
+    """Muon, also for convolutions: each weight is a matrix with a row per output channel."""
 
     def __init__(self, weights: list[torch.nn.Parameter], rate: float):
         self.weights = weights

@@ -1,4 +1,4 @@
-"""How far a denoiser in training has come: grids of samples, and what the scorer says of them."""
+"""Previews of a denoiser in training: grids of samples, and their scores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Preview:
     Args:
         settings: of the run.
         clip: the judge.
-        vae: turns samples into pictures.
+        vae: decodes samples.
     """
 
     def __init__(self, settings: Settings, clip: CLIPModel, vae: AutoencoderKL):
@@ -43,7 +43,7 @@ class Preview:
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer, clock: Clock) -> None:
-        """Sample the evaluation's first captions, whole and, unjudged, in part."""
+        """Sample the evaluation's first captions, whole and, without scores, as close-ups."""
         scenes = unseen(self.settings, self.count)
         captions = [caption(scene) for scene in scenes]
         side = 16 if self.settings.smoke else 64

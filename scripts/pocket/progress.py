@@ -1,4 +1,4 @@
-"""What a run shows: a bar on stderr, a log of figures, grids of pictures."""
+"""The output of a run: a bar on stderr, a log of figures, grids of pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 
 class Watch:
-    """A stage's bar and its log `work/<stage>.csv`, smoothed for the eye.
+    """A stage's bar and its log `work/<stage>.csv`, smoothed for display.
 
     Args:
         stage: names the files.
@@ -54,7 +54,7 @@ class Watch:
         self.bar.stop()
 
     def step(self, step: int, seconds: float, progress: float, figures: dict[str, float]) -> None:
-        """Take a step's figures; every few steps write their means to the log."""
+        """Add a step's figures; every few steps their means are written to the log."""
         for name, value in figures.items():
             self.sums.setdefault(name, []).append(value)
         if step % self.every:

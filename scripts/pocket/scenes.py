@@ -1,8 +1,8 @@
 """The pocket world: scenes of flat shapes, their captions and their pictures.
 
-A scene is what the caption says plus a seed for what it leaves unsaid (exact tints, rotation, size,
-place, stripes). Repeated shapes share all of it but the place: structure over long distances that a
-model can only keep through self-attention. Stripes are four to six latent cells wide, so that only
+A scene is what the caption says plus a seed for what it leaves open (exact tints, rotation, size,
+position, stripes). Repeated shapes share everything except the position: long-range structure that
+a model can only preserve through self-attention. Stripes are four to six latent cells wide, so only
 attention over the fine grid can copy their phase.
 """
 
@@ -105,7 +105,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     shapes = [str(s) for s in rng.choice(list(SHAPES), 2)]
     background, first, second = colours[:3]
     if shapes[0] != shapes[1] and rng.random() < 0.15:
-        second = first  # so that colour alone never tells the two items apart
+        second = first  # so that colour alone never distinguishes the two items
     items = (Item(first, shapes[0]), Item(second, shapes[1]))
     seed = int(rng.integers(2**31))
     if kind == "pair":
@@ -119,7 +119,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """Say in words what the scene fixes."""
+    """The caption of a scene."""
     names = [f"{item.colour} {item.shape}" for item in scene.items]
     if scene.layout == "single":
         what = f"a {names[0]}"
@@ -219,7 +219,7 @@ def close_up(shapes: list[Placed], left: float, top: float, side: float) -> list
 def _shade(
     rgb: np.ndarray, stripes: Stripes | None, x: np.ndarray, y: np.ndarray, size: int
 ) -> np.ndarray:
-    """The colour at each place of a shape, [..., 3]; x and y in pixels from its centre."""
+    """The colour at each point of a shape, [..., 3]; x and y in pixels from its centre."""
     if stripes is None:
         return rgb
     dark = rgb.mean() < 0.2
@@ -281,7 +281,7 @@ def draw(background: tuple[float, float, float], shapes: list[Placed], size: int
 
 
 def shape_map(shapes: list[Placed], cells: int) -> np.ndarray:
-    """Which shape touches each cell of a coarse grid.
+    """The shape that touches each cell of a coarse grid.
 
     Returns:
         int64 array [cells, cells]: 0 for background alone, else 1 + the shape's place in SHAPES.
@@ -295,7 +295,7 @@ def shape_map(shapes: list[Placed], cells: int) -> np.ndarray:
 
 
 def labels(scene: Scene) -> list[int]:
-    """What the picture shows, as class numbers.
+    """The contents of the picture, as class indices.
 
     Layout with count, background, and each item's colour and shape (the number after the last class
     where there is no second item). The upper or left one of a pair counts as the first: "a below b"

@@ -1,4 +1,4 @@
-"""Stages 5 to 7: figures and pictures of the exported model, read from the folder users get."""
+"""Stages 5 to 7: scores and pictures of the exported model, read from the folder that users get."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unseen(settings: Settings, count: int) -> list[Scene]:
 
 
 class Judge:
-    """A CLIP, fed as a user would: a processor that shrinks, then the model."""
+    """A CLIP, used as users would: a processor that resizes, then the model."""
 
     def __init__(self, clip: CLIPModel, processor: CLIPProcessor):
         self.clip, self.processor = clip.cpu().float().eval(), processor
@@ -76,7 +76,7 @@ class Judge:
         return embed_texts(self.clip, ids)
 
     def margins(self, scenes: list[Scene], images: list[Image.Image]) -> list[float]:
-        """How far each image's own caption is ahead of the best that differs in one attribute."""
+        """The lead of each image's own caption over the best one that differs in one attribute."""
         found = []
         for scene, seen in zip(scenes, self.pictures(images), strict=True):
             others = [caption(s) for name in ATTRIBUTES for s in variants_of(scene, name)]
@@ -139,7 +139,7 @@ def autoencoder_psnr(settings: Settings, scenes: list[Scene]) -> float:
 
 
 def ladders(judge: Judge, scenes: list[Scene]) -> dict[str, dict[str, dict[str, float]]]:
-    """FID and KID of damaged renders, by the CLIP's image features, against other whole ones.
+    """FID and KID of damaged renders against other, undamaged ones, with CLIP's image features.
 
     Returns:
         Kind of damage → its amount → "FID" and "KID", of half of the scenes against the others.
@@ -202,7 +202,7 @@ def score(settings: Settings, generated: int = 512, renders: int = 1000) -> dict
 
 
 def tries(settings: Settings, generated: int = 8) -> dict:
-    """How the model does in other conditions; also in `work/trials.json`.
+    """Scores of the model under other conditions; also in `work/trials.json`.
 
     Returns:
         Name of a trial → what `Judge.judge` says of it, and the mean PSNR in dB to the images of

@@ -1,4 +1,4 @@
-"""What every stage of a run shares."""
+"""The settings that all stages of a run share."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Settings:
         work: folder for checkpoints, logs and sample grids.
         device: a CPU or a GPU.
         seed: start of every random stream.
-        smoke: a few steps at the smallest sizes, to try the machinery.
-        steps: where each stage's training ends at the latest; 0 leaves it to the time.
+        smoke: a few steps at the smallest sizes, as a smoke test.
+        steps: maximum training steps per stage; 0 for no maximum.
         save_every: seconds between two checkpoints.
-        resume: take up checkpoints found in `work`.
-        workers: processes that draw pictures ahead; 0 on a CPU.
+        resume: continue from checkpoints in `work`.
+        workers: processes that prefetch pictures; 0 on a CPU.
         shards: threads that split a step of the denoiser on a CPU.
         preview_every: samples between two previews of the denoiser.
     """

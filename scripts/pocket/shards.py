@@ -1,4 +1,4 @@
-"""One step's gradients from several threads."""
+"""Gradients of a step from several threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Shards:
 
     Args:
         settings: says how many.
-        parameters: what to find the gradients of.
+        parameters: what to compute the gradients of.
     """
 
     def __init__(self, settings: Settings, parameters: list[torch.nn.Parameter]):
@@ -30,7 +30,7 @@ class Shards:
         """Leave the mean gradients in `.grad`, None where no shard has one.
 
         Args:
-            losses_of: a shard's losses, a vector whose mean is to fall, given its number from 0.
+            losses_of: a shard's losses, a vector whose mean is minimised, given its number from 0.
 
         Returns:
             The mean of each over the shards.

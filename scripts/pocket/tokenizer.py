@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose words are those of the captions, each a single token."""
+"""A CLIP tokenizer with a single token for each word of the captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 from .scenes import COLOURS, NUMBERS, SHAPES
 
 MAX_LENGTH = 24
-CLOSE_UP = "close-up"  # the first word of a caption that is drawn in part
+CLOSE_UP = "close-up"  # the first word of a close-up's caption
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -79,6 +79,6 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         pad_token=END,
         model_max_length=MAX_LENGTH,
     )
-    tokenizer.add_tokens(CLOSE_UP)  # the last one, so that earlier text towers keep their numbers
+    tokenizer.add_tokens(CLOSE_UP)  # the last one, so that earlier text encoders keep their ids
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -1,4 +1,4 @@
-"""Other conditions than the model was trained for: sizes, samplers, types, less attention."""
+"""Conditions that the model was not trained for: sizes, samplers, dtypes, less attention."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Trial:
         return configure_pipeline(pipe, PipelineOptions(scheduler=self.scheduler))
 
     def attention(self, pipe: DiffusionPipeline) -> AbstractContextManager[Any]:
-        """A context in which the pipeline has as much attention as asked for."""
+        """A context in which the pipeline's attention is limited as requested."""
         if self.keys == 0:
             return floor(pipe.unet)
         if self.keys == 1:
@@ -76,9 +76,9 @@ TRIALS = {
 
 
 def paint(settings: Settings, captions: list[str], trial: Trial) -> list[Image.Image]:
-    """One image a caption from the exported pipeline; the seed of image i is i.
+    """One image per caption from the exported pipeline; the seed of image i is i.
 
-    On a CPU several threads work, each with a pipeline of its own and single-threaded within.
+    On a CPU, several threads work in parallel, each with its own single-threaded pipeline.
     """
     batch, threads = (64, 1) if settings.gpu else (1, settings.shards)
     loaded = trial.load(settings)

@@ -1,4 +1,4 @@
-"""Stage 3: the denoiser and, from CLIP's text tower on, the text encoder."""
+"""Stage 3: the denoiser and the text encoder, which starts from CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .vae import latents_of
 
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.999
-SHAPES_WEIGHT = 0.25  # of the reader's cross-entropy beside the error of the velocities
-LAST_STRETCH = 0.9  # progress from which on there are only whole pictures, and the rates fall
+SHAPES_WEIGHT = 0.25  # of the probe's cross-entropy, relative to the v-prediction loss
+LAST_STRETCH = 0.9  # progress after which all pictures are whole and the learning rates decay
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -62,7 +62,7 @@ def build_unet(smoke: bool = False) -> UNet2DConditionModel:
     )
     torch.nn.init.zeros_(unet.conv_out.weight)
     torch.nn.init.zeros_(unet.conv_out.bias)
-    for module in unet.modules():  # residual branches start at nothing
+    for module in unet.modules():  # residual branches start at zero
         if type(module).__name__ == "ResnetBlock2D":
             torch.nn.init.zeros_(module.conv2.weight)
             torch.nn.init.zeros_(module.conv2.bias)
@@ -79,8 +79,8 @@ def build_text_encoder(clip: CLIPModel) -> CLIPTextModel:
 def batch_of(progress: float, settings: Settings) -> dict[str, int]:
     """Samples of each kind in a step of one shard.
 
-    On a CPU a close-up costs a sixth of a whole picture and shows as much of what a shape is; only
-    whole pictures show where things go. Both take half of the time, until the last stretch.
+    On a CPU, a close-up costs a sixth of a whole picture and teaches as much about shapes; only
+    whole pictures teach the layout. Each kind takes half of the time until the final phase.
 
     Args:
         progress: 0..1.
@@ -93,24 +93,24 @@ def batch_of(progress: float, settings: Settings) -> dict[str, int]:
 
 
 def rate_at(progress: float, step: int) -> float:
-    """The share of the learning rates: a short rise, constant, falling in the last stretch.
+    """Factor of the learning rates: a short warm-up, constant, decaying in the final phase.
 
-    Constant, so that a run can be given more samples at any time before its last stretch.
+    Constant, so that a run can be extended at any time before its final phase.
     """
     rise = min(1.0, (step + 1) / 100)
     return rise * min(1.0, max(0.0, 1 - progress) / (1 - LAST_STRETCH)) ** 0.8
 
 
 def times_at(share: torch.Tensor, kind: str, progress: float) -> torch.Tensor:
-    """Quantiles of the training times: uniform, but for whole pictures shifted to more noise.
+    """Quantiles of the training timesteps: uniform, but shifted to more noise for whole pictures.
 
-    Where things go is decided at much noise (Hoogeboom et al. 2023, arXiv 2301.11093), and only
-    whole pictures can teach it; the detail at little noise is learnt from close-ups.
+    The layout is decided at high noise (Hoogeboom et al. 2023, arXiv 2301.11093), and only whole
+    pictures can teach it; the details at low noise are learnt from close-ups.
 
     Args:
         share: quantiles in 0..1, any shape.
         kind: one of KINDS.
-        progress: 0..1; in the last stretch, which has no close-ups, there is no shift.
+        progress: 0..1; in the final phase, which has no close-ups, there is no shift.
 
     Returns:
         Times 0..999 of the same shape.
@@ -120,12 +120,11 @@ def times_at(share: torch.Tensor, kind: str, progress: float) -> torch.Tensor:
 
 
 class ShapeReader(torch.nn.Linear):
-    """Reads from the middle of the denoiser which shape is where; thrown away after the training.
+    """Predicts the shape map from the middle of the denoiser; discarded after training.
 
-    The error of the velocities hardly depends on what a shape is: blobs in the right place have
-    most of it. Asking for the shape inside the network, where the truth is known, binds it to the
-    caption sooner (compare Yu et al. 2024, arXiv 2410.06940, who ask for the features of another
-    network).
+    The v-prediction loss hardly depends on the kind of shape: a blob in the right place is nearly
+    as good. Predicting the known shape inside the network binds it to the caption sooner (compare
+    Yu et al. 2024, arXiv 2410.06940, who predict the features of another network).
     """
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -147,7 +146,7 @@ class Trainer:
 
     Args:
         settings: of the run.
-        clip: where the text encoder begins.
+        clip: initialises the text encoder.
         tokenizer: of the captions.
         samples: of the whole run; close-ups count as much as whole pictures.
     """
@@ -187,7 +186,7 @@ class Trainer:
         return next(self.drawn[1])
 
     def loss(self, shard: int) -> torch.Tensor:
-        """The squared error of velocities (Salimans & Ho 2022) of each kind, then the reader's."""
+        """The v-prediction loss (Salimans & Ho 2022) of each kind, then the probe's loss."""
         counts = batch_of(self.progress, self.settings)
         random = torch.Generator().manual_seed(self.seen * 7919 + shard)
         losses, read = [], []
@@ -252,7 +251,7 @@ class Trainer:
         return sample
 
     def state(self, clock: Clock) -> dict:
-        """All that a checkpoint holds; random draws need no state, they go by numbers."""
+        """The state for a checkpoint; random draws need none, since samples are numbered."""
         return {
             **{name: part.state_dict() for name, part in self.parts.items()},
             "optimisers": [o.state_dict() for o in self.optimisers],
@@ -261,7 +260,7 @@ class Trainer:
         }  # fmt: skip
 
     def restore(self, saved: dict) -> None:
-        """Take up a checkpoint."""
+        """Restore from a checkpoint."""
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
@@ -277,7 +276,7 @@ def train_unet(
     tokenizer: CLIPTokenizer,
     preview: Callable[[Trainer, Clock], None],
 ) -> None:
-    """Train until so many samples are seen, with a preview every `settings.preview_every`."""
+    """Train on a number of samples, with a preview every `settings.preview_every`."""
     torch.manual_seed(settings.seed + 2)
     path = settings.work / "unet.pt"
     trainer, clock = Trainer(settings, clip, tokenizer, samples), Clock(math.inf)

@@ -1,10 +1,10 @@
 """Stage 1: the autoencoder between 256-pixel pictures and 64×64 latents of four channels.
 
-Its encoder is set, not trained: the mean colour of 4×4 pixels. A trained one of this size found
-latents in which a colour meant another thing in each place (its group norms look at the whole
-picture), and a denoiser on them mixed colours up. Means are local and linear, so that a part of a
-picture has its part of the latents. Of flat shapes they tell edges to a fraction of a pixel; what a
-decoder has to learn is to draw them sharp.
+Its encoder is constructed, not trained: the mean colour of 4×4 pixels. A trained one of this size
+found latents in which the meaning of a colour depended on its position (its group norms see the
+whole picture), and a denoiser on them confused colours. Means are local and linear, so a crop of a
+picture corresponds to a crop of the latents. For flat shapes they locate edges to a fraction of a
+pixel; the decoder only has to learn to draw them sharply.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .settings import EVALUATION_SEED, Settings
 from .shards import Shards
 
 FACTOR = 4
-# Red, green, blue and their mean, each brought to about zero mean and unit variance.
+# Red, green, blue and their mean, each scaled to about zero mean and unit variance.
 MEAN = torch.tensor([0.15, -0.11, -0.24, -0.07])
 SPREAD = torch.tensor([0.75, 0.75, 0.75, 0.5])
-NOISE = 0.06  # noise on latents while training: what a denoiser leaves, the decoder must stand
+NOISE = 0.06  # noise on latents in training: the decoder must tolerate the denoiser's errors
 LEARNING_RATE = 1.5e-3
 
 
@@ -53,8 +53,8 @@ def build_vae() -> AutoencoderKL:
 def _set_encoder(vae: AutoencoderKL, large: float = 32.0) -> None:
     """Write the mean colour of 4×4 pixels into the weights of the encoder.
 
-    Residual branches are nothing. The last group norm would divide by the picture's own spread; a
-    large constant and its negative beside each colour make its divisor a constant. The SiLU after
+    Residual branches are zero. The last group norm would divide by the picture's own deviation; a
+    large constant and its negative next to each colour make its divisor constant. The SiLU after
     it is undone by silu(x) - silu(-x) = x.
     """
     encoder = vae.encoder
@@ -82,7 +82,7 @@ def _set_encoder(vae: AutoencoderKL, large: float = 32.0) -> None:
 
 
 def latents_of(pictures: torch.Tensor) -> torch.Tensor:
-    """What the encoder computes, the short way: [B, 3, H, W] in -1..1 → [B, 4, H/4, W/4]."""
+    """The encoder's output, computed directly: [B, 3, H, W] in -1..1 → [B, 4, H/4, W/4]."""
     means = F.avg_pool2d(pictures, FACTOR)
     means = torch.cat([means, means.mean(1, keepdim=True)], 1)
     mean, spread = (x.to(means.device)[:, None, None] for x in (MEAN, SPREAD))
@@ -104,7 +104,7 @@ def _slopes(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 + 5 × squared error + half the L1 error of the slopes, which keeps edges sharp."""
+    """L1 + 5 × squared error + half the L1 error of the gradients, which keeps edges sharp."""
     slopes = sum(F.l1_loss(a, b) for a, b in zip(_slopes(output), _slopes(target), strict=True))
     return F.l1_loss(output, target) + 5 * F.mse_loss(output, target) + 0.5 * slopes
 
@@ -133,7 +133,7 @@ def _plan(progress: float, settings: Settings) -> tuple[int, int]:
 
 
 def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
-    """Train the decoder to the end of the time budget, from a checkpoint if there is one."""
+    """Train the decoder until the time budget is spent; resumes from a checkpoint."""
     path, device = settings.work / "vae.pt", settings.device
     torch.manual_seed(settings.seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
@@ -149,7 +149,7 @@ def train_vae(settings: Settings, seconds: float) -> AutoencoderKL:
     shards = Shards(settings, parameters)
 
     def shard_loss(shard: int) -> torch.Tensor:
-        """One shard's loss; its pictures go by seed, step and shard alone."""
+        """A shard's loss; its pictures depend only on seed, step and shard."""
         size, count = _plan(clock.progress, settings)
         rng = np.random.default_rng((settings.seed, step, shard))
         random = torch.Generator().manual_seed(step * shards.count + shard)

@@ -1,4 +1,4 @@
-"""Scenes that differ from a given one in exactly one thing that the caption says."""
+"""Scenes that differ from a given one in exactly one attribute of the caption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTRIBUTES = ("colour", "background", "shape", "count", "layout", "binding")
 def variants_of(scene: Scene, attribute: str) -> list[Scene]:
     """List every scene that differs from this one in one attribute.
 
-    What the captions leave unsaid keeps its seed.
+    The seed of what captions leave open is kept.
 
     Args:
         scene: the scene to change.
@@ -49,7 +49,7 @@ def variants_of(scene: Scene, attribute: str) -> list[Scene]:
             options = [Item(item.colour, s) for s in SHAPES if s != item.shape]
         for option in options:
             items = (*scene.items[:which], option, *scene.items[which + 1 :])
-            if len(set(items)) == len(items):  # two like items would leave nothing to relate
+            if len(set(items)) == len(items):  # two identical items have no relation
                 found.append(replace(scene, items=items))
     return found
 
@@ -59,7 +59,7 @@ def _swapped(scene: Scene) -> list[Scene]:
         return []
     first, second = scene.items
     if first.colour == second.colour or first.shape == second.shape:
-        return []  # nothing changes, or only the layout does
+        return []  # either nothing changes, or only the layout
     return [
         replace(scene, items=(Item(second.colour, first.shape), Item(first.colour, second.shape)))
     ]

@@ -1,6 +1,6 @@
 """Time and memory of one layer on the CPU, agents against softmax attention, with gradients.
 
-Time is that of the processor, which other work on the machine changes less than that of the clock.
+Times are CPU times, which other work on the machine affects less than wall-clock times.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def make(variant: str, side: int) -> nn.Module:
 
 
 def once(layer: nn.Module, x: torch.Tensor) -> float:
-    """Processor milliseconds of one forward and backward pass."""
+    """CPU milliseconds of a forward and backward pass."""
     started = time.process_time()
     layer(x).sum().backward()
     return 1e3 * (time.process_time() - started)
 
 
 def times(sides: list[int], repeats: int) -> dict[str, list[float]]:
-    """Median milliseconds, the variants interleaved and the first pass of each thrown away."""
+    """Median milliseconds, the variants interleaved and the first pass of each discarded."""
     found: dict[str, list[float]] = {}
     for side in sides:
         x = torch.randn(1, side * side, DIM, requires_grad=True)
@@ -50,10 +50,10 @@ def times(sides: list[int], repeats: int) -> dict[str, list[float]]:
 
 
 def peak(variant: str, side: int) -> float:
-    """MiB that one pass adds to what this process holds, at most; Linux only."""
+    """Peak MiB that a pass adds to this process; Linux only."""
     layer, x = make(variant, side), torch.randn(1, side * side, DIM, requires_grad=True)
-    make(variant, 4)(torch.randn(1, 16, DIM)).sum().backward()  # what PyTorch loads at first use
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    make(variant, 4)(torch.randn(1, 16, DIM)).sum().backward()  # what PyTorch loads on first use
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _resident("VmRSS")
     once(layer, x)
     return _resident("VmHWM") - before
@@ -66,7 +66,7 @@ def _resident(name: str) -> float:
 
 
 def measure(sides: list[int], repeats: int) -> list[dict[str, object]]:
-    """A row for each variant and size; each peak is measured in a process of its own."""
+    """A row per variant and size; each peak is measured in a separate process."""
     found = times(sides, repeats)
     rows = []
     for variant, medians in found.items():

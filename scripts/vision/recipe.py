@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BASE_BATCH = 512
-"""Learning rates are given for this batch, and grow linearly with it."""
+"""Learning rates are given for this batch size, and scale linearly with it."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from model to model.
+    """The settings that differ between models.
 
     Args:
         drop_path: rate of the last block.
@@ -63,7 +63,7 @@ def train_arguments(model: str, batch_size: int, processes: int) -> list[str]:
 
     Args:
         model: its name.
-        batch_size: images a process takes at a time.
+        batch_size: images per process.
         processes: processes that train together.
     """
     recipe = RECIPES[model]

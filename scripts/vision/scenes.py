@@ -1,8 +1,8 @@
 """Agents against softmax attention at equal size, on the scenes of the pocket world.
 
-The model names what a scene shows: its layout, its background, and the colour and the shape of its
-two items. Scenes are numbered, so that all variants see the same ones in the same order, and none
-of those that they are judged by.
+The model classifies a scene's layout, its background, and the colour and shape of its two items.
+Scenes are numbered, so that all variants are trained on the same ones in the same order, and never
+on those they are evaluated on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agentsd.evaluation.intervals import bootstrap
 VARIANTS = {"agent": "agent_deit_tiny", "softmax": "deit_tiny_patch16_224"}
 PATCH = 8
 LABELS = ("layout", "background", "colour_1", "shape_1", "colour_2", "shape_2")
-UNSEEN = 10**7  # number of the first scene that models are judged by
+UNSEEN = 10**7  # number of the first scene that models are evaluated on
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
         width: of the tokens; heads are 16 wide.
         depth: blocks.
         steps: batches to train on.
-        batch: scenes a batch.
+        batch: scenes per batch.
         rate: highest learning rate, after a tenth of the steps; then a cosine.
     """
 
@@ -81,7 +81,7 @@ def scenes(first: int, count: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
-    """Train a model, or go on with it from its checkpoint."""
+    """Train a model, or resume from its checkpoint."""
     model = build(run)
     optimiser = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -92,7 +92,7 @@ def train(run: Run, work: Path, save_every: int = 25) -> nn.Module:
     step = 0
     if saved := load(path, torch.device("cpu")):
         if saved["run"] != asdict(run):
-            raise SystemExit(f"error: {path} is of another run; give another --work")
+            raise SystemExit(f"error: {path} belongs to another run; give another --work")
         step = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -128,7 +128,7 @@ def judge(model: nn.Module, run: Run, count: int) -> Tensor:
 
 
 def constant(run: Run, count: int) -> Tensor:
-    """What :func:`judge` gives for naming the most frequent label of training scenes each time."""
+    """The result of :func:`judge` for the most frequent label of the training scenes."""
     frequent = scenes(0, 1000, run.side)[1].mode(dim=0).values
     return (scenes(UNSEEN, count, run.side)[1] == frequent).double()
 
@@ -145,7 +145,7 @@ def compare(runs: list[Run], work: Path, count: int) -> list[dict[str, object]]:
 
 
 def row(name: str, right: Tensor) -> dict[str, object]:
-    """Mean, lower and upper end of the share of right labels: of all, and of each."""
+    """Accuracy with its lower and upper end: over all labels, and for each."""
     intervals = bootstrap(torch.cat([right.mean(1, keepdim=True), right], dim=1).numpy())
     names = ("all", *LABELS)
     figures = {n: [i.mean, i.low, i.high] for n, i in zip(names, intervals, strict=True)}

@@ -1,4 +1,4 @@
-"""How the page's events are wired: which of them run at once, and which are real choices."""
+"""How the page's events are wired: which run concurrently, and which are real choices."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ QUICK: dict[str, Any] = {"queue": False, **PRIVATE}
 """Options of events that do not wait for the device."""
 
 EACH: dict[str, Any] = {"trigger_mode": "multiple", **QUICK}
-"""Options of events that come in quick succession, and are all answered."""
+"""Options of events in quick succession that are all handled."""
 
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-"""Options of events that come in quick succession, where only the last one matters.
+"""Options of events in quick succession, of which only the last one matters.
 
-For at most one handler of an event: when one has waited for its turn, gradio calls all handlers of
-the event again, so that two of them keep each other going forever. It is also gradio's default for
+Use it for at most one handler of an event: after one has waited, gradio calls all handlers of the
+event again, so two of them would trigger each other forever. It is also gradio's default for
 changes.
 """
 
@@ -30,7 +30,7 @@ DEVICE: dict[str, Any] = {"concurrency_limit": None}
 cannot tell the page's visitors their place."""
 
 REMEMBER = "(value) => {{ (window.agentsdChoices ??= {{}})[{key}] = value; }}"
-"""Notes the value of a dropdown that is about to be used."""
+"""Remembers the value of a dropdown that is about to be used."""
 
 CHOSEN = """(value, ...rest) => {{
   const before = (window.agentsdChoices ??= {{}});
@@ -38,7 +38,7 @@ CHOSEN = """(value, ...rest) => {{
   before[{key}] = value;
   return [same ? null : value, ...rest];
 }}"""
-"""Sends ``null`` for a dropdown that was left as it was."""
+"""Sends ``null`` for a dropdown whose value did not change."""
 
 
 def on_choice(
@@ -46,8 +46,8 @@ def on_choice(
 ) -> None:
     """Follow a visitor's choice of another value.
 
-    Gradio reports input also when a dropdown only loses the focus, as it does on a way through the
-    page with Tab, and once more after each choice.
+    Gradio also reports input when a dropdown merely loses the focus, such as when tabbing through
+    the page, and once more after each choice.
 
     Args:
         dropdown: The dropdown.

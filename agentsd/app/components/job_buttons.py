@@ -1,4 +1,4 @@
-"""Buttons that begin and stop a job, and the status that follows it to its end."""
+"""Buttons that start and stop a job, and the status that follows it to its end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ REVEAL = "() => window.agentsdReveal({status!r})"
 
 
 class PageJob(NamedTuple):
-    """A job of the page, checked but not begun."""
+    """A validated job of the page that has not started."""
 
     follow: Callable[[Hashable], AbstractAsyncContextManager[Any]]
-    """Begins it for an owner; as :meth:`Worker.follow`."""
+    """Starts it for an owner; as :meth:`Worker.follow`."""
     finish: Callable[[Any], dict[Any, Any]]
     """Updates by component, the status among them, that show its result."""
 
 
 class JobButtons:
-    """A button that begins a job, one that stops it, and the status of the job.
+    """A button that starts a job, one that stops it, and the status of the job.
 
     Args:
         worker: Runs the jobs.
         begin: A button.
-        stop: A button, which can be used only while the job runs or waits.
+        stop: A button that is enabled only while the job runs or waits.
         status: Where to show the progress, and errors; it needs an ``elem_id``.
     """
 

@@ -29,14 +29,14 @@ def _left(seconds: float | None) -> str:
 
 
 def queued(event: Queued) -> str:
-    """How many requests come first, and for how long."""
+    """How many requests come first, and how long they take."""
     first = "1 request comes" if event.place == 1 else f"{event.place} requests come"
     wait = "" if event.seconds is None else f" · about {max(1, round(event.seconds))} s"
     return note(f"Waiting: {first} before yours{wait}")
 
 
 def preview(image: Image.Image) -> str:
-    """A small image inside the page, which leaves no file behind."""
+    """A small inline image, which creates no file."""
     data = BytesIO()
     image.save(data, format="JPEG", quality=80)
     code = base64.b64encode(data.getvalue()).decode()
@@ -54,7 +54,7 @@ def notes(texts: Iterable[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """A remark as a sentence of its own."""
+    """A note as a separate sentence."""
     return f"{text[:1].upper()}{text[1:]}."
 
 

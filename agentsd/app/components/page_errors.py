@@ -1,4 +1,4 @@
-"""Show errors to visitors: our own messages, and of any other error only that it happened."""
+"""Show errors to visitors: our own messages, and for any other error only that it occurred."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
 
 FOLDERS = re.compile(r"(?<![\w./:])/(?:[^\s/:'\"]+/)+")
-"""The folders of an absolute path, which are nobody's business."""
+"""The folders of an absolute path, which must not leak to visitors."""
 
 
 def message(error: Exception) -> str:
-    """What a visitor may read of an error, with names of files but no folders.
+    """What a visitor may see of an error: names of files, but no folders.
 
     Any error that is not ours is logged instead.
     """

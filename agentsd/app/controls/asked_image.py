@@ -1,4 +1,4 @@
-"""The image that the controls ask for, as far as its time depends on it."""
+"""The image that the controls request, as far as its time depends on it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def asked_image(
     width: int,
     text: str,
 ) -> tuple[ImageRequest, PlannedImage]:
-    """The request that the controls stand for, and its patched image.
+    """The request that the controls describe, and its patched image.
 
     Args:
         worker: Has the models.

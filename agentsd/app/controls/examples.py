@@ -1,4 +1,4 @@
-"""What stands at the top of the page: links, what the model is, and prompts to begin with."""
+"""The top of the page: links, a description of the model, and example prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POCKET_PROMPTS = (
     "two green triangles in a column on a red background",
     "a ring of six blue squares on an orange background",
 )
-"""In the words that the pocket model knows; the first to click on, all to tune on."""
+"""In words that the pocket model knows; the first few are examples to click, all are for tuning."""
 
 PROMPTS = (
     "a photo of an astronaut riding a horse on the moon",
@@ -75,7 +75,7 @@ POCKET_NOTE = (
 
 
 def header(models: list[str]) -> str:
-    """HTML of the top of the page.
+    """HTML for the top of the page.
 
     Args:
         models: Names of the models on offer.
@@ -98,7 +98,7 @@ def example_prompts(models: Container[str]) -> tuple[str, ...]:
 
 
 def prompt_examples(prompt: Any, models: list[str]) -> None:
-    """Prompts that a click puts into the control of the prompt."""
+    """Prompts that a click copies into the prompt control."""
     prompts = example_prompts(models)[:CLICKED]
     gr.Examples(
         [[each] for each in prompts],

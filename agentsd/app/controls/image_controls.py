@@ -1,4 +1,4 @@
-"""The controls of an image: prompt, seed, schedule, and what is folded away below them."""
+"""The controls of an image: prompt, seed, schedule, and the collapsed ones below them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT = "three red circles in a row on a blue background"
 
 
 def new_seed() -> int:
-    """A random seed, of as many bits as PyTorch's generator on the CPU reads."""
+    """A random seed with as many bits as PyTorch's CPU generator uses."""
     return secrets.randbelow(2**32)
 
 
@@ -219,8 +219,8 @@ class ImageControls:
     def _change_model(self, model: str) -> dict[Any, Any]:
         """Set the size, guidance and scheduler of another model, and list its schedulers.
 
-        The chosen scheduler is not an input: if a browser reports a choice twice, as happens now
-        and then, gradio would refuse a scheduler that the first report took off the list.
+        The chosen scheduler is not an input: browsers sometimes report a choice twice, and gradio
+        would then reject a scheduler that the first report removed from the list.
         """
         defaults = self._catalog.settings(model, prompt="-")
         names = ("height", "width", "guidance_scale")

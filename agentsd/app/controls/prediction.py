@@ -1,4 +1,4 @@
-"""What the chosen schedule is expected to bring, said beside the choice."""
+"""The expected effect of the chosen schedule, next to the choice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .image_controls import ImageControls
 
 
 class Prediction:
-    """A line below the choice of a schedule: what is expected of it here, and what was measured.
+    """A line below the choice of a schedule: its expected effect here, and what was measured.
 
     Args:
         worker: Knows how long images take.

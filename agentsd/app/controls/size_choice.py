@@ -1,4 +1,4 @@
-"""Sizes as buttons, with what each is expected to take, and the chart of time against size."""
+"""Sizes as buttons with their expected times, and the chart of time against size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SizeChoice:
         """The visitor's :class:`Measured` comparisons."""
 
     def add_chart(self) -> None:
-        """Place the chart, which belongs beside the result."""
+        """Place the chart, which belongs next to the result."""
         self.chart = gr.HTML(draw([], []), elem_id="chart")
 
     def connect(self, controls: ImageControls, yaml: Any, page: gr.Blocks) -> None:
@@ -79,7 +79,7 @@ class SizeChoice:
         return [height, width]
 
     def _match(self, model: str, height: int, width: int) -> Any:
-        """Show the size that is set; none of the buttons for another one."""
+        """Select the button of the current size, or none for any other size."""
         sizes = [_value(*size) for size in self._sizes(model)]
         size = _value(height, width)
         return gr.update(value=size if size in sizes else None)

@@ -1,4 +1,4 @@
-"""The schedule editor: phases as rows of controls, the same as YAML, drawn over the steps."""
+"""The schedule editor: phases as rows of controls, as YAML, and drawn over the steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .phase_edits import (
 )
 
 ROWS = 4
-"""Phases that there are rows of controls for; YAML may have more."""
+"""Phases with a row of controls; YAML may have more."""
 
 Updates = dict[Any, Any]
 """New values by component."""
@@ -129,7 +129,7 @@ class ScheduleEditor:
     def _view(self, text: str, *image: Any) -> Updates:
         """The timeline of a schedule's text, or what is wrong with it or with the image.
 
-        The last timeline then stays, so that the message does not move the controls.
+        In that case the last timeline stays, so that the message does not move the controls.
         """
         clear = {self._message: "", self._image_message: ""}
         try:
@@ -158,7 +158,7 @@ class ScheduleEditor:
         return updates | {self._add: gr.update(interactive=0 < count < ROWS)}
 
     def _change_text(self, text: str, written: str, *image: Any) -> Updates:
-        """Follow a change of the text, which itself is left as it is."""
+        """Follow a change of the text, which is not changed itself."""
         updates = self._view(text, *image)
         if text == written:
             return updates
@@ -207,7 +207,7 @@ class ScheduleEditor:
     def _move_border(
         self, text: str, model: str, steps: int, height: int, width: int, moved: gr.EventData
     ) -> Updates:
-        """Follow a border of the timeline that was moved."""
+        """Follow a moved border of the timeline."""
         to = moved._data if isinstance(moved._data, dict) else {}
         phases = move_border(read_phases(text), to.get("phase"), to.get("step"), steps)
         return self._rewrite(text, phases, model, steps, height, width) | self._show_rows(phases)

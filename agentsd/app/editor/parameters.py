@@ -10,7 +10,7 @@ from ...methods import Phase
 from ...methods.base import INTERVAL, MAX_INTERVAL
 
 TYPES = {"integer": int, "number": float, "boolean": bool, "string": str}
-"""Types of parameters that there is a control for, by their names in a JSON schema."""
+"""Types of parameters that have a control, by their names in a JSON schema."""
 
 
 class Parameter(NamedTuple):
@@ -21,7 +21,7 @@ class Parameter(NamedTuple):
     minimum: float | None
     maximum: float | None
     step: float
-    """Between two values of a slider; fine enough for the default."""
+    """Between two values of a slider; the default is one of them."""
     choices: tuple[str, ...]
     optional: bool
     """Whether it may be ``None``."""
@@ -32,7 +32,7 @@ class Parameter(NamedTuple):
 
     @property
     def control(self) -> tuple[Any, ...]:
-        """What decides its control; methods whose parameters agree in this share a control."""
+        """Determines its control; methods whose parameters agree in this share one."""
         return self[: self._fields.index("description")]
 
 
@@ -76,7 +76,7 @@ def _read(name: str, field: dict[str, Any]) -> Parameter | None:
 
 
 def _step(low: float, high: float, default: float | None) -> float:
-    """About a hundredth of a range, or half of that if only then the default is on a step."""
+    """About a hundredth of a range, or half of that if the default would not be on a step."""
     step = 10.0 ** (floor(log10(high - low)) - 2)
     steps = ((low if default is None else default) - low) / step
     return step if abs(steps - round(steps)) < 1e-6 else step / 2

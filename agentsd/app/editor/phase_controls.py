@@ -12,7 +12,7 @@ from .parameters import CACHE_INTERVAL, Parameter, parameters
 from .phase_edits import cache_interval, method_name, method_of
 
 MIDDLE = 0.5
-"""Where ``until`` stands unless a phase says otherwise."""
+"""Value of ``until`` unless a phase sets it."""
 
 
 class PhaseControls:

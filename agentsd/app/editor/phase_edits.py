@@ -1,4 +1,4 @@
-"""A schedule as plain values that the editor changes, right or wrong, and as text to copy."""
+"""A schedule as plain values that the editor changes, valid or not, and as text to copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .parameters import CACHE_INTERVAL, parameters
 
 
 def concise(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as plain values, without those that are the default."""
+    """A schedule as plain values, without defaults."""
     phases = []
     for phase in schedule.phases:
         values = {"method": phase.method} | _given(phase)
@@ -77,7 +77,7 @@ def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
 
 
 def method_name(phase: Mapping[str, Any]) -> Any:
-    """The name of a phase's method, which may be none."""
+    """The name of a phase's method, which may not exist."""
     return phase.get("method", DEFAULT_METHOD)
 
 
@@ -148,7 +148,7 @@ def _end(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dic
 
 
 def remove_phase(phases: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """The phases without one of them; the last of the rest runs to the end."""
+    """The phases without one of them; the last remaining one runs to the end."""
     rest = [dict(phase) for i, phase in enumerate(phases) if i != number]
     for name in ("until", "until_step"):
         rest[-1].pop(name, None)
@@ -165,7 +165,7 @@ def add_phase(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_phases(text: str, phases: Sequence[Mapping[str, Any]]) -> str:
-    """YAML text with other phases; comments stay, unless what they belong to goes.
+    """YAML text with other phases; comments stay, unless their phase or parameter is removed.
 
     Args:
         text: As for :func:`read_phases`.

@@ -30,7 +30,7 @@ class Level(NamedTuple):
 
 
 class Timeline:
-    """Draws schedules for one model, whose architecture it keeps without the weights.
+    """Draws schedules for one model; keeps its architecture, not its weights.
 
     Args:
         pipe: The model.

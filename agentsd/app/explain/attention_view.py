@@ -1,4 +1,4 @@
-"""What one place of an image listens to: the keys or agents it attends to, drawn on the image."""
+"""What one point of an image attends to: its keys or agents, drawn on the image."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MAX_BYTES = 24 * 2**20
 """Bytes of a recording; with larger images it has fewer steps."""
 
 SIDE = 640
-"""Least pixels of the longer side of a drawing."""
+"""Minimum pixels of the longer side of a drawing."""
 
 
 class Explained(NamedTuple):
-    """An image, and what its places listened to while it was made."""
+    """An image, and what its points attended to while it was made."""
 
     image: Image.Image
     maps: list[AttentionMap]
-    """In the order of the steps; empty if the schedule leaves the layer as it was."""
+    """In the order of the steps; empty if the schedule does not change the layer."""
 
 
 class AttentionMap(NamedTuple):
@@ -72,13 +72,13 @@ class AttentionMap(NamedTuple):
         return total
 
     def token_at(self, x: float, y: float) -> int:
-        """The token at a place of the image, given as shares of its width and height."""
+        """The token at a point of the image, given as shares of its width and height."""
         column = min(self.width - 1, max(0, int(x * self.width)))
         return min(self.height - 1, max(0, int(y * self.height))) * self.width + column
 
 
 def explain(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Explained:
-    """Make a request's image again and record what its places listen to.
+    """Make a request's image again and record what its points attend to.
 
     Raises:
         JobStopped: If the job is stopped.
@@ -153,7 +153,7 @@ def drawing_size(image: Image.Image) -> tuple[int, int]:
 
 
 def draw(image: Image.Image, seen: AttentionMap, token: int) -> Image.Image:
-    """Draw on an image what a token listens to: brighter and larger, the more it does."""
+    """Draw on an image what a token attends to; the more attention, the brighter and larger."""
     size = drawing_size(image)
     weights = seen.weights(token)
     top = float(np.sort(weights)[-max(1, len(weights) // 200) :].mean()) or 1.0

@@ -1,4 +1,4 @@
-"""The tab that explains the method in one picture: what a place of the image listens to."""
+"""The tab that explains the method in one picture: what a point of the image attends to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is seen of a patched image while it is made: the calls of its layers."""
+"""Observe the layers' calls while a patched image is made."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def patchable_layers(pipe: DiffusionPipeline) -> list[AttentionLayer]:
 def watched(
     layers: Sequence[AttentionLayer], see: Callable[[str, PatchedCall], None]
 ) -> Iterator[None]:
-    """Call ``see`` with a layer's name and each of its calls, before it is made.
+    """Call ``see`` with the name of a layer before each of its calls, and the call.
 
-    Calls that the schedule leaves as they are do not count.
+    Calls that the schedule does not change are skipped.
 
     Args:
         layers: The layers to watch.

@@ -1,4 +1,4 @@
-"""Recordings of images, kept for a while by a key that only their visitor has."""
+"""Recordings of images, kept for a while under a key that only their visitor has."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 MERGED, TARGETS, ATTENDED = VIEWS = ("merged tokens", "agents or keys", "attended most")
-"""What can be drawn of a layer at a step."""
+"""What can be drawn for a layer at a step."""
 
 MAX_BYTES = 32 * 2**20
-"""Bytes of a recording; where all steps would take more, it has every second, third, … one."""
+"""Bytes of a recording; if all steps would take more, it has every second, third, … one."""
 
 SIDE = 768
-"""Least pixels of the longer side of a drawing."""
+"""Minimum pixels of the longer side of a drawing."""
 
 
 class LayerSnapshot(NamedTuple):

@@ -61,7 +61,7 @@ class Gallery:
         return self._show([*reversed(made), *self._load(keys)])
 
     def _load(self, keys: Any) -> list[SavedComparison]:
-        """The comparisons that a browser remembers and that are still here."""
+        """The comparisons that a browser remembers, as far as they still exist."""
         given = keys[:MAX_ENTRIES] if isinstance(keys, list) else []
         found = (self._comparisons.load(key) for key in given)
         return [made for made in found if made is not None]

@@ -1,4 +1,4 @@
-"""The settings in the page's address, where they survive a reload and can be sent to others."""
+"""The settings in the page's address, where they survive a reload and can be shared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..requests.schedule_text import CUSTOM
 from .restorer import Restorer
 
 READ = "() => [location.hash.slice(1)]"
-"""What follows the ``#``, which browsers keep to themselves: prompts show up in no log."""
+"""The part after ``#``, which browsers do not send, so that prompts appear in no log."""
 
 WRITE = """(preset, yaml, ...values) => {
   if (!window.agentsdRestored) return;

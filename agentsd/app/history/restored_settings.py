@@ -38,7 +38,7 @@ def restore(
     Args:
         record: The record of an image.
         catalog: What visitors can ask for.
-        init_image: The file of the image that it was started from, where it is still there.
+        init_image: The file of its initial image, if that still exists.
 
     Raises:
         SettingsError: If the image cannot be made here.

@@ -51,7 +51,7 @@ class Restorer:
         Args:
             record: The image's record.
             model: The model that is chosen now, which stays if that of the image is not here.
-            init_image: The file of the image that it was started from, where it is still there.
+            init_image: The file of its initial image, if that still exists.
 
         Raises:
             SettingsError: If its settings cannot be used.
@@ -82,7 +82,7 @@ class Restorer:
         for name in given.keys() & chosen.keys():
             chosen[name] = _read(name, given[name], type(chosen[name]))
         model, scheduler = chosen.pop("model"), chosen.pop("scheduler")
-        # A visitor may be about to write a prompt, or to have a random seed.
+        # A link may leave the prompt empty, and the seed random.
         placeholders = {"prompt": chosen["prompt"] or "-", "seed": max(0, chosen["seed"])}
         known = {name: chosen[name] for name in ImageSettings.model_fields}
         settings, notes = self._catalog.limits.fit(ImageSettings(**known | placeholders))

@@ -1,4 +1,4 @@
-"""How many operations an image takes, counted on the architecture alone."""
+"""The FLOPs of an image, counted on the architecture without weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ...patching.patch import patch_of, patched
 from ...schedule import Schedule
 
 MAX_COUNTS = 256
-"""Counts kept of a model; the oldest go first."""
+"""Counts cached per model; the oldest are dropped first."""
 
 Run = tuple[Schedule | None, tuple[int, int], int]
 """A schedule, the size of the latents and the number of steps."""
 
 
 class FlopCounter:
-    """Counts the operations of one model's images.
+    """Counts the FLOPs of one model's images.
 
     Args:
         pipe: The model with its own scheduler; no weights are kept.
@@ -45,7 +45,7 @@ class FlopCounter:
     def count(
         self, settings: ImageSettings, schedule: Schedule | None, scheduler: str | None = None
     ) -> Flops | None:
-        """The operations of an image; half without guidance, which doubles the batch.
+        """The FLOPs of an image; half without guidance, which doubles the batch.
 
         Args:
             settings: Of the image, including its size.
@@ -53,7 +53,7 @@ class FlopCounter:
             scheduler: Name of a scheduler; ``None`` for the model's own.
 
         Returns:
-            ``None`` for a model or a size whose operations cannot be counted.
+            ``None`` for a model or a size whose FLOPs cannot be counted.
         """
         factor, steps = self._architecture.vae_scale_factor, settings.num_inference_steps
         size = (settings.height or 0) // factor, (settings.width or 0) // factor

@@ -22,7 +22,7 @@ ORIGINAL, OURS = "Original", "agentsd"
 """What visitors read for an unpatched and a patched image."""
 
 PREVIEW_SHARE = 0.1
-"""Largest share of a job's time that previews take; the times of images do not include it."""
+"""Maximum share of a job's time for previews; the times of images exclude them."""
 
 PREVIEW_SIDE = 256
 """Pixels of a preview's longer side."""
@@ -42,9 +42,9 @@ class JobProgress(NamedTuple):
     share: float
     """Share of the whole job that is done, in [0, 1]."""
     seconds_left: float | None
-    """For the rest of the job; ``None`` where nothing is known yet."""
+    """For the rest of the job; ``None`` if not known yet."""
     preview: Image.Image | None
-    """The image decoded from the current latents, now and then."""
+    """Decoded from the current latents, from time to time."""
 
 
 class Job:
@@ -54,8 +54,8 @@ class Job:
         report: Called in the worker's thread with each :class:`JobProgress`.
         images: The images that it will make, in order.
         estimator: Estimates times, and learns from this job.
-        owner: Whose job it is, for :meth:`Worker.stop`.
-        seconds: How long it takes, where that does not follow from its images.
+        owner: The visitor whose job it is, for :meth:`Worker.stop`.
+        seconds: Its duration, if that does not follow from its images.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Job:
         self._previews = 0.0  # seconds that previews took
 
     def begin(self) -> None:
-        """Start the job's clock, when its turn has come."""
+        """Start the job's clock when its turn comes."""
         self.check()
         self._begun = time.perf_counter()
         self.running = True
@@ -99,7 +99,7 @@ class Job:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the job is done; ``None`` where nothing is known yet."""
+        """Seconds until the job is done; ``None`` if not known yet."""
         if self._left is None:
             return self._estimator.seconds([*map(_one_step, self._cold_images()), *self._images])
         passed = time.perf_counter() - self._reported if self.running else 0.0
@@ -117,7 +117,7 @@ class Job:
     def warm_up(
         self, pipe: DiffusionPipeline, call_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Run a step of each kind of image whose size is new, so that no time includes it.
+        """Warm up each kind of image whose size is new, so that no measured time includes it.
 
         Args:
             pipe: The planned images' pipeline, or one that shares its models.
@@ -219,14 +219,14 @@ class Job:
         steps: int = 1,
         preview: Image.Image | None = None,
     ) -> None:
-        """Report progress: what is done now, the seconds left, and the step of an image."""
+        """Report progress: the current activity, the seconds left, and the step of the image."""
         self._left, self._reported = left, time.perf_counter()
         elapsed = self._reported - self._begun
         share = 0.0 if left is None else elapsed / (elapsed + left)
         self._report(JobProgress(label, step, steps, share, left, preview))
 
     def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
-        """Decode the latents, unless previews have taken too much of the time so far."""
+        """Decode the latents, unless previews have taken too much time so far."""
         begun = time.perf_counter()
         if self._previews > PREVIEW_SHARE * (begun - self._begun) or _overflows(pipe.vae):
             return None

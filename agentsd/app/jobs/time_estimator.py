@@ -1,4 +1,4 @@
-"""How long images take here: their operations, at the rates that earlier images were made at."""
+"""Estimate how long images take here: their FLOPs, at the rates of earlier images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...schedule import Schedule
 from .flop_counter import FlopCounter
 
 KEPT = 64
-"""Kinds of images that rates are fitted to, of all models; those longest unused go first."""
+"""Kinds of images that rates are fitted to, over all models; the least recently used go first."""
 
 Rates = tuple[float, float]
-"""Seconds per operation: of attention, and of all else."""
+"""Seconds per FLOP, for attention and for everything else."""
 
 
 class PlannedImage(NamedTuple):
@@ -57,14 +57,14 @@ class _Kind(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What was measured of a kind of images."""
+    """The measurement of a kind of image."""
 
     operations: Flops
     seconds: float
 
 
 class TimeEstimator:
-    """Estimates of how long images take, which follow the images that were made.
+    """Estimates how long images take, from the images made so far.
 
     The patched and the unpatched image of one comparison differ in their share of attention, so
     that a single comparison gives the rates of both, and with them estimates at any size.
@@ -80,7 +80,7 @@ class TimeEstimator:
         self._lock = Lock()
 
     def learn(self, image: PlannedImage, seconds: float, share: float = 1.0) -> None:
-        """Note that a share of an image, all of it or its first steps, took some seconds."""
+        """Learn from the seconds that an image, or its first steps (``share``), took."""
         operations = self._operations(image)
         if operations is None or seconds <= 0 or not operations.total:
             return
@@ -94,7 +94,7 @@ class TimeEstimator:
             self._rates[kind.pipe] = fit_rates(of_model)
 
     def is_warm(self, image: PlannedImage) -> bool:
-        """Whether an image of this size has been made before, as patched or unpatched as this."""
+        """Whether an image of this size, likewise patched or unpatched, has been made before."""
         kind = _Kind.of(image)
         with self._lock:
             return any(
@@ -104,14 +104,14 @@ class TimeEstimator:
             )
 
     def prepare(self, images: Iterable[PlannedImage]) -> None:
-        """Count the operations of images, which may take a second for each new kind."""
+        """Count the FLOPs of images, which may take a second for each new kind."""
         for image in images:
             self._operations(image)
 
     def seconds(self, images: Sequence[PlannedImage]) -> float | None:
         """Seconds that images will take; ``None`` before their model has made any.
 
-        A kind of image that was made before takes as long as then, in proportion to its operations.
+        A kind of image that was made before takes as long as then, in proportion to its FLOPs.
         """
         found = [self._estimate(image) for image in images]
         known = [seconds for seconds in found if seconds is not None]
@@ -120,7 +120,7 @@ class TimeEstimator:
     def speedup(self, image: PlannedImage) -> float | None:
         """How many times as fast a patched image is as the same without its schedule.
 
-        Before its model has made any image it is the ratio of operations.
+        Before its model has made any image, this is the ratio of the FLOPs.
         """
         pair = image._replace(schedule=None), image
         seconds = [self._estimate(each) for each in pair]
@@ -146,13 +146,13 @@ class TimeEstimator:
 
 
 def fit_rates(seen: Iterable[tuple[Flops, float]]) -> Rates | None:
-    """Seconds per operation of attention and of all else, by least squares on relative errors.
+    """Seconds per FLOP of attention and of everything else: least squares on relative errors.
 
     Args:
-        seen: Flops that were done, and the seconds that they took.
+        seen: FLOPs, and the seconds that they took.
 
     Returns:
-        The rates, none of them negative; ``None`` if nothing was done.
+        The rates, neither of them negative; ``None`` without measurements.
 
     Example:
         >>> done = [(Flops(1e9, 1e9), 3.0), (Flops(0, 1e9), 2.0)]

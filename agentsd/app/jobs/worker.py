@@ -1,4 +1,4 @@
-"""One device, many visitors: jobs run one at a time, and the others are told of their place."""
+"""One device, many visitors: jobs run one at a time, the others learn their place in the queue."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .time_estimator import PlannedImage, TimeEstimator
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds without progress after which a job yields anyway, and so notices a visitor who left."""
+"""Seconds without progress after which a job yields anyway, to notice that a visitor has left."""
 
 
 class QueueFullError(AgentSDError):
-    """As many jobs are waiting as may."""
+    """The queue is full."""
 
 
 class Queued(NamedTuple):
@@ -31,7 +31,7 @@ class Queued(NamedTuple):
     place: int
     """How many jobs come first, at least 1."""
     seconds: float | None
-    """Until they are done; ``None`` where nothing is known of one of them."""
+    """Until they are done; ``None`` if that is unknown for one of them."""
 
 
 class Finished(NamedTuple, Generic[T]):
@@ -41,7 +41,7 @@ class Finished(NamedTuple, Generic[T]):
 
 
 Event = Queued | JobProgress | Finished[T] | None
-"""What happens to a job; ``None`` where nothing has for a while."""
+"""What happens to a job; ``None`` if nothing has happened for a while."""
 
 
 class Worker:
@@ -112,7 +112,7 @@ class Worker:
             work: Called in the worker's thread.
             images: The images that it makes, in order.
             owner: Whose job it is, for :meth:`stop`.
-            seconds: How long it takes, where that does not follow from its images.
+            seconds: Its duration, if that does not follow from its images.
 
         Yields:
             :class:`Queued` while other jobs come first, each :class:`JobProgress`, ``None`` after a
@@ -177,7 +177,7 @@ class Worker:
             yield event
 
     def _wait(self, job: Job) -> Queued | None:
-        """What a job waits for; ``None`` if it has begun."""
+        """What a job waits for; ``None`` once it has started."""
         jobs = list(self._jobs)
         if job.running or job not in jobs:
             return None

@@ -1,4 +1,4 @@
-"""The picture of an X/Y plot: its images made, and drawn with their figures."""
+"""Make the images of an X/Y plot, and draw them with their figures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make(job: Job, pipe: DiffusionPipeline, plot: Plot, prompt: str) -> Sheet:
 
 
 def _caption(cell: Cell, made: Mapping[Cell, TimedImage]) -> str:
-    """The time of an image; of a patched one also its figures against the unpatched one."""
+    """The time of an image and, if patched, its figures against the unpatched one."""
     if cell not in made:
         return "not made"
     one, unpatched = made[cell], made[cell.unpatched]
@@ -62,7 +62,7 @@ def _caption(cell: Cell, made: Mapping[Cell, TimedImage]) -> str:
 
 
 def axes_text(plot: Plot) -> str:
-    """The axes as JSON, for the file of a plot."""
+    """The axes as JSON, for the plot's file."""
     return json.dumps({side: {axis[0]: axis[1]} for side, axis in (("x", plot.x), ("y", plot.y))})
 
 

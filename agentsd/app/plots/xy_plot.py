@@ -1,4 +1,4 @@
-"""X/Y plots: an image for each pair of values of two parameters, checked before any is made."""
+"""X/Y plots: an image for each pair of values of two parameters, all validated beforehand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_VALUES_TEXT = 500
 """Characters of an axis's values."""
 
 MAX_VALUES = 256
-"""Values of an axis that are counted; more are too many for any plot."""
+"""Maximum values of an axis that are parsed; more are too many for any plot."""
 
 FIRST_PARAMETER = "stride"
 """The first axis that changes phases; it sets both ``sx`` and ``sy``."""
@@ -99,7 +99,7 @@ def _example(parameter: Parameter) -> str:
 
 
 class Plot(NamedTuple):
-    """A plot that was checked: its axes, and the images row by row."""
+    """A validated plot: its axes, and the images row by row."""
 
     x: tuple[str, list[Any]]
     y: tuple[str, list[Any]]
@@ -107,7 +107,7 @@ class Plot(NamedTuple):
 
     @property
     def images(self) -> list[Cell]:
-        """The images to make, each once, and the unpatched one before those made like it."""
+        """The images to make, without duplicates, each unpatched one before its patched ones."""
         return list(dict.fromkeys(one for cell in self.cells for one in (cell.unpatched, cell)))
 
 

@@ -1,4 +1,4 @@
-"""How much one visitor may ask for, checked on the server whatever a page or program sends."""
+"""How much one visitor may request, enforced on the server whatever a page or program sends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...settings import StrictModel, short_repr
 
 
 class Limits(StrictModel):
-    """What one visitor may ask of the device, and how many may wait.
+    """What one visitor may request, and how many requests may wait.
 
     Args:
         max_pixels: Width times height of an image.
         max_steps: Denoising steps of an image.
         max_images: Images of one X/Y plot; a comparison makes two.
-        max_minutes: Of tuning a schedule; 0 for no tuning.
-        queue_size: Requests that may wait; further ones are turned away.
+        max_minutes: Of tuning a schedule; 0 disables tuning.
+        queue_size: Requests that may wait; further ones are rejected.
 
     Raises:
         SettingsError: If one is out of range.
@@ -74,7 +74,7 @@ class Limits(StrictModel):
         return (short, long) if height <= width else (long, short)
 
     def check_minutes(self, minutes: Any) -> None:
-        """Refuse to tune for longer than is allowed, or for no time.
+        """Reject a tuning time above the limit, or of 0.
 
         Raises:
             SettingsError: Names the limit.

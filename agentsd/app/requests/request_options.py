@@ -1,4 +1,4 @@
-"""Image to image and LoRAs: what a visitor chose, checked, and put on a pipeline for a while."""
+"""Image to image and LoRAs: a visitor's choice, validated, and applied temporarily."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNSUPPORTED = {
     "vae_slicing": "VAE slicing",
     "attention_backend": "the attention backend",
 }
-"""What the page has no control for, and what it is called there."""
+"""Options without a control on the page, and their names there."""
 
 
 def read_options(
@@ -80,12 +80,12 @@ def read_options(
 def restored_options(
     options: PipelineOptions, loras: Mapping[str, str], init_image: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a visitor chose, from the record of an image.
+    """A visitor's choice, from the record of an image.
 
     Args:
         options: Of the record, which names files but not where they are.
         loras: Paths of the LoRAs that the server offers, by name.
-        init_image: The file of the image that it was started from, where it is still there.
+        init_image: The file of its initial image, if that still exists.
 
     Returns:
         What :func:`read_options` takes, and what cannot be restored.
@@ -127,7 +127,7 @@ def check_image(path: str) -> None:
 
 
 def named_loras(paths: Iterable[str]) -> dict[str, str]:
-    """Names for LoRAs: of the file, or of its folder where diffusers chose that of the file.
+    """Names for LoRAs: that of the file, or of its folder if the file has diffusers' default name.
 
     Raises:
         SettingsError: If two have the same name.
@@ -144,7 +144,7 @@ def named_loras(paths: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def with_options(pipe: DiffusionPipeline, options: PipelineOptions) -> Iterator[DiffusionPipeline]:
-    """The pipeline with options, or another that shares its models; undone afterwards.
+    """The pipeline with options, or another that shares its models; restored afterwards.
 
     Raises:
         LoadError: If a LoRA does not fit the model.

@@ -13,7 +13,7 @@ from ...settings import dump_yaml
 from .schedule_text import CUSTOM
 
 MAX_TUNED = 16
-"""Schedules read from a folder; the rest are left out."""
+"""Maximum schedules read from a folder; the rest are ignored."""
 
 
 class NamedSchedule(NamedTuple):
@@ -29,7 +29,7 @@ class NamedSchedule(NamedTuple):
 
 
 class ScheduleLibrary:
-    """The presets, and the schedules that ``agentsd tune`` or anyone wrote into a folder.
+    """The presets, and the schedules in a folder, such as those of ``agentsd tune``.
 
     Args:
         folder: Of YAML files; ``None`` for the presets alone.
@@ -43,7 +43,7 @@ class ScheduleLibrary:
         self._all = {named.name: named for named in [*presets, *_read_folder(folder)]}
 
     def names(self) -> list[str]:
-        """From the closest to the fastest, then those that another one beats in both."""
+        """From closest to fastest, then those that another one beats in both respects."""
         front, rest = ordered(self._all.values())
         return [named.name for named in [*front, *rest]]
 
@@ -59,7 +59,7 @@ class ScheduleLibrary:
         return name if name in presets else dump_yaml(self._all[name].schedule.to_dict())
 
     def name_of(self, schedule: Schedule) -> str:
-        """Under which name a schedule is here; :data:`CUSTOM` if it is not."""
+        """The name of a schedule in the library; :data:`CUSTOM` if it has none."""
         alike = (name for name, known in self._all.items() if known.schedule.does_as(schedule))
         return next(alike, CUSTOM)
 
@@ -67,7 +67,7 @@ class ScheduleLibrary:
 def ordered(
     schedules: Iterable[NamedSchedule],
 ) -> tuple[Sequence[NamedSchedule], Sequence[NamedSchedule]]:
-    """Those that no other is both closer and faster than, from slow to fast; and the rest."""
+    """Those on the Pareto front, from slow to fast; and the rest."""
     schedules = list(schedules)
     measured = [(m.time, m.psnr, named) for named in schedules if (m := named.measured) and m.psnr]
     front = [

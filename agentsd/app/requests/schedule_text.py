@@ -1,4 +1,4 @@
-"""Read schedules that visitors send: bounded in size and time, never from a named file."""
+"""Read schedules from visitors: bounded in size and time, and never from a file they name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_YAML = 16 * 1024
 """Bytes of a schedule; the presets have fewer than 1,000."""
 
 MAX_BRACKETS = 64
-"""Brackets in a schedule; nested by the thousand, they take a parser minutes."""
+"""Brackets in a schedule; a parser takes minutes for thousands of nested ones."""
 
 MAX_PHASES = 16
 """Phases of a schedule."""

@@ -1,4 +1,4 @@
-"""Read files that visitors upload, which may be anything."""
+"""Read files that visitors upload, which may contain anything."""
 
 from __future__ import annotations
 

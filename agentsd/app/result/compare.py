@@ -46,7 +46,7 @@ class Compared(NamedTuple):
 
 
 def pocket_clip_scorer() -> ClipScorer:
-    """A scorer by the pocket model's own CLIP, which knows only the words of that model."""
+    """A scorer with the pocket model's CLIP, which only knows the words of that model."""
     model: Clip = load_clip("pocket")
 
     def score(image: Image.Image, prompt: str) -> float:
@@ -69,7 +69,7 @@ def compare(
         pipe: Unpatched.
         request: For one seed.
         scorer: Scores both images, if there is one for the model.
-        number: Of the seed among several; the patched image comes first at every other one.
+        number: Index of the seed; the patched image comes first for every other one.
 
     Raises:
         JobStopped: If the job is stopped.

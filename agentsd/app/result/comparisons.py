@@ -1,4 +1,4 @@
-"""Run comparisons for the page and the API, and keep their images and figures as files."""
+"""Run comparisons for the page and the API, and store their images and figures as files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUMMARY = "comparison.json"
 """File beside a comparison's images, with its figures."""
 
 START = "start"
-"""Name, without its suffix, of the copy of an image that others were started from."""
+"""Name, without its suffix, of the copy of an initial image."""
 
 
 class SavedComparison(NamedTuple):
@@ -42,7 +42,7 @@ class SavedComparison(NamedTuple):
     patched: SavedImage
     figures: dict[str, Any]
     notes: list[str]
-    """What a visitor should know: which images are hidden, which part of a prompt is not used."""
+    """What a visitor should know: which images are hidden, which part of a prompt is ignored."""
     pair: Pair
     """The images as the page shows them."""
 
@@ -113,7 +113,7 @@ class Comparisons:
         )
 
     def _make_all(self, job: Job, request: ImageRequest) -> list[SavedComparison]:
-        """Make the seeds in turn; a stop keeps those that are finished."""
+        """Compare the seeds one by one; stopping keeps those that are finished."""
         done: list[SavedComparison] = []
         try:
             for number, one in enumerate(request.seeds()):
@@ -163,12 +163,12 @@ class Comparisons:
 
 
 def starting_image(folder: Path) -> str | None:
-    """The image that those in a comparison's folder were started from, if there is one."""
+    """The initial image of the comparison in a folder, if it has one."""
     return next((str(file) for file in folder.glob(f"{START}.*")), None)
 
 
 def _plain(name: str) -> str:
-    """A name of a schedule as a part of a file's name."""
+    """A schedule's name as part of a file name."""
     return re.sub(r"[^\w]+", "-", name).strip("-")
 
 

@@ -18,7 +18,7 @@ MODES = {
     "difference": "Difference × 10",
     "race": "Race",
 }
-"""How two images can be looked at."""
+"""Ways to compare two images."""
 
 SCRIPT = Path(__file__).with_name("difference_views.js").read_text(encoding="utf-8")
 
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     size: tuple[int, int]
     """Width and height, in pixels."""
     columns: int
-    """Frames in a row of the sheets."""
+    """Frames per row of the sheets."""
 
 
 def difference_views() -> gr.HTML:

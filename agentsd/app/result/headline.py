@@ -14,7 +14,7 @@ CLOSENESS = (
     (40.0, "differences are hard to see"),
     (30.0, "small differences"),
 )
-"""What a PSNR in dB, from the least on, means to the eye."""
+"""What a PSNR, from this many dB on, means visually."""
 
 HIDDEN = ("unpatched_nsfw_content_detected", "nsfw_content_detected")
 """Figures that say whether a safety checker hid an image."""
@@ -27,7 +27,7 @@ UNCHANGED = (
 VISIBLE = "visible differences"
 
 NO_GAIN = 1.05
-"""A speed-up below this, or a slowdown above its inverse, may be noise of the measurement."""
+"""A speed-up below this, or a slowdown above its inverse, may be measurement noise."""
 
 
 def closeness(found: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def closeness(found: dict[str, Any]) -> str:
 
 
 def speed(ratio: float) -> str:
-    """A speed-up with one decimal, if it is one.
+    """A speed-up with one decimal, if it is significant.
 
     Example:
         >>> speed(4.631), speed(0.98)

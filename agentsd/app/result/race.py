@@ -16,7 +16,7 @@ from PIL import Image
 Floats = NDArray[np.float64]
 
 SIDE = 256
-"""Most pixels of the longer side of a frame."""
+"""Maximum pixels of the longer side of a frame."""
 
 COLUMNS = 8
 """Frames in a row of a sheet."""
@@ -25,7 +25,7 @@ QUALITY = 70
 """Of the file of a sheet, as WebP."""
 
 RIDGE = 1e-3
-"""Of the least squares, so that flat images have a solution."""
+"""Regularisation of the least squares, so that flat images have a solution."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Trace:
     """After each step, ``[C, h, w]``."""
 
     def add(self, seconds: float, latents: torch.Tensor) -> None:
-        """Note a step; ``latents`` is ``[1, C, h, w]``."""
+        """Record a step; ``latents`` is ``[1, C, h, w]``."""
         self.seconds.append(seconds)
         self.latents.append(latents[0].float().cpu().numpy().astype(np.float64))
 
@@ -97,7 +97,7 @@ class LinearDecoder:
 
     @classmethod
     def fit(cls, latents: Floats, image: Image.Image) -> LinearDecoder:
-        """The map that best turns latents ``[C, h, w]`` into an image."""
+        """The map that best predicts an image from latents ``[C, h, w]``."""
         _, h, w = latents.shape
         block = max(1, image.width // w)
         pixels = np.asarray(image.convert("RGB").resize((w * block, h * block)), np.float64)
@@ -116,7 +116,7 @@ class LinearDecoder:
 
 
 def _neighbourhoods(latents: Floats) -> Floats:
-    """``[C, h, w]`` to ``[h · w, 9 C + 1]``: each place with its neighbours, and a one."""
+    """``[C, h, w]`` to ``[h · w, 9 C + 1]``: each position with its neighbours, and a one."""
     _, h, w = latents.shape
     padded = np.pad(latents, ((0, 0), (1, 1), (1, 1)), mode="edge")
     shifted = [padded[:, y : y + h, x : x + w] for y in range(3) for x in range(3)]

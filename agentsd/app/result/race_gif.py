@@ -1,4 +1,4 @@
-"""A race as an animated GIF, to show elsewhere."""
+"""A race as an animated GIF, to share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from .race import Lane
 
 LONGEST = 8.0
-"""Seconds of a race as shown; longer ones are shown faster, as the picture then says."""
+"""Maximum seconds of a race; longer ones are sped up, and the picture says so."""
 
 HOLD = 3.0
 """Seconds that the last frame stays."""
 
 TICK = 0.05
-"""Least seconds between two frames; browsers slow down GIFs that have less than 0.02."""
+"""Minimum seconds between two frames; browsers slow down GIFs with less than 0.02."""
 
 INK, PALE, TRACK, FAST, SLOW = "#18181b", "#71717a", "#e4e4e7", "#047857", "#71717a"
 """Colours: text, small text, the empty bar, the bar of the first lane, and that of the others."""

@@ -1,4 +1,4 @@
-"""Files of the images that visitors made: where they are, and how long they stay."""
+"""Files of visitors' images: where they are, and how long they are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES_LAST = 3 * 3600
 
 
 class SavedImage(NamedTuple):
-    """An image of the history."""
+    """An image of a comparison, as saved."""
 
     file: str
     caption: str
@@ -24,7 +24,7 @@ class SavedImage(NamedTuple):
 
 
 def new_folder(folder: str) -> Path:
-    """A folder whose name nobody can guess; those that are too old are deleted.
+    """Make a folder whose name cannot be guessed, and delete those that are too old.
 
     Args:
         folder: Folder of the page's files, which gradio serves.
@@ -32,7 +32,7 @@ def new_folder(folder: str) -> Path:
     secret = Path(folder) / secrets.token_hex(16)
     secret.mkdir(parents=True)
     for old in Path(folder).iterdir():
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # already deleted
             if time.time() - old.stat().st_mtime > FILES_LAST:
                 shutil.rmtree(old)
     return secret

@@ -1,4 +1,4 @@
-"""A chart of time against pixels, both ways, that fills up as images are made."""
+"""A chart of time against pixels, unpatched and patched, that fills in as images are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 210, 52, 22, 10, 28
 
 
 class Measured(NamedTuple):
-    """What both images of a finished comparison took."""
+    """The times of both images of a finished comparison."""
 
     model: str
     height: int
@@ -29,7 +29,7 @@ class Measured(NamedTuple):
 
 
 def size_label(estimate: SizeEstimate) -> str:
-    """What a button of a size says; ``~`` marks what was not measured.
+    """The label of a size's button; ``~`` marks estimates.
 
     Example:
         >>> size_label(SizeEstimate(512, 512, 44.1, 9.5, 4.64))
@@ -94,7 +94,7 @@ def draw(estimates: Sequence[SizeEstimate], measured: Sequence[Measured]) -> str
 
 
 class _Axes:
-    """Pixels to the right on a scale of sides, so that small sizes keep apart; seconds upwards."""
+    """X by the side length, so that small sizes stay apart; y by seconds."""
 
     def __init__(self, most_pixels: float, most_seconds: float) -> None:
         self._right, self._top = sqrt(most_pixels), most_seconds

@@ -1,4 +1,4 @@
-"""The sizes that the page offers for a model, and what each is expected to take."""
+"""The sizes that the page offers for a model, with their expected times."""
 
 from __future__ import annotations
 

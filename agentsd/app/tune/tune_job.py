@@ -1,4 +1,4 @@
-"""Tuning as a job of the page: it shows its progress, can be stopped, and leaves three files."""
+"""Tuning as a job of the page: it shows progress, can be stopped, and writes three files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BETWEEN = 0.5
 
 
 class TuneRequest(NamedTuple):
-    """What to tune, checked."""
+    """A validated tuning request."""
 
     image: ImageRequest
     """Model, steps, size and all else that the schedule is tuned for; its prompt is not used."""
@@ -38,7 +38,7 @@ class Tuned(NamedTuple):
     """A finished tuning run."""
 
     words: list[str]
-    """What was found and why, in sentences."""
+    """The result and the reasons for it, in sentences."""
     schedule: str
     """As YAML."""
     schedule_file: str
@@ -47,7 +47,7 @@ class Tuned(NamedTuple):
 
 
 def checked_prompts(text: str, image: ImageRequest) -> list[str]:
-    """The lines of a text, which can be tuned on.
+    """The lines of a text, validated as prompts for tuning.
 
     Raises:
         SettingsError: If there are too few, or one is not a valid prompt.
@@ -58,16 +58,16 @@ def checked_prompts(text: str, image: ImageRequest) -> list[str]:
 
 
 def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: str) -> Tuned:
-    """Tune, within one denoising step of a stop at the latest.
+    """Tune; stops within one denoising step when asked to.
 
     Args:
         job: The visitor's job.
         pipe: The model's unpatched pipeline.
         request: What to tune.
-        folder: Where to keep the schedule and its report; all else is deleted.
+        folder: Where to keep the schedule and its report; everything else is deleted.
 
     Raises:
-        JobStopped: If it was stopped before it knew any schedule.
+        JobStopped: If it was stopped before any schedule was measured.
         AgentSDError: As :func:`agentsd.tune`.
     """
     image = request.image

@@ -21,7 +21,7 @@ from ..requests.limits import Limits
 from .tune_job import Tuned, TuneRequest, checked_prompts, run_tuning
 
 LONGEST = 32 * 1024
-"""Characters of all prompts together."""
+"""Maximum characters of all prompts together."""
 
 
 class TuneTab:
@@ -33,7 +33,7 @@ class TuneTab:
         folder: Where schedules and reports are written.
         inputs: The page's controls but the prompt, which say what to tune for.
         request: Reads their values.
-        editor: Where the schedule can be put.
+        editor: Receives the schedule.
         image: The page's controls of model, steps, height and width.
     """
 

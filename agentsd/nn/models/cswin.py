@@ -136,7 +136,7 @@ class AgentCSWin(Pyramid):
         super().__init__(stages, position=False, final_norm=True, norm_eps=1e-5, **options)
 
     def rename_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights by the names of this model."""
+        """Rename published weights for this model."""
         return renamed(weights, PUBLISHED_NAMES)
 
 

@@ -19,12 +19,12 @@ __all__ = ["AgentDeiT"]  # timm adds the models
 
 
 class ClassTokenAttention(AgentAttention):
-    """The layer as timm's blocks call it."""
+    """The layer with the interface that timm's blocks expect."""
 
-    def forward(  # type: ignore[override]  # a mask takes the grid's place
+    def forward(  # type: ignore[override]  # a mask in place of the grid
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend, as :class:`AgentAttention` does; masks are refused."""
+        """Attend like :class:`AgentAttention`; masks are rejected."""
         if attn_mask is not None or is_causal:
             raise ModelError("agent attention pools its agents from all tokens; drop the mask")
         return super().forward(x)
@@ -66,7 +66,7 @@ class AgentDeiT(VisionTransformer):  # type: ignore[misc]  # timm is untyped
                 block.attn.set_grid(self.patch_embed.grid_size)
 
     def rename_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights by the names of this model."""
+        """Rename published weights for this model."""
         # timm resizes the position embedding.
         return renamed(checkpoint_filter_fn(weights, self), [BIAS])
 

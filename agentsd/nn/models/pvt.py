@@ -61,7 +61,7 @@ class AgentPVT(Pyramid):
         super().__init__(stages, position=True, final_norm=False, norm_eps=1e-6, **options)
 
     def rename_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights by the names of this model; queries, keys and values in one."""
+        """Rename published weights for this model, and join queries, keys and values."""
         weights = renamed(weights, PUBLISHED_NAMES)
         for name in [name for name in weights if re.search(r"\.attn\.q\.\w+$", name)]:
             kv = weights.pop(name.replace(".attn.q.", ".attn.kv."))

@@ -20,7 +20,7 @@ from ..published import resize_position_embedding
 
 
 class GridBlock(Block):  # type: ignore[misc]  # timm is untyped
-    """timm's block, whose attention is told the grid."""
+    """timm's block, which passes the grid to its attention."""
 
     def __init__(self, attention: nn.Module, **options: Any) -> None:
         super().__init__(**options)
@@ -34,7 +34,7 @@ class GridBlock(Block):  # type: ignore[misc]  # timm is untyped
 
 
 class StageSpec(NamedTuple):
-    """What one stage is like."""
+    """Specification of a stage."""
 
     depth: int
     width: int
@@ -43,19 +43,19 @@ class StageSpec(NamedTuple):
     reduction: tuple[int, int, int]
     """Kernel, stride and padding of the convolution that it starts with."""
     attention: Callable[[Grid], nn.Module]
-    """Makes the attention of a block for a grid."""
+    """Builds a block's attention for a grid."""
 
 
 class Stage(nn.Module):
     """Reduce an image by a convolution, then attend to its tokens.
 
     Args:
-        spec: What it is like.
+        spec: Its specification.
         in_chans: Channels of the image.
         in_size: Height and width of the image.
         drop_path: Rate of each block.
         position: Whether it has a position embedding.
-        options: Those of timm's block that all of its blocks share.
+        options: Options of timm's block, shared by all blocks.
     """
 
     def __init__(
@@ -121,16 +121,16 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Stages, each at a lower resolution than the one before; then their mean and a classifier.
+    """Stages of decreasing resolution, followed by pooling and a classifier.
 
     Images of any size can be given, and biases and position embeddings are resized in each call.
 
     Args:
-        stages: What the stages are like.
+        stages: Specifications of the stages.
         img_size: Height and width of images, or their side.
         in_chans: Channels of images.
         num_classes: Number of classes; 0 for none.
-        global_pool: ``"avg"``, or ``""`` to classify each place.
+        global_pool: ``"avg"``, or ``""`` to classify each position.
         position: Whether each stage has a position embedding.
         final_norm: Whether the last features are normalised.
         norm_eps: Epsilon of the blocks' layer norms.
@@ -205,7 +205,7 @@ class Pyramid(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def set_input_size(self, img_size: int | Grid) -> None:
-        """Make an image size the model's own; position embeddings and biases are resized."""
+        """Change the image size; position embeddings and biases are resized."""
         size = to_2tuple(img_size)
         stage: Any
         for stage in self.stages:
@@ -213,16 +213,16 @@ class Pyramid(nn.Module):
             size = stage.grid_size
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay: none but those that timm excludes itself."""
+        """Parameters without weight decay: none besides those that timm excludes itself."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to one layer, for rates that differ by layer."""
+        """Groups of parameters by layer, for layer-wise learning rates."""
         depth = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
         return {"stem": r"^stages\.0\.(proj|norm|pos_embed)", "blocks": depth}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of storing them."""
         stage: Any
         for stage in self.stages:
             stage.grad_checkpointing = enable

@@ -1,4 +1,4 @@
-"""What timm knows of the models: how images are prepared for them, and how one is made."""
+"""Registration with timm: the preprocessing of images, and how a model is built."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -12,11 +12,11 @@ from ..published import convert_published
 Model = TypeVar("Model", bound=nn.Module)
 
 PYRAMID = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
-"""The features of a model whose four stages have a resolution each."""
+"""The feature configuration of a model with four stages of different resolution."""
 
 
 def data_config(first_conv: str, classifier: str = "head") -> dict[str, Any]:
-    """timm's ``pretrained_cfg``, with the published preparation of ImageNet's images.
+    """timm's ``pretrained_cfg``, with the published preprocessing of ImageNet.
 
     Args:
         first_conv: Name of the convolution that reads the image.
@@ -44,7 +44,7 @@ def create(
     features: Mapping[str, Any] = PYRAMID,
     **options: Any,
 ) -> Model:
-    """Make a model as timm does, with published weights converted where it is to load some.
+    """Build a model as timm does, converting published weights if it loads any.
 
     Args:
         kind: Its class.

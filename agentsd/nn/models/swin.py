@@ -38,7 +38,7 @@ class AgentSwinBlock(SwinTransformerBlock):  # type: ignore[misc]  # timm is unt
         )
 
     def _attn(self, x: Tensor) -> Tensor:
-        """Attention of ``[B, h, w, C]``, which timm's block calls between norm and residual."""
+        """Attention of ``[B, h, w, C]``, called by timm's block between norm and residual."""
         out: Tensor = self.attn(x.flatten(1, 2), (x.shape[1], x.shape[2]))
         return out.view_as(x)
 
@@ -84,8 +84,8 @@ class AgentSwin(SwinTransformer):  # type: ignore[misc]  # timm is untyped
                 )
 
     def rename_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights by the names of this model."""
-        # timm knows how the first Swin Transformer's names and windows differ from its own.
+        """Rename published weights for this model."""
+        # timm converts the names and windows of the original Swin Transformer.
         return renamed(checkpoint_filter_fn(weights, self), [BIAS])
 
 
