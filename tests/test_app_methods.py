@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,16 +24,16 @@ from agentsd.app.plots import xy_plot
 from agentsd.app.requests.catalog import model_catalog
 from agentsd.app.requests.limits import Limits
 from agentsd.app.result import compare
-from agentsd.methods import METHODS, Phase, Plan
+from agentsd.methods import METHODS, BasePhase, Phase, Plan
 from agentsd.methods.base import ADVANCED, Draw, SelfAttention
 from agentsd.schedule import Schedule
 
 
 @pytest.fixture
-def striped() -> Iterator[type[Phase]]:
-    """A method whose keys are every n-th token; registered while the test runs."""
+def striped(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BasePhase]]:
+    """A method whose keys are every n-th token; one of the union while the test runs."""
 
-    class Striped(Phase):
+    class Striped(BasePhase):
         summary: ClassVar = "keys are every n-th token"
         replaces: ClassVar = {"most": "every"}
 
@@ -64,13 +64,16 @@ def striped() -> Iterator[type[Phase]]:
         def stages(self, plan: Plan) -> tuple[str, ...]:
             return (f"{plan.keys:,} stripes",)
 
-    try:
+    union = Sequence[Annotated[Phase | Striped, Field(discriminator="method")]]
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "striped", Striped)
+        patch.setattr(Schedule.model_fields["phases"], "annotation", union)
+        Schedule.model_rebuild(force=True)
         yield Striped
-    finally:
-        del METHODS["striped"]
+    Schedule.model_rebuild(force=True)
 
 
-def test_parameters_are_those_with_a_description(striped: type[Phase]) -> None:
+def test_parameters_are_those_with_a_description(striped: type[BasePhase]) -> None:
     found = parameters(striped)
     assert list(found) == ["every", "most", "gain", "order", "flip", "cache_interval"]
     every, most, gain, order, flip, _ = found.values()
@@ -92,7 +95,7 @@ def test_the_sliders_of_the_known_methods() -> None:
     assert agent["sx"].control != agent["sy"].control
 
 
-def test_the_editor_offers_it(striped: type[Phase]) -> None:
+def test_the_editor_offers_it(striped: type[BasePhase]) -> None:
     with gr.Blocks() as page:
         row = PhaseControls(0)
     blocks = {getattr(block, "label", None): block for block in page.blocks.values()}
@@ -131,7 +134,7 @@ def test_the_editor_offers_it(striped: type[Phase]) -> None:
     }
 
 
-def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) -> None:
+def test_the_timeline_and_plots_show_it(striped: type[BasePhase], tmp_path: Path) -> None:
     pipe = tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
     schedule = Schedule(phases=[{"method": "full", "until": 0.5}, {"method": "striped"}])
     assert concise(schedule)["phases"][1] == {"method": "striped"}

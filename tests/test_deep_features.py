@@ -278,7 +278,11 @@ def test_flat_keys_of_older_files_are_read(order: int) -> None:
 def test_schedules_without_it_are_written_as_before() -> None:
     assert "cache" not in Keys().to_dict()
     schedule = cached(3, "keys")
-    assert schedule.to_dict()["phases"][0]["cache"] == {"interval": 3, "branch": 0, "order": 1}
+    assert cached(3, min_steps=None).to_dict()["phases"][0]["cache"] == {
+        "interval": 3,
+        "branch": 0,
+        "order": 1,
+    }
     assert Schedule.from_yaml(schedule.to_yaml()) == schedule
 
 
