@@ -64,6 +64,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
 """What makes such a request invalid, and a part of the error it gets."""
 
 
+COUNT_CALLS = """(() => {
+  const real = window.fetch;
+  window.handlerCalls = {open: 0, last: 0};
+  window.fetch = async (...given) => {
+    if (!String(given[0]?.url ?? given[0]).endsWith("/predict")) return real(...given);
+    window.handlerCalls.open++;
+    try {
+      return await real(...given);
+    } finally {
+      window.handlerCalls.open--;
+      window.handlerCalls.last = performance.now();
+    }
+  };
+})()"""
+"""For a page's first script: counts the calls of handlers that are under way."""
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -85,6 +102,14 @@ def served(
             yield server
         finally:
             server.close()
+
+
+def settle(page: Any) -> None:
+    """Wait until no handler is under way and none has been for 0.3 s, so that none follows."""
+    rests = (
+        "(at) => !handlerCalls.open && performance.now() > Math.max(at, handlerCalls.last) + 300"
+    )
+    page.wait_for_function(rests, arg=page.evaluate("performance.now()"))
 
 
 @contextmanager
@@ -109,6 +134,7 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
+        page.add_init_script(COUNT_CALLS)
         page.on("request", check_request)
         page.on("console", check_message)
         page.goto(url)

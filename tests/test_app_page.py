@@ -16,7 +16,7 @@ import uvicorn
 from contrast import CONTRAST_OF
 from diffusers import LCMScheduler
 from playwright.sync_api import Page, expect
-from serving import free_port, idle, opened, served
+from serving import free_port, idle, opened, served, settle
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -141,7 +141,7 @@ def test_the_timeline_is_right_after_quick_changes(page: Page) -> None:
     steps.fill("10")
     steps.press("Tab")
     expect(page.locator("#yaml textarea")).to_have_value(re.compile("agent_ratio"))
-    page.wait_for_timeout(1000)
+    settle(page)
     expect(timeline(page)).to_contain_text("steps 1–4")
     expect(page.get_by_label("paper", exact=True).first).to_be_checked()
 

@@ -17,9 +17,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from test_patch import check_likeness, check_reversal
-from test_pipelines_of_diffusers import PIPELINES, run
-from test_schedulers import NAMES, given, seeded
+from reversal import check_likeness, check_reversal
+from scheduler_cases import NAMES, given, seeded
 from tiny_models import (
     RecordingBackend,
     call,
@@ -31,6 +30,7 @@ from tiny_models import (
     tiny_unet,
     watch,
 )
+from tiny_pipelines import PIPELINES, run
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import agentsd
+from agentsd.app.controls import examples
 from agentsd.methods import METHODS, Phase
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,7 @@ def test_the_quick_start_imports_public_names_only() -> None:
         assert not re.search(r"(from|import) agentsd\.", text), page
         used = set(re.findall(r"\bagentsd\.(\w+)(?=[(.\]`,])", text)) - {"__all__"}
         assert used <= set(agentsd.__all__), page
+
+
+def test_the_web_app_links_to_the_repository() -> None:
+    assert f'Homepage = "{examples.LINKS["Code"]}"' in read("pyproject.toml")

@@ -17,7 +17,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from peft import get_peft_model_state_dict
-from test_patch import AGENTS, UNALIKE, add_lora, check_likeness, load_ip_adapter
+from reversal import AGENTS, UNALIKE, check_likeness
+from tiny_adapters import add_lora, ip_adapter, load_ip_adapter
 from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeline, tiny_unet
 from torch import Tensor
 
@@ -225,8 +226,6 @@ def test_device_map(pipe: Any, tmp_path: Path) -> None:
 
 @pytest.mark.cell(EITHER, name="IP-Adapters, one and several")
 def test_several_ip_adapters(pipe: Any, tmp_path: Path) -> None:
-    from test_patch import ip_adapter
-
     def load(into: Any) -> None:
         weights = [build(lambda: ip_adapter(into.unet), seed) for seed in (0, 1)]
         into.load_ip_adapter(

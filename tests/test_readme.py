@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
-from test_adapters import controlnet, save_lora
-from test_extensions import EXTENSIONS
-from test_pipelines_of_diffusers import PIPELINES
-from test_schedulers import NAMES
+from tiny_adapters import controlnet, save_lora
 from tiny_models import tiny_pipeline
 
 from agentsd import Schedule
@@ -164,10 +161,3 @@ def test_local_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert anchor in slugs, f"{path}#{anchor}"
-
-
-def test_the_page_of_what_works_has_every_row() -> None:
-    page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
-    for name in (*PIPELINES, *EXTENSIONS, *NAMES):
-        assert f"| {name} |" in page, f"{name}: run make compatibility"
-    assert "| fails |" not in page

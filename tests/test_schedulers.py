@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_patch import check_likeness
-from test_pipelines_of_diffusers import PICTURE, of, refiner, xl
+from reversal import check_likeness
+from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
+from tiny_pipelines import PICTURE, of, refiner, xl
 
 from agentsd import Phase, Schedule, SettingsError, apply_patch
 from agentsd.generation.images import make_batch
@@ -23,7 +24,6 @@ from agentsd.models.schedulers import scheduler_for
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-NAMES = sorted(kind.__name__ for kind in DDIMScheduler().compatibles)
 TWO = Schedule(phases=[Phase(method="keys", until=0.5), Phase(method="merge")])
 
 
@@ -35,24 +35,6 @@ SCHEDULERS = [
     pytest.param(name, marks=pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")))
     for name in NAMES
 ]
-
-
-def given(pipe: Any, name: str) -> Any:
-    """The pipeline with another scheduler."""
-    try:
-        pipe.scheduler = scheduler_for(pipe, name)
-    except SettingsError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        pytest.skip(str(error))
-    return pipe
-
-
-def seeded(pipe: Any) -> Any:
-    """The pipeline, with a seed for a scheduler that takes no generators."""
-    if hasattr(pipe.scheduler, "noise_sampler_seed"):
-        pipe.scheduler.noise_sampler_seed = 0
-    return pipe
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

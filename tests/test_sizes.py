@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_patch import AGENTS, check_reversal
+from reversal import AGENTS, check_reversal
 from tiny_models import call, latents, smallest_unet, tiny_unet
 from torch import Tensor
 

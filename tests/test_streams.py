@@ -14,8 +14,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_pipelines_of_diffusers import PICTURE, of, xl
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
+from tiny_pipelines import PICTURE, of, xl
 from torch import Tensor
 
 from agentsd import PatchError, apply_patch, cache_context, inspect_patch, patched

@@ -15,8 +15,8 @@ from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from DeepCache import DeepCacheSDHelper
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from test_patch import add_lora, check_unchanged, snapshot
-from test_pipelines_of_diffusers import BLOCKS
+from reversal import check_unchanged, snapshot
+from tiny_adapters import add_lora
 from tiny_models import (
     build,
     latents,
@@ -26,6 +26,7 @@ from tiny_models import (
     tiny_unet,
     watch,
 )
+from tiny_pipelines import BLOCKS
 from torch import Tensor, nn
 
 from agentsd import PatchError, apply_patch, inspect_patch, patched, remove_patch
