@@ -58,6 +58,7 @@ def test_plms_is_without_runge_kutta_steps(pipe: Any) -> None:
     assert plms.config.prediction_type == "v_prediction"
 
 
+@pytest.mark.slow
 def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: str) -> None:
     plain = made(pipe, PipelineOptions())
     scheduler = pipe.scheduler

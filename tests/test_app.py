@@ -218,6 +218,7 @@ def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
             planned(*axes)
 
 
+@pytest.mark.slow
 def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalog) -> None:
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
     plot = xy_plot.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
@@ -236,6 +237,7 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     assert events[-1].share == 1
 
 
+@pytest.mark.slow
 def test_a_recording_is_what_the_layers_do(pipe: Any, catalog: ModelCatalog) -> None:
     """Owners and agents are those of the layer's own matching, and watching changes nothing."""
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)

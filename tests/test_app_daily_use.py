@@ -14,7 +14,7 @@ import pytest
 from contrast import CONTRAST_OF
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
-from serving import COUNT_CALLS, opened, served, settle
+from serving import COUNT_CALLS, served, settle
 from tiny_models import tiny_pipeline, tiny_unet
 
 from agentsd.app.requests.limits import Limits
@@ -40,12 +40,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     limits = Limits(max_steps=50, max_images=8, max_pixels=96 * 96)
     with served(tmp_path_factory.mktemp("model"), limits, more={"other": other}) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser(server: Server) -> Iterator[Any]:
-    with opened(server.url) as page:
-        yield page.context.browser
 
 
 @contextmanager

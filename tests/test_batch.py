@@ -24,6 +24,7 @@ from accelerate import PartialState
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 from rich.console import Console
+from sampling import with_samples
 from tiny_models import with_safety_checker
 from tqdm import tqdm
 
@@ -234,6 +235,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments: before the first image, between, while files are written."""
     prompts = PROMPTS + PROMPTS[:20]
@@ -258,7 +260,8 @@ def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> 
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", with_samples([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_signal_ends_a_run_after_the_batch_in_hand(
     start: Any, tmp_path: Path, number: int
 ) -> None:
@@ -283,6 +286,7 @@ def ranks(start: Any, count: int) -> list[Child]:
     return [Child(start, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
     few = PROMPTS[:24]
     start("whole", few)
@@ -294,6 +298,7 @@ def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
     assert sorted(p.name for p in run.glob("*.jsonl")) == ["manifest.jsonl", "prompts.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dying", [0, 1])
 def test_the_work_of_a_process_that_died_is_done(start: Any, tmp_path: Path, dying: int) -> None:
     few = PROMPTS[:24]
@@ -476,6 +481,7 @@ def test_a_full_disk_is_one_error_and_what_was_made_stays(
     assert hashes(run) == hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_images_wait_for_their_writer_in_a_bounded_queue(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -602,6 +608,7 @@ def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, fil
     assert start(prompts=["a", "b"])[0]["made"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_records", [False, True])
 def test_memory_stays_flat(
     start: Any, monkeypatch: pytest.MonkeyPatch, *, keeps_records: bool

@@ -98,6 +98,7 @@ def test_short_calls_are_timed_together(seconds: float, calls: int) -> None:
     assert timing._calls(seconds) == calls
 
 
+@pytest.mark.slow
 def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     real, graphs = torch.compile, []
@@ -151,6 +152,7 @@ def test_the_top_block_is_one_of_the_whole() -> None:
 
 
 class TestCommand:
+    @pytest.mark.command("benchmark")
     def test_writes_a_table_and_a_plot(self, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "new" / "figures.csv"
         assert command("--schedule", "faithful", "--size", "96x64", "--out", str(out)) == 0

@@ -135,6 +135,7 @@ def test_an_unexpected_error_is_one_line(run: Any, monkeypatch: pytest.MonkeyPat
         run()
 
 
+@pytest.mark.command("generate")
 def test_json_on_stdout_is_the_summary(run: Any, tmp_path: Path) -> None:
     code, out, _ = run("--json", "--num-images", "2", "--schedule", "fast", "--dtype", "bfloat16")
     summary = json.loads(out)
@@ -153,6 +154,7 @@ def test_json_of_compare_is_its_summary(run: Any, tmp_path: Path) -> None:
     assert [image["seed"] for image in summary["images"]] == [0, 1]
 
 
+@pytest.mark.command("compare")
 def test_compare_is_generate_compare(run: Any, model: str, tmp_path: Path, capsys: Any) -> None:
     """Command or flag: the same images, the same summary, the same errors."""
     more = ("--seed", "3", "--num-images", "2", "--height", "64", "--schedule", "fast", "--json")
@@ -437,6 +439,7 @@ def test_bad_yaml_names_file_and_key(run: Any, tmp_path: Path) -> None:
     assert "phase 1: unknown key 'strid'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["-m", "agentsd"], ["-m", "agentsd.cli"], ["scripts/generate.py"]]
 )

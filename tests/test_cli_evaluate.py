@@ -85,6 +85,7 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str
     assert "replaced with a black image" in err
 
 
+@pytest.mark.command("evaluate statistics")
 @pytest.mark.usefixtures("sets")
 def test_statistics_serve_fid(run: Run) -> None:
     assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
@@ -170,6 +171,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
 
 
+@pytest.mark.command("evaluate score")
+@pytest.mark.command("evaluate fid")
+@pytest.mark.command("evaluate kid")
+@pytest.mark.command("evaluate precision-recall")
+@pytest.mark.command("evaluate clip-score")
+@pytest.mark.command("evaluate paired")
 @pytest.mark.usefixtures("sets")
 def test_score_is_the_single_commands_from_one_extraction(
     run: Run, tmp_path: Path, seen: list[int]

@@ -18,6 +18,7 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from peft import get_peft_model_state_dict
 from reversal import AGENTS, UNALIKE, check_likeness
+from sampling import with_samples
 from tiny_adapters import add_lora, ip_adapter, load_ip_adapter
 from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeline, tiny_unet
 from torch import Tensor
@@ -119,7 +120,7 @@ EITHER = "Extensions, before the patch or after it"
 
 
 @pytest.mark.cell(EITHER)
-@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("name", with_samples(EXTENSIONS, "LoRA", "group offload"))
 def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
     before, after = tiny_pipeline(tmp_path), tiny_pipeline(tmp_path)
     EXTENSIONS[name](before)

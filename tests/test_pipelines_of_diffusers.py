@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from reversal import check_reversal
+from sampling import with_samples
 from tiny_models import tiny_unet
 from tiny_pipelines import PIPELINES, controlled, run
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_grids")
 
 
 @pytest.mark.cell("Pipelines")
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", with_samples(PIPELINES, "SDXL base", "ControlNet"))
 def test_patched_it_differs_and_is_put_back(name: str, tmp_path: Path) -> None:
     pipe, inputs = PIPELINES[name](tmp_path)
     check_reversal(pipe.unet, lambda: run(pipe, inputs), pipe, max_downsample=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from sampling import sample_if
 from tiny_adapters import controlnet, save_lora
 from tiny_models import tiny_pipeline
 
@@ -62,11 +62,11 @@ def commands(start: str) -> list[Block]:
     ]
 
 
-def to_run(found: list[Block]) -> list[object]:
-    """Each text once, named after the first page that has it."""
+def to_run(found: list[Block], samples: int = 0) -> list[object]:
+    """Each text once, named after the first page that has it; the first are samples."""
     first = {text: page for page, text in reversed(found)}
     return [
-        pytest.param(text, id=f"{page}-{number}")
+        pytest.param(text, id=f"{page}-{number}", marks=sample_if(number < samples))
         for number, (text, page) in enumerate(reversed(first.items()))
         if text.splitlines()[0] not in NOT_RUN
     ]
@@ -121,20 +121,25 @@ def test_rows_of_prompts(folder: Path) -> None:
     assert read_prompts((), str(folder / "prompts.jsonl"), {}).images == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", to_run(blocks("python")))
-def test_python(code: str, folder: Path, models: dict[str, str]) -> None:
+def test_python(
+    code: str, folder: Path, models: dict[str, str], small_pocket: dict[str, str]
+) -> None:
     code = with_models(code, models)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=small_pocket, check=False)
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("command", to_run(commands("agentsd ")))
-def test_command(command: str, folder: Path, models: dict[str, str]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("command", to_run(commands("agentsd "), samples=1))
+def test_command(
+    command: str, folder: Path, models: dict[str, str], small_pocket: dict[str, str]
+) -> None:
     if "--lora" in command:
         save_lora(tiny_pipeline(folder), folder, "pixels.safetensors")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     words = shlex.split(with_models(command, models))
-    done = subprocess.run(words, cwd=folder, env=os.environ | {"PATH": path}, check=False)
+    done = subprocess.run(words, cwd=folder, env=small_pocket, check=False)
     assert done.returncode == 0
 
 

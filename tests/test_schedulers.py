@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from reversal import check_likeness
+from sampling import sample_if
 from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, refiner, xl
@@ -32,7 +33,13 @@ NOTES = {
     "your own, set `pipe.scheduler.noise_sampler_seed` to the list of seeds"
 }
 SCHEDULERS = [
-    pytest.param(name, marks=pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")))
+    pytest.param(
+        name,
+        marks=(
+            pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")),
+            *sample_if(name in ("DDIMScheduler", "HeunDiscreteScheduler")),
+        ),
+    )
     for name in NAMES
 ]
 
@@ -109,6 +116,7 @@ def test_seeds_and_nothing_else_decide(small: Any, name: str) -> None:
     assert faults(ours(given(small, name))) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "config"),
     [

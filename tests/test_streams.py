@@ -14,6 +14,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from sampling import with_samples
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, xl
 from torch import Tensor
@@ -246,6 +247,7 @@ def test_two_pipelines_of_one_unet_in_turn(balanced: Any) -> None:
     assert (found - alone[0]).norm() < 0.1 * alone[0].norm()
 
 
+@pytest.mark.slow
 def test_panorama(tmp_path: Path) -> None:
     """Windows over one picture, with the same prompt: each goes on with its own features."""
     pipe = of("StableDiffusionPanoramaPipeline", tmp_path, smallest_unet())
@@ -272,7 +274,8 @@ NOISE_LEVELS = {
 }
 
 
-@pytest.mark.parametrize("levels", NOISE_LEVELS)
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", with_samples(NOISE_LEVELS, "random"))
 @pytest.mark.parametrize("what", ["pipeline", "unet"])
 @pytest.mark.parametrize("inference", [False, True])
 def test_losses_at_noise_levels_are_no_run(
@@ -338,6 +341,7 @@ def test_timesteps_that_are_no_entries_of_a_list(pipe: Any, convert: Any, what: 
 ORDERS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DDIMScheduler", *ORDERS])
 @pytest.mark.parametrize("preset", ["faithful", "balanced", "paper"])
 def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, preset: str) -> None:
@@ -357,6 +361,7 @@ def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, p
     assert torch.equal(latents(twin, STEPS), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("branch", [0, -1])
 @pytest.mark.parametrize("frozen", [True, False])

@@ -33,6 +33,8 @@ from agentsd import PatchError, apply_patch, inspect_patch, patched, remove_patc
 from agentsd.patching.light_steps import StandIn
 from agentsd.patching.patch import patch_of
 
+pytestmark = pytest.mark.slow
+
 STEPS, EXPECTED = 8, "wwlwlwlw"
 
 FOUR_LEVELS: dict[str, Any] = {
@@ -399,6 +401,7 @@ def test_a_model_made_of_a_patched_one_is_not_patched_and_says_so(
         diffusers.AnimateDiffPipeline.from_pipe(pipe, motion_adapter=adapter)
 
 
+@pytest.mark.sample
 def test_hooks_of_a_device_map_taken_away(pipe: Any) -> None:
     expected = run(balanced(pipe))
     remove_patch(pipe)
