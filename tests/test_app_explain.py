@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from app_jobs import catalog_of, job
+from sampling import with_samples
 from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 
 from agentsd.app.explain import attention_view
@@ -26,7 +27,8 @@ def catalog(pipe: Any) -> ModelCatalog:
     return catalog_of(pipe)
 
 
-@pytest.mark.parametrize("method", ["keys", "agent", "merge"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", with_samples(["keys", "agent", "merge"], "agent"))
 def test_what_a_place_listens_to(pipe: Any, catalog: ModelCatalog, method: str) -> None:
     strides = {"sx": 4, "sy": 4} if method != "merge" else {}
     phase = {"method": method, "min_tokens": 0, **strides}

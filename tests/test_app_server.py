@@ -260,6 +260,7 @@ def test_links_start_with_the_path_of_a_proxy(tmp_path: Path) -> None:
         assert config["root"].endswith("/agentsd")
 
 
+@pytest.mark.slow
 def test_leaving_stops_the_job(server: Server) -> None:
     leave(server.url)
     assert idle(server) < 3

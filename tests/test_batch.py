@@ -430,6 +430,7 @@ def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> 
         start()
 
 
+@pytest.mark.slow
 def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ImageSettings(prompt="a", height=64, width=64)
     assert largest_batch(pipe, settings, PipelineOptions().inputs) == 1
@@ -440,6 +441,7 @@ def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(set(tried)) == [2, 4, 8]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_from_an_image(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +460,7 @@ class Elsewhere(str):
     type = "other"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_what_was_made_stays(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,12 +520,14 @@ def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str)
         assert comment == b"UNICODE\0" + parameters(image, record).encode("utf-16-be")
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a", "赤" * 9_999], form="jpg")
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert "use png" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
 
 
+@pytest.mark.slow
 def test_webdataset_reads_the_shards(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,6 +558,7 @@ def test_webdataset_reads_the_shards(
     assert [sample["png"] for sample in again] == [sample["png"] for sample in read]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1000, 12_000])
 def test_a_damaged_shard_is_made_again(start: Any, tmp_path: Path, size: int) -> None:
     start(prompts=PROMPTS[:5], form="webdataset")
@@ -577,6 +583,7 @@ def test_a_manifest_cannot_name_files_elsewhere(start: Any, tmp_path: Path) -> N
     assert victim.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[1]\n", '{"prompt": "gre', None])
 def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str | None) -> None:
     start(prompts=["a", "b"])
@@ -588,6 +595,7 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
     assert (run / "images" / "000001.png").read_bytes() == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, "abc", [1], -1, 1.5, True])
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
@@ -598,6 +606,7 @@ def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: An
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [5, ["x"], "a\0b", "."])
 def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, file: Any) -> None:
     start(prompts=["a", "b"])

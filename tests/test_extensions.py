@@ -20,7 +20,16 @@ from peft import get_peft_model_state_dict
 from reversal import AGENTS, UNALIKE, check_likeness
 from sampling import with_samples
 from tiny_adapters import add_lora, ip_adapter, load_ip_adapter
-from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeline, tiny_unet
+from tiny_models import (
+    WIDTH,
+    build,
+    call,
+    latents,
+    patched_layers,
+    smallest_unet,
+    tiny_pipeline,
+    tiny_unet,
+)
 from torch import Tensor
 
 from agentsd import apply_patch, patched, remove_patch
@@ -122,7 +131,8 @@ EITHER = "Extensions, before the patch or after it"
 @pytest.mark.cell(EITHER)
 @pytest.mark.parametrize("name", with_samples(EXTENSIONS, "LoRA", "group offload"))
 def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
-    before, after = tiny_pipeline(tmp_path), tiny_pipeline(tmp_path)
+    make = smallest_unet if name == "torch.compile" else tiny_unet  # compiling takes long
+    before, after = tiny_pipeline(tmp_path, make()), tiny_pipeline(tmp_path, make())
     EXTENSIONS[name](before)
     base = plain(before)
     apply_patch(before, **AGENTS)

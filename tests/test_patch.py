@@ -198,6 +198,7 @@ class TestReversal:
         again.set_progress_bar_config(disable=True)
         assert torch.equal(latents(again), expected)
 
+    @pytest.mark.slow
     def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
         compiled = torch.compile(unet, backend="eager")
         plain = call(compiled)
@@ -339,6 +340,7 @@ class TestApply:
             how(unet, method="keys")
         assert torch.equal(call(unet), expected), "the earlier patch is back"
 
+    @pytest.mark.slow
     def test_compiled_unet_stands_for_what_it_wraps(self, unet: Any) -> None:
         compiled = torch.compile(unet)
         before = snapshot(unet)

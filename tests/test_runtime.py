@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from sampling import with_samples
 from scheduler_cases import SCHEDULERS, scheduler
 from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
@@ -50,7 +51,8 @@ def run(pipe: Any, steps: int, **inputs: Any) -> Tensor:
     return latents(pipe, steps, (16, 16), guidance_scale=1.0, **inputs)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "DDIM", "PNDM", "Heun", "LCM"))
 def test_phases_of_50_steps(quick: Any, name: str) -> None:
     quick.scheduler = scheduler(name)
     phases = [

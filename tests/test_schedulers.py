@@ -164,6 +164,7 @@ class First(DDIMScheduler):
         return (found + torch.randn(found.shape, generator=first),)
 
 
+@pytest.mark.slow
 def test_the_check_of_seeds_can_fail(small: Any) -> None:
     assert faults(diffusers_own(small)) == set()
     assert faults(lambda seeds: ours(small)([3] * len(seeds))) == {"seed"}
@@ -173,6 +174,7 @@ def test_the_check_of_seeds_can_fail(small: Any) -> None:
     assert faults(diffusers_own(small)) == {"global state", "twice", "batch"}
 
 
+@pytest.mark.slow
 def test_diffusers_own_noise_does_not_depend_on_seeds(small: Any) -> None:
     """Or else the row of the page needs its note no longer."""
     given(small, "DPMSolverSDEScheduler")
