@@ -7,7 +7,7 @@ PROMPT ?= three red circles in a row on a blue background
 .PHONY: demo test test-slow test-all test-oldest gpu compatibility lint docs wheel clean
 
 demo: .venv/.demo
-	$(BIN)/agentsd generate --compare --out out --prompt "$(PROMPT)"
+	$(BIN)/agentsd compare --out out --prompt "$(PROMPT)"
 
 # The quick tests; test-slow runs the others, of which some need Chromium, and test-all every test.
 test: .venv/.test

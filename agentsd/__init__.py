@@ -3,54 +3,72 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .errors import (
         AgentSDError,
         EvaluationError,
         GenerationError,
         LoadError,
+        MissingPackageError,
         OutputError,
         PatchError,
-        ProtocolError,
         ScheduleError,
         SettingsError,
     )
+    from .methods import Agent, Cache, Full, Keys, Merge, Phase
     from .models.loading import load_pipeline
     from .patching.inspection import Inspection, inspect_patch
     from .patching.patch import apply_patch, patched, remove_patch
     from .patching.step_cache import cache_context
-    from .schedule import Phase, Schedule
-    from .tuning.tune import tune
-
-__version__ = "0.2.0.dev0"
+    from .patching.summary import Summary, summary
+    from .schedule import Schedule
+    from .tuning.tune import Tuning, tune
 
 __all__ = [
+    "Agent",
     "AgentSDError",
+    "Cache",
     "EvaluationError",
+    "Full",
     "GenerationError",
     "Inspection",
+    "Keys",
     "LoadError",
+    "Merge",
+    "MissingPackageError",
     "OutputError",
     "PatchError",
     "Phase",
-    "ProtocolError",
     "Schedule",
     "ScheduleError",
     "SettingsError",
+    "Summary",
+    "Tuning",
     "apply_patch",
     "cache_context",
     "inspect_patch",
     "load_pipeline",
     "patched",
     "remove_patch",
+    "summary",
     "tune",
 ]
 
 
 _HOMES = (
-    *("errors", "schedule", "patching.inspection", "patching.patch", "patching.step_cache"),
-    *("models.loading", "tuning.tune"),
+    "errors",
+    "methods",
+    "schedule",
+    "patching.inspection",
+    "patching.patch",
+    "patching.step_cache",
+    "patching.summary",
+    "models.loading",
+    "tuning.tune",
 )
+"""Modules of the public names, the cheap ones first."""
 
 
 def __getattr__(name: str) -> Any:

@@ -51,3 +51,10 @@ class EvaluationError(AgentSDError):
 
 class ProtocolError(AgentSDError, ValueError):
     """An evaluation protocol has an unknown key, a wrong type or a value out of range."""
+
+
+class MissingPackageError(AgentSDError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, packages: str, purpose: str, extra: str) -> None:
+        super().__init__(f'{purpose} needs {packages}: pip install "agentsd[{extra}]"')

@@ -109,17 +109,17 @@ def check_steps(num_inference_steps: int, strength: float) -> None:
 
 
 def warm_up_settings(
-    settings: ImageSettings, steps: int, inputs: Mapping[str, Any] | None = None
+    settings: ImageSettings, steps: int, call_kwargs: Mapping[str, Any] | None = None
 ) -> ImageSettings:
     """The settings of a short run of ``steps`` denoising steps, or of all if there are fewer.
 
     Args:
         settings: Of the full run.
         steps: At least 1.
-        inputs: Further arguments of the pipeline's call; with ``strength``, it runs only this share
-            of the steps asked for.
+        call_kwargs: Further arguments of the pipeline's call; with ``strength``, only this share of
+            the requested steps is run.
     """
-    asked = _steps_for(steps, (inputs or {}).get("strength", 1.0))
+    asked = _steps_for(steps, (call_kwargs or {}).get("strength", 1.0))
     fewer = min(asked, settings.num_inference_steps)
     return settings.model_copy(update={"num_inference_steps": fewer})
 

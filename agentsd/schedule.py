@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from .errors import ScheduleError
+from .measured import Measured, TunedFor
 from .methods import METHODS, Phase, Plan
+from .methods.base import FLAT_CACHE, BasePhase, nest_cache
 from .settings import StrictModel, dump_yaml, parse_yaml, short_repr
 from .text_files import read_text
-from .tuned_for import TunedFor
 
 _HERE = Path(__file__).resolve().parent
 PRESETS = next((p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir()), _HERE)
@@ -27,57 +28,52 @@ class Schedule(StrictModel):
     """The phases of a run, in order.
 
     Args:
-        phases: One or more :class:`Phase` (or dicts of their parameters); all but the last need
-            ``until`` or ``until_step``.
+        phases: One or more phases (:class:`Agent`, :class:`Full`, :class:`Keys`, :class:`Merge`,
+            or dicts of their parameters); all but the last need ``until`` or ``until_step``.
         seed: Seed of the draws of destinations and keys, in [0, 2**32). They depend only on it,
             the step and the grid; the images' generators are not touched.
         tuned_for: What ``agentsd tune`` found it for; any other run warns. A schedule that is
             changed (:meth:`override`) has none.
+        measured: What it brought where it was measured, the most telling first; likewise.
 
     Raises:
-        ScheduleError: If a phase is not valid, or the ends of phases do not increase.
+        ScheduleError: If a phase is not valid, or phase ends are not strictly increasing.
 
     Example:
-        >>> schedule = Schedule(phases=[
-        ...     {"until": 0.4, "method": "agent", "sx": 4, "sy": 4, "agent_ratio": 0.95},
-        ...     {"method": "keys"},
-        ... ])
+        >>> from agentsd import Agent, Keys
+        >>> schedule = Schedule(phases=[Agent(until=0.4), Keys(sx=4, sy=4)])
         >>> schedule.phase_at(19, 50).method, schedule.phase_at(20, 50).method
         ('agent', 'keys')
     """
 
     error: ClassVar = ScheduleError
 
-    phases: tuple[Phase, ...]
+    phases: Sequence[Annotated[Phase, Field(discriminator="method")]]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     tuned_for: TunedFor | None = None
-
-    @field_validator("tuned_for", mode="before")
-    @classmethod
-    def _read_conditions(cls, value: Any) -> TunedFor | None:
-        if value is None or isinstance(value, TunedFor):
-            return value
-        try:
-            return TunedFor(**_as_mapping(value, "tuned_for"))
-        except ScheduleError as error:
-            raise ScheduleError(f"tuned_for: {error}") from None
+    measured: Sequence[Measured] = ()
 
     @field_validator("phases", mode="before")
     @classmethod
-    def _read_phases(cls, value: Any) -> tuple[Phase, ...]:
+    def _read_phases(cls, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or not value:
             raise ScheduleError(
                 f"phases: must be a list of one or more phases (got {short_repr(value)})"
             )
-        phases = []
-        for number, item in enumerate(value, start=1):
-            if not isinstance(item, Phase):
-                item = _as_mapping(item, f"phase {number}")
-            try:
-                phases.append(item if isinstance(item, Phase) else Phase(**item))
-            except ScheduleError as error:
-                raise ScheduleError(f"phase {number}: {error}") from None
-        return tuple(phases)
+        return tuple(_read_phase(item, number) for number, item in enumerate(value, start=1))
+
+    @field_validator("measured", mode="before")
+    @classmethod
+    def _read_measured(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @classmethod
+    def place(cls, location: tuple[int | str, ...]) -> str:
+        """``phase 2: sx`` in place of ``phases.1.keys.sx``."""
+        match location:
+            case "phases", int(index), *rest:
+                return ": ".join([f"phase {index + 1}", *map(str, rest[1:])])
+        return super().place(location)
 
     def model_post_init(self, _: Any) -> None:
         *early, last = self.phases
@@ -100,7 +96,9 @@ class Schedule(StrictModel):
 
     def phase_at(self, step: int, num_steps: int) -> Phase:
         """The phase of ``step`` (from 0) in a run of ``num_steps`` denoising steps."""
-        return next((p for p in self.phases[:-1] if p.holds(step, num_steps)), self.phases[-1])
+        return next(
+            (p for p in self.phases[:-1] if p.is_active_at(step, num_steps)), self.phases[-1]
+        )
 
     def reach(self, top_downsample: int) -> int:
         """The largest ``max_downsample`` of its phases; None counts as ``top_downsample``."""
@@ -114,11 +112,15 @@ class Schedule(StrictModel):
     @property
     def has_cache(self) -> bool:
         """Whether a phase leaves out work in some steps."""
-        return any(phase.cache_interval > 1 for phase in self.phases)
+        return any(phase.cache is not None for phase in self.phases)
 
-    def asks(self, option: str) -> bool:
+    def enables(self, option: str) -> bool:
         """Whether any phase turns on ``option``."""
-        return any(phase.asks(option) for phase in self.phases)
+        return any(phase.enables(option) for phase in self.phases)
+
+    def does_as(self, other: Schedule) -> bool:
+        """Whether another schedule does the same in every step, whatever was measured of it."""
+        return (self.phases, self.seed) == (other.phases, other.seed)
 
     def override(self, **changes: Any) -> Schedule:
         """A copy with parameters changed in every phase whose method has them.
@@ -128,16 +130,22 @@ class Schedule(StrictModel):
         """
         known = sorted({name for method in METHODS.values() for name in method.parameters()})
         for name in changes:
-            if any(name in phase.parameters() for phase in self.phases):
+            if any(phase.reads(name) for phase in self.phases):
                 continue
-            readers = [k for k, method in METHODS.items() if name in method.parameters()]
+            readers = [k for k, method in METHODS.items() if method.reads(name)]
             close = get_close_matches(name.lower(), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ScheduleError(
                 f"no phase of this schedule reads {name!r}"
                 + (f", a parameter of {' and '.join(readers)}" if readers else hint)
             )
-        return Schedule(phases=tuple(p.override(**changes) for p in self.phases), seed=self.seed)
+        of_caches = FLAT_CACHE.keys() if self.has_cache and "cache_interval" not in changes else ()
+        elsewhere = {k: v for k, v in changes.items() if k not in of_caches}
+        phases = [
+            phase.override(**(elsewhere if phase.cache is None else changes))
+            for phase in self.phases
+        ]
+        return Schedule(phases=phases, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings; :meth:`from_dict` reads them back."""
@@ -147,6 +155,8 @@ class Schedule(StrictModel):
         }
         if self.tuned_for is not None:
             plain["tuned_for"] = self.tuned_for.model_dump()
+        if self.measured:
+            plain["measured"] = [one.model_dump(exclude_none=True) for one in self.measured]
         return plain
 
     @classmethod
@@ -156,11 +166,7 @@ class Schedule(StrictModel):
         Raises:
             ScheduleError: As for :class:`Schedule`.
         """
-        schedule = _as_mapping(data, "a schedule")
-        phases = schedule.get("phases")
-        if isinstance(phases, list | tuple):
-            schedule["phases"] = [_without_removed(phase) for phase in phases]
-        return cls(**schedule)
+        return cls(**_as_mapping(data, "a schedule"))
 
     def to_yaml(self) -> str:
         """The schedule as YAML text."""
@@ -221,20 +227,29 @@ class Schedule(StrictModel):
         return cls.from_yaml(path)
 
 
+DEFAULT_METHOD = "agent"
+"""Of a phase that names none, as the published parameters do."""
+
 REMOVED = {"share": "none", "refresh": 1, "reuse": 1}
 """Parameters of agentsd 0.1, with the values that had no effect; old records contain them."""
 
 
-def _without_removed(phase: Any) -> Any:
-    if not isinstance(phase, Mapping):
+def _read_phase(phase: Any, number: int) -> Any:
+    """A phase as it is, or its parameters with old spellings brought up to date."""
+    if isinstance(phase, BasePhase):
         return phase
+    phase = _as_mapping(phase, f"phase {number}")
+    try:
+        values = nest_cache(phase)
+    except ScheduleError as error:
+        raise ScheduleError(f"phase {number}: {error}") from None
     for name, idle in REMOVED.items():
-        if phase.get(name, idle) != idle:
+        if values.pop(name, idle) != idle:
             raise ScheduleError(
-                f"{name} was removed in agentsd 0.2: keys are closer to the unpatched image at the "
-                f"same speed (got {name}: {short_repr(phase[name])})"
+                f"phase {number}: {name} was removed in agentsd 0.2: keys are closer to the "
+                f"unpatched image at the same speed (got {name}: {short_repr(phase[name])})"
             )
-    return {name: value for name, value in phase.items() if name not in REMOVED}
+    return {"method": DEFAULT_METHOD} | values
 
 
 def _as_mapping(value: Any, what: str) -> dict[str, Any]:

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -23,6 +30,18 @@ def short_repr(value: object) -> str:
     """The ``repr`` of a value, cut to a length that fits an error message."""
     return _SHORT.repr(value)
 
+
+def _check_whole(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    if type(value) is int:
+        return check(value)
+    try:
+        return check(None)
+    except ValidationError as error:
+        raise PydanticCustomError("literal_error", error.errors()[0]["msg"]) from None
+
+
+Whole = WrapValidator(_check_whole)
+"""Of a ``Literal`` of integers, which compares with ``==`` and so lets True and 1.0 pass for 1."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -41,9 +60,11 @@ class StrictModel(BaseModel):
 
     error: ClassVar[type[AgentSDError]] = AgentSDError
 
-    def __init__(self, /, **data: Any) -> None:
-        with self._errors_of_ours():
-            super().__init__(**data)
+    if not TYPE_CHECKING:  # type checkers and editors see the fields as keywords instead
+
+        def __init__(self, /, **data: Any) -> None:
+            with self._errors_of_ours():
+                super().__init__(**data)
 
     @classmethod
     def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
@@ -66,7 +87,39 @@ class StrictModel(BaseModel):
         try:
             yield
         except ValidationError as error:
-            raise cls.error(_format_errors(error, list(cls.model_fields))) from None
+            raise cls.error("; ".join(map(cls._describe, error.errors()))) from None
+
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """What is said of a key that is no field."""
+        close = difflib.get_close_matches(key.lower(), cls.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"unknown key {key!r}: {hint}allowed are {', '.join(cls.model_fields)}"
+
+    @classmethod
+    def place(cls, location: tuple[int | str, ...]) -> str:
+        """How a message names the place of a value in nested ones."""
+        return ".".join(map(str, location))
+
+    @classmethod
+    def _describe(cls, problem: Any) -> str:
+        """One problem as ``key: what is allowed (got value)``."""
+        kind, place, context = problem["type"], problem["loc"], problem.get("ctx", {})
+        key = cls.place(place)
+        prefix = f"{key}: " if key else ""
+        if kind == "extra_forbidden" and len(place) == 1:
+            return cls.unknown_key(key)
+        if kind == "value_error":
+            # A nested model names its own keys alone; a validator writes the whole message.
+            nested = isinstance(context["error"].__context__, ValidationError)
+            return f"{prefix if nested else ''}{context['error']}"
+        if kind == "missing":
+            return f"{prefix}is missing"
+        says, value = problem["msg"][0].lower() + problem["msg"][1:], problem["input"]
+        if kind == "union_tag_invalid":
+            name = context["discriminator"].strip("'")
+            says, value = f"{name}: input should be one of {context['expected_tags']}", value[name]
+        return f"{prefix}{says} (got {short_repr(value)})"
 
 
 def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
@@ -87,7 +140,11 @@ def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         what = getattr(problem, "problem", None) or str(problem).splitlines()[0]
         raise error(f"{place}:{line} not valid YAML ({what})") from None
-    except (ValueError, KeyError, RecursionError) as problem:  # of values that are none, or depth
+    except (
+        ValueError,
+        KeyError,
+        RecursionError,
+    ) as problem:  # bad scalars, or nesting too deep
         raise error(f"{place}: not valid YAML ({short_repr(str(problem))})") from None
 
 
@@ -98,23 +155,3 @@ def dump_yaml(data: Any) -> str:
     yaml.default_flow_style = False
     yaml.dump(data, out)
     return out.getvalue()
-
-
-def _format_errors(error: ValidationError, names: list[str]) -> str:
-    """Format each problem as ``key: what is allowed (got value)``."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key.lower(), names, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            lines.append(f"unknown key {key!r}: {hint}allowed are {', '.join(names)}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: is missing")
-        else:
-            says = problem["msg"][0].lower() + problem["msg"][1:]
-            where = f"{key}: " if key else ""
-            lines.append(f"{where}{says} (got {short_repr(problem['input'])})")
-    return "; ".join(lines)

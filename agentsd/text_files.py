@@ -86,3 +86,14 @@ def _encoding(start: bytes) -> str:
     """The encoding of a text that starts with these bytes."""
     is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return "utf-16" if is_utf16 else "utf-8-sig"
+
+
+def prompt_lines(file: Path, error: type[AgentSDError]) -> list[str]:
+    """The prompts in a text file, one a line.
+
+    Raises:
+        error: If the file cannot be read, or its suffix is that of a table, JSON or YAML.
+    """
+    if file.suffix.lower() in (".csv", ".json", ".jsonl", ".tsv", ".yaml", ".yml"):
+        raise error(f"{file}: prompts are read from plain text, one a line, not {file.suffix}")
+    return split_lines(read_text(file, error))

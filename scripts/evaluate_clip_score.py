@@ -1,8 +1,8 @@
-"""CLIP score of images with their prompts: the same as ``agentsd evaluate clip-score``."""
+"""CLIP score of images with their prompts: the same as ``agentsd evaluate score --clip-score``."""
 
 import sys
 
 from agentsd.cli import main
 
 if __name__ == "__main__":
-    main(["evaluate", "clip-score", *sys.argv[1:]])
+    main(["evaluate", "score", "--clip-score", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Fréchet inception distance of two sets of images: the same as ``agentsd evaluate fid``."""
+"""Fréchet inception distance of two image sets: the same as ``agentsd evaluate score --fid``."""
 
 import sys
 
 from agentsd.cli import main
 
 if __name__ == "__main__":
-    main(["evaluate", "fid", *sys.argv[1:]])
+    main(["evaluate", "score", "--fid", *sys.argv[1:]])

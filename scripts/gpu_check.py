@@ -90,14 +90,14 @@ def tests(device: str, out: Path) -> Found:
     return {"passed": len(passed), "failed": len(failed), **dict.fromkeys(failed, "failed")}
 
 
-def operations(device: str, out: Path) -> Found:
-    """Operations that a call of the UNet asks the device for, after the first image."""
+def launches(device: str, out: Path) -> Found:
+    """Operations that a call of the UNet launches, after the first image."""
     watch = Stopwatch(build(case(device)), case(device))
     found: Found = {}
     for name, patch in variants_of(Schedule.presets(), baselines=False).items():
         with patch(watch.unet):
             watch.call(0)
-            found[name] = watch.operations()
+            found[name] = watch.launches()
     return found
 
 
@@ -193,7 +193,7 @@ def training(device: str, out: Path) -> Found:
 
 PARTS: dict[str, Callable[[str, Path], Found]] = {
     part.__name__: part
-    for part in (tests, operations, memory, min_tokens, graphs, benchmark, training)
+    for part in (tests, launches, memory, min_tokens, graphs, benchmark, training)
 }
 
 

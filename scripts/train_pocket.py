@@ -1,12 +1,12 @@
-"""Train the pocket model from nothing into a folder that diffusers loads.
+"""Train the pocket model from scratch into a folder that diffusers loads.
 
     python scripts/train_pocket.py                            # everything, into agentsd/pocket
-    python scripts/train_pocket.py --stage unet               # the denoiser alone, or on with it
+    python scripts/train_pocket.py --stage unet               # train or continue the denoiser alone
     python scripts/train_pocket.py --smoke --out /tmp/pocket  # try the machinery, under a minute
 
-Stages leave checkpoints in the work folder and take them up again, also after a kill. Autoencoder
-and CLIP are trained by the hour, the denoiser by the samples that it sees; give a stage more to
-train it on. Where the work folder has none, autoencoder and CLIP come from the exported model.
+Stages leave checkpoints in the work folder and resume from them, even after a kill. Autoencoder and
+CLIP are trained for a time, the denoiser for a number of samples; raise either to train further.
+Without checkpoints of their own, autoencoder and CLIP come from the exported model.
 Figures go to stdout as JSON, progress to stderr.
 """
 
@@ -35,7 +35,7 @@ from pocket.tokenizer import build_tokenizer
 from pocket.unet import Trainer, train_unet
 from pocket.vae import build_vae, train_vae
 
-from agentsd.models.loading import hide_loading_bars
+from agentsd.models.quiet import quiet_loading
 
 STAGES = ("vae", "clip", "unet", "export", "score", "trials", "samples")
 SHARES = {"vae": 0.4, "clip": 0.6}  # of the hours, among the stages chosen
@@ -57,9 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("agentsd/pocket"), help="the exported model"
     )
-    parser.add_argument(
-        "--work", type=Path, default=Path(".training"), help="checkpoints and plots"
-    )
+    parser.add_argument("--work", type=Path, default=Path(".training"), help="checkpoints and logs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--threads", type=int, default=min(4, os.cpu_count() or 1), help="CPU cores"
@@ -74,6 +72,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@quiet_loading()
 def main() -> None:
     """Run the chosen stages in order."""
     given = arguments()
@@ -94,15 +93,11 @@ def main() -> None:
         shards=given.threads,
     )
     settings.prepare()
-    hide_loading_bars()
     stages = STAGES if "all" in given.stage else tuple(s for s in STAGES if s in given.stage)
     trained = {stage: SHARES[stage] for stage in stages if stage in SHARES}
     seconds = {
         s: given.hours * 3600 * share / sum(trained.values()) for s, share in trained.items()
     }
-
-    if trained or "unet" in stages:  # so that whoever shares the machine can pause the training
-        (settings.work / "pid").write_text(f"{os.getpid()}\n")
 
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     if "vae" in stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentsd.app.jobs.job import Job
-from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.time_estimator import PlannedImage, TimeEstimator
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
 from agentsd.app.requests.limits import Limits
 from agentsd.image_settings import ImageSettings
@@ -25,4 +25,4 @@ def settings(**changes: Any) -> ImageSettings:
 
 
 def job(pipe: Any, *images: PlannedImage) -> Job:
-    return Job(lambda _: None, images, Pace(pipe))
+    return Job(lambda _: None, images, TimeEstimator(pipe))

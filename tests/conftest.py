@@ -112,7 +112,9 @@ def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Light steps in runs of any length, for tests that take no longer than they must."""
-    monkeypatch.setattr("agentsd.patching.forecasts.FEWEST_INTERVALS", 1)
+    from agentsd.methods import Cache
+
+    monkeypatch.setattr(Cache, "fewest_steps", property(lambda cache: cache.min_steps or 0))
 
 
 @pytest.fixture

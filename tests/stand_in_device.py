@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 
-from agentsd import Phase, Schedule, patched
-from agentsd.benchmark.operations import OperationCounter
+from agentsd import Schedule, patched
+from agentsd.benchmark.launches import LaunchCounter
 from agentsd.benchmark.stopwatch import inputs_of
 from agentsd.methods.keys import Keys
 from agentsd.models.architectures import ARCHITECTURES
-from agentsd.patching import forecasts, processor, runtime
+from agentsd.patching import processor, runtime
 from agentsd.patching.forecasts import whole_steps
 
 DEVICE = torch.device("privateuseone", 0)
@@ -56,7 +56,6 @@ METHODS: dict[str, dict[str, Any]] = {
 def stand_in() -> Iterator[None]:
     """The device, with a fused attention as real ones have."""
     backend_registration._setup_privateuseone_for_python_backend()
-    forecasts.FEWEST_INTERVALS = 1  # light steps in short runs
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
         fused = torch.ops.aten._scaled_dot_product_flash_attention
@@ -115,8 +114,9 @@ class Calls:
 
 
 def schedules() -> dict[str, Schedule]:
-    presets = {name: Schedule.load(name) for name in Schedule.presets()}
-    return presets | {name: Schedule(phases=[Phase(**read)]) for name, read in METHODS.items()}
+    read = {name: Schedule.load(name) for name in Schedule.presets()}
+    read |= {name: Schedule(phases=[phase]) for name, phase in METHODS.items()}
+    return {name: s.override(cache_min_steps=0) if s.has_cache else s for name, s in read.items()}
 
 
 def raised(action: Callable[[], object]) -> str | None:
@@ -135,11 +135,11 @@ def runs() -> dict[str, str | None]:
     phases = [
         {"until_step": 2, **METHODS["agent"]},
         {"until": 0.5, "method": "merge"},
-        {"method": "keys", "cache_interval": 2},
+        {"method": "keys", "cache": {"interval": 2, "min_steps": 0}},
     ]
     for name in SCHEDULERS:
         calls = Calls(unet, name, steps=5)
-        with patched(calls.pipe, Schedule(phases=[Phase(**phase) for phase in phases])):
+        with patched(calls.pipe, Schedule(phases=phases)):
             found[name] = raised(calls.all)
     as_with_lora = mock.patch.object(processor, "_is_plain", return_value=False)
     with as_with_lora, patched(unet, method="keys"):
@@ -168,10 +168,10 @@ def controls() -> dict[str, str | None]:
 
 def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
     """Operations of each kind of call of a second image, beside those of an unpatched call."""
-    with OperationCounter() as unpatched:
+    with LaunchCounter() as unpatched:
         calls(0)
     found: dict[str, dict[str, float]] = {}
-    follow, hook = runtime.Runtime.follow, OperationCounter()
+    follow, hook = runtime.Runtime.follow, LaunchCounter()
 
     def counted(*args: Any) -> Any:
         with hook:
@@ -183,7 +183,7 @@ def operations(calls: Calls, schedule: Schedule) -> dict[str, dict[str, float]]:
         for place, whole in enumerate(whole_steps(schedule, calls.steps)):
             phase = schedule.phase_at(place, calls.steps)
             hook.by_name.clear()
-            with OperationCounter() as counter:
+            with LaunchCounter() as counter:
                 calls(place)
             kind = f"{phase.method}, {'whole' if whole else 'light'}"
             extra = counter.total - unpatched.total - hook.total

@@ -42,8 +42,8 @@ def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:
     """The image of a pipeline with options; a batch of two, as inputs must serve any batch."""
     ready = configure_pipeline(pipe, options, **how)
     ready.set_progress_bar_config(disable=True)
-    inputs = options.inputs(64, 64)
-    drawn = make_batch(ready, [SETTINGS] * 2, PromptEncoder(ready), inputs)
+    call_kwargs = options.call_kwargs(64, 64)
+    drawn = make_batch(ready, [SETTINGS] * 2, PromptEncoder(ready), call_kwargs)
     first, second = (to_image(one.pixels) for one in drawn)
     assert first.size == (64, 64)
     assert first.tobytes() == second.tobytes()

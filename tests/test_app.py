@@ -23,8 +23,8 @@ from agentsd.app.editor.phase_borders import move_border
 from agentsd.app.editor.timeline import Timeline, pairs, stages
 from agentsd.app.explain import viewer
 from agentsd.app.history.restored_settings import restore
-from agentsd.app.jobs.job import Job, Progress, Stopped
-from agentsd.app.jobs.pace import Pace, PlannedImage
+from agentsd.app.jobs.job import Job, JobProgress, JobStopped
+from agentsd.app.jobs.time_estimator import PlannedImage, TimeEstimator
 from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.plots import plot_sheet, xy_plot
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
@@ -37,11 +37,11 @@ from agentsd.errors import ScheduleError, SettingsError
 from agentsd.generation.image_files import save_image
 from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings
-from agentsd.methods import METHODS
+from agentsd.methods import METHODS, Agent, Full, Keys
 from agentsd.methods.observation import attended_most
 from agentsd.methods.token_merging import match, owners
 from agentsd.patching.patch import patched
-from agentsd.schedule import Phase, Schedule
+from agentsd.schedule import Schedule
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def catalog(pipe: Any) -> ModelCatalog:
 
 
 def job(pipe: Any, images: Sequence[PlannedImage], events: list[Any] | None = None) -> Job:
-    return Job((events if events is not None else []).append, images, Pace(pipe))
+    return Job((events if events is not None else []).append, images, TimeEstimator(pipe))
 
 
 def test_a_request_has_the_defaults_of_its_model(catalog: ModelCatalog) -> None:
@@ -125,7 +125,7 @@ def test_a_forged_record_is_refused(
 
 def test_messages_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    event = Progress(evil, 1, 2, 0.5, 3.0, None)
+    event = JobProgress(evil, 1, 2, 0.5, 3.0, None)
     for html in (markup.progress(event), markup.note(evil), markup.error(evil)):
         assert "<script" not in html
         assert "&lt;script" in html
@@ -154,17 +154,17 @@ def test_a_timeline_shows_the_tokens_and_the_caps(pipe: Any) -> None:
     for text in ("steps 1–20", "steps 21–50", "1,024 → 615 → 64 agents", "capped to 0.9375"):
         assert text in html
     ((level,), _) = timeline.levels(Schedule.preset("paper"), 64, 64)
-    assert level.plan == Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
+    assert level.plan == Agent(sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(32, 32)
     assert not patched_layers(
         pipe.unet
     )  # the timeline patches a copy without weights, not the model
 
 
 def test_pairs_are_those_of_the_softmaxes() -> None:
-    phase = Phase(method="keys", sx=2, sy=2)
+    phase = Keys(sx=2, sy=2)
     assert pairs(phase.plan(8, 8)) == 64 * 16
-    assert stages(Phase(method="full").plan(8, 8), Phase(method="full")) == "64, as unpatched"
-    agent = Phase(method="agent", sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
+    assert stages(Full().plan(8, 8), Full()) == "64, as unpatched"
+    agent = Agent(sx=4, sy=4, ratio=0.25, agent_ratio=1.0).plan(8, 8)
     assert (agent.agents, pairs(agent)) == (4, 2 * 4 * 48)
 
 
@@ -227,7 +227,7 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     sheet = plot_sheet.draw(plot, images, ["1 s"] * 4, "a prompt")
     found = [c for _, c in sorted(sheet.getcolors(1 << 16), reverse=True) if c != (255,) * 3][:4]
     assert set(found) == {image.getpixel((0, 0)) for image in images}
-    events: list[Progress] = []
+    events: list[JobProgress] = []
     planned = [PlannedImage(pipe, *cell) for cell in plot.images]
     plot_sheet.make(job(pipe, planned, events), pipe, plot, "a")
     assert [p.label.partition(" as ")[0] for p in events[:2]] == ["Warm-up,"] * 2
@@ -347,7 +347,7 @@ def test_a_visitor_may_stop_a_job_before_it_is_queued(pipe: Any, stopped: bool) 
                 pass
 
     if stopped:
-        with pytest.raises(Stopped):
+        with pytest.raises(JobStopped):
             asyncio.run(run())
     else:
         asyncio.run(run())
@@ -358,7 +358,7 @@ def test_a_visitor_may_stop_a_job_before_it_is_queued(pipe: Any, stopped: bool) 
 def test_a_stopped_job_makes_nothing(pipe: Any) -> None:
     stopped = job(pipe, [])
     stopped.stop()
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         stopped.make(pipe, ImageSettings(prompt="a", height=64, width=64))
 
 
@@ -384,8 +384,9 @@ def test_the_library_goes_from_closest_to_fastest(tmp_path: Path) -> None:
     assert names[0] == "faithful"
     assert names.index("balanced") < names.index("turbo") < names.index("paper")
     (tmp_path / "mine.yaml").write_text(
-        "# tuned: 36 % of the unpatched time, 40.0 dB to the unpatched image\n"
-        "phases: [{method: keys, cache_interval: 2, cache_order: 2}]\n"
+        "phases: [{method: keys, cache: {interval: 2, order: 2}}]\n"
+        "measured: [{time: 0.36, psnr: 40.0, images: 8, model: mine, scheduler: DDIM, "
+        "num_inference_steps: 25, guidance_scale: 2}]\n"
     )
     (tmp_path / "fast.yaml").write_text("phases: [{method: keys, sx: 8, sy: 8}]\n")
     library = ScheduleLibrary(tmp_path)

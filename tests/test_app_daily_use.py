@@ -154,7 +154,7 @@ def test_a_method_that_is_chosen_does_something(page: Page) -> None:
 def test_who_waits_is_told_their_place_and_for_how_long(
     page: Page, browser: Any, server: Server
 ) -> None:
-    generate(page)  # so that the pace is known
+    generate(page)  # so that the time of an image is known
     with visitor(browser, server.url) as other:
         fill(number(other, "Steps"), 40)
         other.locator("#generate").click()

@@ -45,7 +45,7 @@ def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
     port = free_port()
     options = ["--model", "tiny", "--port", str(port), "--max-steps", "50", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentsd.cli", "app", *options],
+        [sys.executable, "-m", "agentsd", "app", *options],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from agentsd.app.editor.parameters import parameters
 from agentsd.app.editor.phase_controls import PhaseControls
-from agentsd.app.editor.phase_edits import concise, edit_phase
+from agentsd.app.editor.phase_edits import cache_interval, concise, edit_phase
 from agentsd.app.editor.timeline import Timeline
 from agentsd.app.explain import viewer
 from agentsd.app.jobs.job import Job
-from agentsd.app.jobs.pace import Pace
+from agentsd.app.jobs.time_estimator import TimeEstimator
 from agentsd.app.plots import xy_plot
 from agentsd.app.requests.catalog import model_catalog
 from agentsd.app.requests.limits import Limits
@@ -152,7 +152,7 @@ def test_the_timeline_and_plots_show_it(striped: type[Phase], tmp_path: Path) ->
     )
     plot = xy_plot.plan(catalog, request, ("every", "2, 8"), ("seed", "1"))
     assert [cell.schedule and cell.schedule.phases[0].every for cell in plot.cells] == [2, 8]
-    job = Job([].append, compare.planned(pipe, request), Pace(pipe))
+    job = Job([].append, compare.planned(pipe, request), TimeEstimator(pipe))
     recording = viewer.record_layers(job, pipe, request)
     snapshot = recording.snapshots[1, recording.layers[0]]
     for view in viewer.VIEWS:  # it observes nothing of itself, and nothing is drawn
@@ -169,8 +169,13 @@ def test_a_phase_keeps_an_end_that_has_no_control() -> None:
     assert edit_phase(phase | {"method": ["x"]}, odd, last=True) == {"method": "nothing"}
 
 
-def test_a_phase_drops_what_has_no_effect_without_a_cache() -> None:
-    phase = {"method": "full", "cache_interval": 3, "cache_order": 2}
+@pytest.mark.parametrize(
+    "cache", [{"cache": {"interval": 3, "order": 2}}, {"cache_interval": 3, "cache_order": 2}]
+)
+def test_a_phase_keeps_its_cache_in_either_spelling(cache: dict[str, Any]) -> None:
+    phase = {"method": "full", **cache}
+    assert cache_interval(phase) == 3
     values = {"method": "full", "until": 0.5, "cache_interval": 2}
-    assert edit_phase(phase, values, last=True) == phase | {"cache_interval": 2}
+    changed = {"method": "full", "cache": {"interval": 2, "order": 2}}
+    assert edit_phase(phase, values, last=True) == changed
     assert edit_phase(phase, values | {"cache_interval": 1}, last=True) == {"method": "full"}

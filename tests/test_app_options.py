@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from app_jobs import KEYS, catalog_of, job
 from PIL import Image
-from tiny_adapters import save_lora
+from test_adapters import save_lora
 from tiny_models import tiny_pipeline, tiny_unet
 
 from agentsd.app.history.restored_settings import restore
-from agentsd.app.jobs.job import Progress
+from agentsd.app.jobs.job import JobProgress
 from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
 from agentsd.app.requests.limits import Limits
@@ -43,7 +43,7 @@ def test_what_can_be_added_is_checked(catalog: ModelCatalog, tmp_path: Path) -> 
         return catalog.request(model="tiny", prompt="a", schedule="fast", **given)
 
     options = ask(init_image=str(tmp_path / "start.png"), strength=0.5).options
-    assert options.inputs(64, 64)["image"].size == (64, 64)
+    assert options.call_kwargs(64, 64)["image"].size == (64, 64)
     assert ask(lora="style", lora_weight=0.5).options.loras == ("/secret:0.5",)
     assert ask(lora="none").options == ask().options
     for given, says in (
@@ -106,7 +106,7 @@ def test_a_stopped_batch_keeps_its_seeds_and_each_can_be_loaded_again(
             async for event in events:
                 if isinstance(event, Finished):
                     return list(event.result)
-                if isinstance(event, Progress) and "seed 6" in event.label:
+                if isinstance(event, JobProgress) and "seed 6" in event.label:
                     worker.stop("me")
         return []
 

@@ -13,7 +13,7 @@ from app_jobs import job, settings
 from PIL import Image
 from tiny_models import tiny_pipeline, tiny_unet
 
-from agentsd.app.jobs.pace import PlannedImage
+from agentsd.app.jobs.time_estimator import PlannedImage
 from agentsd.app.result import race
 from agentsd.app.result.race_gif import playback_rate, race_gif
 

@@ -14,8 +14,8 @@ from tuning_of_tiny_models import few_candidates
 
 from agentsd import Schedule
 from agentsd.app.editor.phase_edits import concise
-from agentsd.app.jobs.job import Job, Progress, Stopped
-from agentsd.app.jobs.pace import Pace
+from agentsd.app.jobs.job import Job, JobProgress, JobStopped
+from agentsd.app.jobs.time_estimator import TimeEstimator
 from agentsd.app.requests.catalog import ImageRequest, model_catalog
 from agentsd.app.requests.limits import Limits
 from agentsd.app.server import Server
@@ -57,12 +57,12 @@ def wanted(pipe: Any, scheduler: str | None = None) -> TuneRequest:
 
 
 def job(pipe: Any, report: Any = lambda _: None) -> Job:
-    return Job(report, (), Pace(pipe), seconds=120)
+    return Job(report, (), TimeEstimator(pipe), seconds=120)
 
 
 @pytest.mark.slow
 def test_a_job_keeps_schedule_report_and_plot(pipe: Any, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[JobProgress] = []
     work = job(pipe, seen.append)
     assert work.seconds_left == 120
     work.begin()
@@ -94,14 +94,14 @@ def test_a_stop_ends_it_within_a_step(pipe: Any, tmp_path: Path) -> None:
 
     work.begin()
     pipe.unet.forward = count
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         run_tuning(work, pipe, wanted(pipe), str(tmp_path))
     assert steps == 1
 
 
 @pytest.mark.slow
 def test_a_stopped_job_keeps_the_best_so_far(pipe: Any, tmp_path: Path) -> None:
-    def stop_at_best(progress: Progress) -> None:
+    def stop_at_best(progress: JobProgress) -> None:
         if "best so far" in progress.label:
             work.stop()
 

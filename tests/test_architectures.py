@@ -24,17 +24,17 @@ def test_tells_what_the_loaded_model_tells() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_well_known_models(name: str) -> None:
-    layers = inspect_patch(apply_patch(load_architecture(name), "faithful"), 1024, 1024, "cuda")[
-        "layers"
-    ]
-    found = {(x["downsample"], x["tokens"], x["phases"][0]["keys"]) for x in layers if x["patched"]}
+    layers = inspect_patch(
+        apply_patch(load_architecture(name), "faithful"), 1024, 1024, "cuda"
+    ).layers
+    found = {(x.downsample, x.tokens, x.phases[0].plan.keys) for x in layers if x.patched}
     assert found == {(2, 4096, 1024) if name == "sdxl" else (1, 16384, 1024)}
 
 
 def test_the_device_decides_which_layers_gain() -> None:
     shape = apply_patch(load_architecture("sd15"), "faithful")
     by_device = [inspect_patch(shape, 256, 256, device) for device in ("cpu", "cuda")]
-    reasons = [{x["reason"] for x in found["layers"] if x["patched"]} for found in by_device]
+    reasons = [{x.reason for x in found.layers if x.patched} for found in by_device]
     assert reasons == [{None}, {"the schedule changes nothing at this size"}]
 
 
@@ -43,7 +43,7 @@ def test_a_folder_without_weights_is_enough(pipe: Any, tmp_path: Path) -> None:
     for file in (tmp_path / "model").rglob("*.safetensors"):
         file.unlink()
     found = inspect_patch(load_architecture(str(tmp_path / "model")), 32, 32)
-    assert found["layers"] == inspect_patch(pipe, 32, 32)["layers"]
+    assert found.layers == inspect_patch(pipe, 32, 32).layers
 
 
 def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
@@ -66,7 +66,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     main_("inspect", *size, "--schedule", "faithful", "--json")
     found = json.loads(capsys.readouterr().out)
     pocket = apply_patch(load_architecture("pocket"), "faithful")
-    assert found == inspect_patch(pocket, 256, 384, "cpu", num_inference_steps=25)
+    expected = inspect_patch(pocket, 256, 384, "cpu", num_inference_steps=25)
+    assert found == expected.to_dict()
     main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "9", "--json")
     assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 5
 

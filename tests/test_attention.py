@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from naive import agent_layer, agent_rows, keys_layer
-from tiny_models import run_layer, tiny_layer
+from tiny_models import make_phase, run_layer, tiny_layer
 from torch import Tensor
 
+from agentsd.methods import Keys
 from agentsd.methods.agent_attention import agent_attention, softmax_attention
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.runtime import Runtime
@@ -99,7 +100,7 @@ class TestLayer:
     ) -> None:
         attn, x = _layer(1, height, width)
         settings = SETTINGS | {"sy": sy, "sx": sx, "ratio": ratio, "agent_ratio": agent_ratio}
-        found = run_layer(attn, x, Phase(**settings, use_rand=False), height, width)
+        found = run_layer(attn, x, make_phase(**settings, use_rand=False), height, width)
         check(found, _naive(attn, x, height, width, **settings))
 
     @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -109,7 +110,7 @@ class TestLayer:
         shape = {"sx": 3, "sy": 2, "ratio": 0.3}
         agents = SETTINGS | {"agent_ratio": 0.9 if method == "agent" else 0.0}
         read = shape | (agents if method == "agent" else {})
-        found = run_layer(attn, x, Phase(method=method, **read, use_rand=False), 6, 7)
+        found = run_layer(attn, x, make_phase(method=method, **read, use_rand=False), 6, 7)
         check(found, _naive(attn, x, 6, 7, **shape, **agents))
 
     @pytest.mark.parametrize(
@@ -119,9 +120,9 @@ class TestLayer:
         attn, x = _layer(2, 8, 6)
         right = SETTINGS | {"sx": 2, "sy": 4, "ratio": 0.2, "agent_ratio": 0.9}
         expected = _naive(attn, x, 8, 6, **right)
-        check(run_layer(attn, x, Phase(**right, use_rand=False), 8, 6), expected)
+        check(run_layer(attn, x, make_phase(**right, use_rand=False), 8, 6), expected)
         with pytest.raises(AssertionError, match="relative L2"):
-            check(run_layer(attn, x, Phase(**right | wrong, use_rand=False), 8, 6), expected)
+            check(run_layer(attn, x, make_phase(**right | wrong, use_rand=False), 8, 6), expected)
 
 
 def _chosen(phase: Phase, height: int, width: int, step: int = 0, heads: int = 2) -> Tensor:
@@ -139,7 +140,7 @@ class TestKeys:
         self, batch: int, height: int, width: int, sy: int, sx: int, select: str
     ) -> None:
         attn, x = _layer(batch, height, width)
-        phase = Phase(method="keys", sx=sx, sy=sy, select=select)
+        phase = Keys(sx=sx, sy=sy, select=select)
         chosen = _chosen(phase, height, width, step=3)
         naive = torch.stack([keys_layer(attn, image, chosen.tolist()) for image in x])
         found = run_layer(attn, x, phase, height, width, step=3)
@@ -149,10 +150,10 @@ class TestKeys:
             check(found, torch.stack([keys_layer(attn, image, next_tokens) for image in x]))
 
     def test_heads_have_their_own_keys(self) -> None:
-        first, second = _chosen(Phase(method="keys", sx=2, sy=2), 8, 8)
+        first, second = _chosen(Keys(sx=2, sy=2), 8, 8)
         assert not torch.equal(first, second)
         attn, x = _layer(1, 8, 8)
-        found = run_layer(attn, x, Phase(method="keys", sx=2, sy=2), 8, 8)
+        found = run_layer(attn, x, Keys(sx=2, sy=2), 8, 8)
         swapped = keys_layer(attn, x[0], [second.tolist(), first.tolist()])
         with pytest.raises(AssertionError, match="relative L2"):
             check(found[0], swapped)
@@ -160,14 +161,14 @@ class TestKeys:
     @pytest.mark.parametrize("select", ["grid", "random", "cycle"])
     def test_cells_of_one_token_are_full_attention(self, select: str) -> None:
         attn, x = _layer(2, 5, 6)
-        check(run_layer(attn, x, Phase(method="keys", sx=1, sy=1, select=select), 5, 6), attn(x))
+        check(run_layer(attn, x, Keys(sx=1, sy=1, select=select), 5, 6), attn(x))
 
 
 @pytest.mark.parametrize("method", ["agent", "merge", "keys"])
 def test_dropout_of_training_applies(method: str) -> None:
     attn, x = Attention(16, heads=2, dim_head=8, dropout=1.0).double().train(), randn(1, 64, 16)
-    assert not run_layer(attn, x, Phase(method=method), 8, 8).any()
-    assert run_layer(attn.eval(), x, Phase(method=method), 8, 8).any()
+    assert not run_layer(attn, x, make_phase(method=method), 8, 8).any()
+    assert run_layer(attn.eval(), x, make_phase(method=method), 8, 8).any()
 
 
 class TestPrecision:
@@ -203,12 +204,12 @@ class TestPrecision:
             return torch.einsum("bhqk,bkhd->bqhd", score.softmax(-1), v)
 
         monkeypatch.setattr("agentsd.patching.processor.dispatch_attention_fn", eager)
-        run_layer(attn, x, Phase(**phase), 8, 8)
+        run_layer(attn, x, make_phase(**phase), 8, 8)
         if dtype == torch.float16:
             assert not all(score.isfinite().all() for score in scores)
         assert {score.dtype for score in scores} == {dtype}
         scores.clear()
-        out = run_layer(attn, x, Phase(**phase, attn_precision="fp32"), 8, 8)
+        out = run_layer(attn, x, make_phase(**phase, attn_precision="fp32"), 8, 8)
         assert {score.dtype for score in scores} == {torch.float32}
         assert out.dtype == dtype
         assert out.isfinite().all()

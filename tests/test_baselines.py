@@ -12,7 +12,7 @@ from reversal import check_unchanged, snapshot
 from tiny_models import call, latents
 
 from agentsd import PatchError, Schedule, patched
-from agentsd.baselines import PEERS, deepcache, tiles, todo, tomesd
+from agentsd.baselines import BASELINES, deepcache, tiles, todo, tomesd
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "tomesd": {"ratio": 0.5},
@@ -26,18 +26,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEPS = 6
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_changes_the_image_and_leaves_no_trace(pipe: Any, name: str) -> None:
     before, plain = snapshot(pipe.unet), latents(pipe, steps=STEPS)
     rng = torch.get_rng_state()
     found = []
     for _ in range(2):
-        with PEERS[name](pipe, **SETTINGS[name]) as same:
+        with BASELINES[name](pipe, **SETTINGS[name]) as same:
             assert same is pipe
             found.append(latents(pipe, steps=STEPS))
     assert not torch.equal(found[0], plain)
     assert torch.equal(*found)  # the same at each entry
-    with pytest.raises(KeyboardInterrupt), PEERS[name](pipe, **SETTINGS[name]):
+    with pytest.raises(KeyboardInterrupt), BASELINES[name](pipe, **SETTINGS[name]):
         raise KeyboardInterrupt
     check_unchanged(pipe.unet, before)
     assert torch.equal(latents(pipe, steps=STEPS), plain)
@@ -118,20 +118,20 @@ def test_tomesd_merges(unet: UNet2DConditionModel) -> None:
     ],
 )
 def test_invalid_settings(pipe: Any, name: str, settings: Any, says: str) -> None:
-    with pytest.raises(PatchError, match=f"{name}: {says}"), PEERS[name](pipe, **settings):
+    with pytest.raises(PatchError, match=f"{name}: {says}"), BASELINES[name](pipe, **settings):
         pass
-    with pytest.raises(PatchError, match="no UNet"), PEERS[name](object()):
+    with pytest.raises(PatchError, match="no UNet"), BASELINES[name](object()):
         pass
 
 
 @pytest.mark.parametrize("name", ["deepcache", "fewer-steps", "taylorseer", "spectrum"])
 def test_what_needs_a_pipeline(unet: UNet2DConditionModel, name: str) -> None:
-    with pytest.raises(PatchError, match="needs a pipeline"), PEERS[name](unet):
+    with pytest.raises(PatchError, match="needs a pipeline"), BASELINES[name](unet):
         pass
 
 
 def test_fewer_steps_are_a_run_of_fewer_steps(pipe: Any) -> None:
-    with PEERS["fewer-steps"](pipe, num_inference_steps=3):
+    with BASELINES["fewer-steps"](pipe, num_inference_steps=3):
         found = latents(pipe, steps=6)
     assert torch.equal(found, latents(pipe, steps=3))
     assert not torch.equal(found, latents(pipe, steps=4))
@@ -160,7 +160,7 @@ def test_outputs_are_continued(
 
         pipe.unet.forward = forward
         found = []
-        with PEERS[name](pipe, interval=3, **settings):
+        with BASELINES[name](pipe, interval=3, **settings):
             pipe.scheduler.set_timesteps(12)
             for step in range(12):
                 made.append(step)

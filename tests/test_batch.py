@@ -433,11 +433,11 @@ def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> 
 @pytest.mark.slow
 def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ImageSettings(prompt="a", height=64, width=64)
-    assert largest_batch(pipe, settings, PipelineOptions().inputs) == 1
+    assert largest_batch(pipe, settings, PipelineOptions().call_kwargs) == 1
     tried = short_of_memory(pipe, monkeypatch, 5)
     with monkeypatch.context() as patch:
         patch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
-        assert largest_batch(pipe, settings, PipelineOptions().inputs) == 4
+        assert largest_batch(pipe, settings, PipelineOptions().call_kwargs) == 4
     assert sorted(set(tried)) == [2, 4, 8]
 
 
@@ -451,7 +451,7 @@ def test_the_largest_batch_from_an_image(
     short_of_memory(pipe, monkeypatch, 3)
     monkeypatch.setattr(type(pipe), "_execution_device", property(lambda _: Elsewhere("cpu")))
     settings = ImageSettings(prompt="a", height=64, width=64)
-    assert largest_batch(pipe, settings, options.inputs) == 2
+    assert largest_batch(pipe, settings, options.call_kwargs) == 2
 
 
 class Elsewhere(str):

@@ -178,7 +178,7 @@ class TestCommand:
 
         monkeypatch.setattr(timing, "run", stopped)
         out = tmp_path / "figures.csv"
-        assert command("--no-peers", "--schedule", "faithful", "--out", str(out)) == 130
+        assert command("--no-baselines", "--schedule", "faithful", "--out", str(out)) == 130
         assert "faithful" in out.read_text()
         assert out.with_suffix(".png").is_file()
 

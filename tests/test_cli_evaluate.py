@@ -48,27 +48,28 @@ def sets(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sets")
 def test_fid_and_kid(run: Run) -> None:
-    code, out, err = run("fid", "made", "real", "--json")
+    code, out, err = run("score", "--fid", "made", "real", "--json")
     found = json.loads(out)
     assert code == 0, err
     assert "24 images are not more than the 96 dimensions" in err
     assert (found["images"], found["features"]) == (24, "pocket")
-    low, high = found["interval"]
+    low, high = found["fid_interval"]
     assert low < found["fid"] < high
-    same = json.loads(run("fid", "made", "set.tar", "--json")[1])
+    same = json.loads(run("score", "--fid", "made", "set.tar", "--json")[1])
     assert same["fid"] == pytest.approx(0, abs=1e-9)
-    assert run("fid", "made", "real")[1].startswith(f"FID {found['fid']:.4g} ± ")
-    kid = json.loads(run("kid", "made", "real", "--json")[1])["kid"]
-    assert kid > json.loads(run("kid", "made", "set.tar", "--json")[1])["kid"]
-    assert "at infinitely many" in run("fid", "made", "real", "--infinity")[1]
+    assert run("score", "--fid", "made", "real")[1].startswith(f"FID {found['fid']:.4g} ± ")
+    kid = json.loads(run("score", "--kid", "made", "real", "--json")[1])["kid"]
+    assert kid > json.loads(run("score", "--kid", "made", "set.tar", "--json")[1])["kid"]
+    assert "at infinitely many" in run("score", "--fid", "made", "real", "--infinity")[1]
 
 
 @pytest.mark.usefixtures("sets")
-@pytest.mark.parametrize("command", [("fid", "made"), ("clip-score",), ("paired", "made")])
-def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("figure", ["fid", "clip-score", "paired"])
+def test_hidden_images_are_left_out(run: Run, tmp_path: Path, figure: str) -> None:
     """The figures are those of a set without them, and the output says how many they were."""
     picture_sets.manifest(tmp_path / "some", 24, hidden=(1, 22, 23))
-    code, out, err = run(command[0], "some", *command[1:], "--json")
+    reference = [] if figure == "clip-score" else ["made"]
+    code, out, err = run("score", f"--{figure}", "some", *reference, "--json")
     found = json.loads(out)
     assert (code, found["hidden"]) == (0, 3), err
     assert "left out: 3 replaced with a black image by a safety checker" in err
@@ -76,11 +77,11 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str
     file = tmp_path / "some" / "manifest.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if '"nsfw_content_detected": false' in line))
-    if command[0] != "paired":
-        without = json.loads(run(command[0], "some", *command[1:], "--json")[1])
+    if figure != "paired":
+        without = json.loads(run("score", f"--{figure}", "some", *reference, "--json")[1])
         assert without == found | {"hidden": 0}
     picture_sets.manifest(tmp_path / "all", 24, hidden=tuple(range(24)))
-    code, _, err = run(command[0], "all", *command[1:])
+    code, _, err = run("score", f"--{figure}", "all", *reference)
     assert (code, err.count("\n")) == (2, 1), err
     assert "replaced with a black image" in err
 
@@ -89,38 +90,39 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, command: tuple[str
 @pytest.mark.usefixtures("sets")
 def test_statistics_serve_fid(run: Run) -> None:
     assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
-    from_file = json.loads(run("fid", "made", "real.npz", "--json")[1])
-    from_images = json.loads(run("fid", "made", "real", "--json")[1])
+    from_file = json.loads(run("score", "--fid", "made", "real.npz", "--json")[1])
+    from_images = json.loads(run("score", "--fid", "made", "real", "--json")[1])
     assert from_file["fid"] == pytest.approx(from_images["fid"], rel=1e-9)
-    for command in ("kid", "precision-recall", "paired"):
-        code, out, err = run(command, "made", "real.npz")
+    for flag in ("--kid", "--precision-recall", "--paired"):
+        code, out, err = run("score", flag, "made", "real.npz")
         assert (code, out) == (2, "")
         assert "real.npz: statistics serve FID alone" in err
 
 
 @pytest.mark.usefixtures("sets")
 def test_precision_and_recall(run: Run) -> None:
-    found = json.loads(run("precision-recall", "made", "set.tar", "--json")[1])
+    found = json.loads(run("score", "--precision-recall", "made", "set.tar", "--json")[1])
     assert (found["precision"], found["recall"]) == (1, 1)
-    found = json.loads(run("precision-recall", "made", "real", "--json")[1])
+    found = json.loads(run("score", "--precision-recall", "made", "real", "--json")[1])
     assert found["precision"] < 1
 
 
 @pytest.mark.usefixtures("sets")
 def test_clip_score(run: Run, tmp_path: Path) -> None:
-    code, out, err = run("clip-score", "made", "--out", "scores.jsonl", "--json")
+    code, out, err = run("score", "--clip-score", "made", "--out", "figures", "--json")
     assert code == 0, err
-    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    written = tmp_path / "figures" / "clip_scores.jsonl"
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
     assert len(rows) == 24
     found = json.loads(out)
     assert found["clip_score"] == pytest.approx(np.mean([row["clip_score"] for row in rows]))
-    assert found["interval"][0] < found["clip_score"] < found["interval"][1]
-    packed = json.loads(run("clip-score", "set.tar", "--clip", "pocket", "--json")[1])
+    low, high = found["clip_score_interval"]
+    assert low < found["clip_score"] < high
+    packed = json.loads(run("score", "--clip-score", "set.tar", "--clip", "pocket", "--json")[1])
     assert packed["clip_score"] == pytest.approx(found["clip_score"], abs=1e-4)
     Path("prompts.txt").write_text("a red circle and " * 30 + "\n" + "a red circle\n" * 29)
-    code, out, err = run(
-        "clip-score", "real", "--clip", "pocket", "--prompts", "prompts.txt", "--json"
-    )
+    given = ("real", "--clip", "pocket", "--prompts", "prompts.txt", "--json")
+    code, out, err = run("score", "--clip-score", *given)
     assert "1 of 30 prompts are longer than CLIP reads" in err
     assert json.loads(out)["prompts_cut"] == 1
 
@@ -135,7 +137,7 @@ def test_paired(run: Run, tmp_path: Path) -> None:
         moved = (pixels + 5 * (i + 1)).clip(0, 255).astype(np.uint8)
         Image.fromarray(moved).save(file)
     code, out, err = run(
-        "paired", "near", "exact", "--clip", "pocket", "--out", "figures", "--json"
+        "score", "--paired", "near", "exact", "--clip", "pocket", "--out", "figures", "--json"
     )
     assert code == 0, err
     found = json.loads(out)
@@ -144,14 +146,14 @@ def test_paired(run: Run, tmp_path: Path) -> None:
     assert quantiles[0] > 20 * np.log10(255 / 30) - 1e-6
     assert found["ssim"]["mean"] < 1
     assert ("LPIPS is left out" in err) == ("lpips" not in found)
-    rows = (tmp_path / "figures" / "likeness.jsonl").read_text().splitlines()
+    rows = (tmp_path / "figures" / "similarity.jsonl").read_text().splitlines()
     worst = json.loads(rows[-1])
     assert worst["psnr"] == quantiles[0]
     assert Image.open(tmp_path / "figures" / "worst.png").height > 6 * 32
-    same = json.loads(run("paired", "exact", "exact", "--clip", "pocket", "--json")[1])
+    same = json.loads(run("score", "--paired", "exact", "exact", "--clip", "pocket", "--json")[1])
     assert same["psnr"]["mean"] == pytest.approx(10 * np.log10(255**2 * 3 * 32 * 32))
     assert (same["ssim"]["mean"], same["cosine"]["mean"]) == (pytest.approx(1), pytest.approx(1))
-    assert run("paired", "made", "made")[0] == 0  # by prompt and seed
+    assert run("score", "--paired", "made", "made")[0] == 0  # by prompt and seed
 
 
 @pytest.fixture
@@ -172,13 +174,8 @@ ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
 
 
 @pytest.mark.command("evaluate score")
-@pytest.mark.command("evaluate fid")
-@pytest.mark.command("evaluate kid")
-@pytest.mark.command("evaluate precision-recall")
-@pytest.mark.command("evaluate clip-score")
-@pytest.mark.command("evaluate paired")
 @pytest.mark.usefixtures("sets")
-def test_score_is_the_single_commands_from_one_extraction(
+def test_figures_are_the_same_together_from_one_extraction(
     run: Run, tmp_path: Path, seen: list[int]
 ) -> None:
     picture_sets.manifest(tmp_path / "others", 24)  # the same prompts and seeds, ...
@@ -199,13 +196,9 @@ def test_score_is_the_single_commands_from_one_extraction(
     assert (found["images"], found["pairs"], found["features"]) == (24, 24, "pocket")
     for name in ALL:
         sets = ("made",) if name == "clip-score" else ("made", "others")
-        one = json.loads(run(name, *sets, "--json")[1])
-        prefix = name.replace("-", "_")
-        for key in ("error", "interval"):
-            if key in one:
-                one[f"{prefix}_{key}"] = one.pop(key)
-        assert one.items() <= found.items()
-    files = ["clip_scores.jsonl", "likeness.json", "likeness.jsonl", "worst.png"]
+        alone = json.loads(run("score", f"--{name}", *sets, "--json")[1])
+        assert alone.items() <= found.items()
+    files = ["clip_scores.jsonl", "similarity.json", "similarity.jsonl", "worst.png"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == files
     text = run("score", "made", "others")[1]
     for start in ("FID", "KID", "precision", "CLIP score", "psnr", "ssim", "cosine"):
@@ -235,6 +228,7 @@ def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
         (["real"], "30 of 30 images have no prompt, such as real/000.png; give --prompts"),
         (["made", "--fid"], "made: only the CLIP score needs no reference; give REFERENCE"),
         (["made", "real.npz", "--kid"], "real.npz: statistics serve FID alone"),
+        (["made", "real", "--kid", "--infinity"], "--infinity extrapolates FID"),
     ):
         code, out, err = run("score", *arguments)
         assert (code, out, says in err) == (2, "", True), err
@@ -242,33 +236,32 @@ def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
 
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "says"),
     [
-        (["fid", "empty", "real"], 2, "empty holds no image"),
-        (["fid", "one", "real", "--features", "pocket"], 2, "at least 2 images are needed (got 1)"),
-        (["kid", "one", "real", "--features", "pocket"], 2, "at least 3 images are needed (got 1)"),
-        (["fid", "nowhere", "real"], 2, "nowhere: there is no such folder"),
-        (["fid", "made", "nowhere.npz"], 2, "nowhere.npz: not an .npz of statistics"),
-        (["fid", "real", "real"], 2, "get pt_inception-2015-12-05-6726825d.pth from"),
-        (["fid", "made", "real", "--features", "inception:w.pth"], 2, "w.pth is not the standard"),
-        (["fid", "made", "real", "--features", "vgg"], 2, "unknown features 'vgg'"),
-        (["fid", "made", "mixed"], 2, "001.png: is 48×32, but earlier images are 32×32"),
-        (["fid", "made", "grey"], 2, "000.png: is L, not RGB"),
-        (["fid", "made", "real", "--size", "3"], 2, "size"),
-        (["fid", "made", "real", "--device", "abacus"], 2, "no device 'abacus'"),
-        (["clip-score", "real", "--clip", "pocket"], 2, "30 of 30 images have no prompt"),
-        (["clip-score", "made", "--prompts", "short.txt"], 2, "short.txt has 1 prompts for 24"),
-        (["clip-score", "made", "--clip", "inception"], 2, "inception cannot embed prompts"),
-        (["paired", "real", "one"], 2, "30 images and 1 to compare with: 29 have no counterpart"),
-        (["statistics", "made", "s.txt"], 2, "s.txt: statistics are written as .npz"),
+        ("score --fid empty real", "empty holds no image"),
+        ("score --fid one real --features pocket", "at least 2 images are needed (got 1)"),
+        ("score --kid one real --features pocket", "at least 3 images are needed (got 1)"),
+        ("score --fid nowhere real", "nowhere: there is no such folder"),
+        ("score --fid made nowhere.npz", "nowhere.npz: not an .npz of statistics"),
+        ("score --fid real real", "get pt_inception-2015-12-05-6726825d.pth from"),
+        ("score --fid made real --features inception:w.pth", "w.pth is not the standard"),
+        ("score --fid made real --features vgg", "unknown features 'vgg'"),
+        ("score --fid made mixed", "001.png: is 48×32, but earlier images are 32×32"),
+        ("score --fid made grey", "000.png: is L, not RGB"),
+        ("score --fid made real --size 3", "size"),
+        ("score --fid made real --device abacus", "no device 'abacus'"),
+        ("score --clip-score real --clip pocket", "30 of 30 images have no prompt"),
+        ("score --clip-score made --prompts short.txt", "short.txt has 1 prompts for 24"),
+        ("score --clip-score made --clip inception", "inception cannot embed prompts"),
+        ("score --paired real one", "30 images and 1 to compare with: 29 have no counterpart"),
+        ("statistics made s.txt", "s.txt: statistics are written as .npz"),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
+    arguments: str,
     says: str,
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -280,8 +273,8 @@ def test_bad_input_is_an_error_of_one_line(
     picture_sets.noise(1).convert("L").save(tmp_path / "grey" / "000.png")
     (tmp_path / "w.pth").write_text("no weights")
     (tmp_path / "short.txt").write_text("one")
-    got, out, err = run(*arguments)
-    assert (got, out) == (code, "")
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (2, "")
     assert says in err
     assert "Traceback" not in err
 
@@ -290,13 +283,15 @@ def test_bad_input_is_an_error_of_one_line(
 def test_bad_images_can_be_skipped(run: Run, tmp_path: Path) -> None:
     for name in ("real/003.png", "real/004.png"):
         (tmp_path / name).write_text("no image")
-    assert run("fid", "made", "real")[0] == 2
-    code, out, err = run("fid", "made", "real", "--skip-bad", "--json")
+    assert run("score", "--fid", "made", "real")[0] == 2
+    code, out, err = run("score", "--fid", "made", "real", "--skip-bad", "--json")
     assert code == 0
     assert len(json.loads(out)["bad"]) == 2
     assert err.count("left out: real/00") == 2
     picture_sets.folder(tmp_path / "there", 30, first=100)
-    code, out, _ = run("paired", "real", "there", "--clip", "pocket", "--skip-bad", "--json")
+    code, out, _ = run(
+        "score", "--paired", "real", "there", "--clip", "pocket", "--skip-bad", "--json"
+    )
     assert (code, json.loads(out)["pairs"]) == (0, 28)
 
 
@@ -304,12 +299,12 @@ def test_bad_images_can_be_skipped(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["fid", "run", "real"],
-        ["kid", "real", "run"],
-        ["precision-recall", "run", "real"],
+        ["score", "--fid", "run", "real"],
+        ["score", "--kid", "real", "run"],
+        ["score", "--precision-recall", "run", "real"],
         ["statistics", "run", "s.npz"],
-        ["clip-score", "run"],
-        ["paired", "run", "run"],
+        ["score", "--clip-score", "run"],
+        ["score", "--paired", "run", "run"],
     ],
 )
 def test_unfinished_runs_are_refused_unless_asked_for(
@@ -322,7 +317,8 @@ def test_unfinished_runs_are_refused_unless_asked_for(
         text = "".join(json.dumps({"number": (e := json.loads(x))["id"], **e}) + "\n" for x in some)
         (tmp_path / "run" / f"manifest.{name}.jsonl").write_text(text)
     (tmp_path / "run" / "run.json").write_text('{"config": {"images": 24}}')
-    pocket = ["--clip" if arguments[0] in ("clip-score", "paired") else "--features", "pocket"]
+    pocket = ["--features", "pocket", "--clip", "pocket"]
+    pocket = pocket[:2] if arguments[0] == "statistics" else pocket
     code, out, err = run(*arguments, *pocket)
     assert (code, out) == (2, "")
     assert "run: the run is unfinished; images missing: 2 of 24" in err
@@ -333,11 +329,11 @@ def test_unfinished_runs_are_refused_unless_asked_for(
 
 @pytest.mark.usefixtures("sets")
 def test_progress_is_plain_lines_where_there_is_no_terminal(run: Run) -> None:
-    _, out, err = run("fid", "made", "real")
+    _, out, err = run("score", "--fid", "made", "real")
     assert re.search(r"^24/24 images, [\d.]+/s, 0 s left$", err, re.MULTILINE)
     assert re.search(r"^30/30 images, ", err, re.MULTILINE)
     assert len(out.splitlines()) == 1
-    assert re.search(r"^24/24 pairs, ", run("paired", "made", "made")[2], re.MULTILINE)
+    assert re.search(r"^24/24 pairs, ", run("score", "--paired", "made", "made")[2], re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["fid", "clip-score"])
@@ -347,4 +343,4 @@ def test_scripts_are_the_commands(name: str) -> None:
         [sys.executable, script, "--no-such"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"evaluate {name} " in done.stderr
+    assert "evaluate score " in done.stderr

@@ -37,20 +37,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd import PatchError, Phase, Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.generation.images import make_image
-from agentsd.generation.turns import warm_up, with_schedule
+from agentsd.generation.interleaving import warm_up, with_schedule
 from agentsd.image_settings import ImageSettings
-from agentsd.patching import forecasts
+from agentsd.methods import Keys
 from agentsd.patching.denoising_step import Call
 from agentsd.patching.forecasts import extrapolated, whole_steps
 from agentsd.patching.light_steps import find_parts
 from agentsd.patching.patch import patch_of
 from agentsd.patching.step_cache import Feature, StepCache, Stream
 
-pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
+pytestmark = pytest.mark.usefixtures("small_grids")
 
 
-def cached(interval: int = 2, method: str = "full", **settings: Any) -> Schedule:
-    return Schedule(phases=[Phase(method=method, cache_interval=interval, **settings)])
+def cached(
+    interval: int = 2, method: str = "full", min_steps: int | None = 0, **cache: Any
+) -> Schedule:
+    """A schedule with light steps in runs of any length, or of ``min_steps`` and more."""
+    settings = {"interval": interval, "min_steps": min_steps, **cache}
+    return Schedule(phases=[{"method": method, "cache": settings}])
 
 
 @pytest.fixture
@@ -101,28 +105,27 @@ def feature_of(unet: UNet2DConditionModel, branch: int) -> nn.Module:
     return layers[before][-1] if before >= 0 else rest[-1]
 
 
-def test_a_short_run_is_whole_and_says_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_is_whole_and_says_so(pipe: Any) -> None:
     """As with the four steps of a distilled model."""
-    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 4)
     expected = latents(pipe, steps=4)
-    apply_patch(pipe, cached(2))
-    with pytest.warns(UserWarning, match="4 steps computes each step whole: .* 8 steps or more"):
+    apply_patch(pipe, cached(2, min_steps=None))
+    with pytest.warns(UserWarning, match="4 steps computes each step in full: .* 8 steps or more"):
         assert torch.equal(latents(pipe, steps=4), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once for each length
         assert pattern(pipe, 4) == "wwww"
         assert pattern(pipe, 8) == "wwlwlwlw"
-    assert whole_steps(cached(2), 7) == [True] * 7
+    assert whole_steps(cached(2, min_steps=None), 7) == [True] * 7
+    assert whole_steps(cached(2, min_steps=7), 7) != [True] * 7
 
 
-def test_a_warm_up_does_not_call_itself_short(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecasts, "FEWEST_INTERVALS", 4)
+def test_a_warm_up_does_not_call_itself_short(pipe: Any) -> None:
     short = ImageSettings(prompt="red", num_inference_steps=2, height=64, width=64)
-    variant = with_schedule(cached(2))
+    variant = with_schedule(cached(2, min_steps=None))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warm_up(pipe, {"cached": variant}, short)
-    with variant(pipe), pytest.warns(UserWarning, match="computes each step whole"):
+    with variant(pipe), pytest.warns(UserWarning, match="computes each step in full"):
         make_image(pipe, short)
 
 
@@ -148,7 +151,7 @@ def test_a_light_step_is_the_whole_unet_on_a_forecast(name: str, branch: int) ->
         )
         expected = call(unet, timesteps[2])
         hook.remove()
-        apply_patch(unet, cached(cache_order=order, cache_branch=branch))
+        apply_patch(unet, cached(order=order, branch=branch))
         found = [call(unet, timesteps[i]) for i in range(4)]
         remove_patch(unet)
         assert all(torch.equal(found[i], wholes[i]) for i in (0, 1, 3))
@@ -163,7 +166,7 @@ def test_the_output_itself_is_forecast(order: int, return_dict: bool) -> None:
     unet = tiny_unet()
     timesteps = torch.tensor([900, 700, 500, 300])
     wholes = [call(unet, timesteps[place]) for place in range(4)]
-    apply_patch(unet, cached(cache_order=order, cache_branch=-1))
+    apply_patch(unet, cached(order=order, branch=-1))
     random = torch.Generator().manual_seed(1)
     x, text = (torch.randn(s, generator=random) for s in ((2, 4, 16, 16), (2, 7, 32)))
     found, operations = [], []
@@ -181,7 +184,7 @@ def test_the_output_itself_is_forecast(order: int, return_dict: bool) -> None:
 @pytest.mark.parametrize("branch", [0, 1])
 def test_a_light_step_computes_nothing_of_what_it_leaves_out(branch: int) -> None:
     unet = tiny_unet(layers_per_block=2)
-    apply_patch(unet, cached(cache_order=0, cache_branch=branch))
+    apply_patch(unet, cached(order=0, branch=branch))
     ran: list[str] = []
     for name, module in unet.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -234,6 +237,7 @@ def test_which_steps_are_whole(
     pipe: Any, phases: list[dict[str, Any]], steps: int, expected: str
 ) -> None:
     schedule = Schedule(phases=[{"method": "full"} | phase for phase in phases])
+    schedule = schedule.override(cache_min_steps=0)
     assert "".join("lw"[whole] for whole in whole_steps(schedule, steps)) == expected
     apply_patch(pipe, schedule)
     assert pattern(pipe, steps) == expected
@@ -243,38 +247,52 @@ def test_which_steps_are_whole(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"cache_interval": 0}, "greater than or equal to 1"),
-        ({"cache_interval": 11}, "less than or equal to 10"),
-        ({"cache_interval": 2.0}, "cache_interval"),
-        ({"cache_interval": 2, "cache_branch": 2}, "cache_branch"),
-        ({"cache_interval": 2, "cache_branch": True}, "cache_branch"),
-        ({"cache_interval": 2, "cache_order": 3}, "cache_order"),
+        ({"cache": {"interval": 1}}, "interval: input should be greater than or equal to 2"),
+        ({"cache": {"branch": 0}}, "interval: is missing"),
+        ({"cache": {"interval": 2, "depth": 3}}, "unknown key 'depth': allowed are interval"),
+        ({"cache": 2}, "cache: input should be a valid dictionary or instance of Cache"),
+        ({"cache_interval": 0}, "interval: input should be greater than or equal to 2"),
+        ({"cache_interval": 11}, "interval: input should be less than or equal to 10"),
+        ({"cache_interval": 2.0}, "interval: input should be a valid integer"),
+        ({"cache_interval": True}, "interval: input should be a valid integer"),
+        ({"cache_interval": 2, "cache_branch": 2}, "branch: input should be -1, 0 or 1"),
+        ({"cache_interval": 2, "cache_branch": True}, "branch: input should be -1, 0 or 1"),
+        ({"cache_interval": 2, "cache_order": 3}, "order: input should be 0, 1 or 2"),
         ({"cache_branch": 1}, "cache_branch needs a cache_interval of 2 or more"),
         ({"cache_order": 0}, "cache_order needs a cache_interval of 2 or more"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ScheduleError, match=says):
-        Phase(method="keys", **settings)
+    with pytest.raises(ScheduleError, match=f"phase 1: .*{says}"):
+        Schedule.from_dict({"phases": [settings]})
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_flat_keys_of_older_files_are_read(order: int) -> None:
+    flat = {"cache_interval": 3, "cache_branch": -1, "cache_order": order}
+    nested = {"cache": {"interval": 3, "branch": -1, "order": order}}
+    assert Schedule(phases=[flat]) == Schedule(phases=[nested])
+    assert Schedule(phases=[flat]) != Schedule(phases=[{"cache": {"interval": 3}}])
+    assert Schedule(phases=[{"cache_interval": 1}]) == Schedule(phases=[{}])
 
 
 def test_schedules_without_it_are_written_as_before() -> None:
-    assert "cache_interval" not in Phase(method="keys").to_dict()
+    assert "cache" not in Keys().to_dict()
     schedule = cached(3, "keys")
-    assert schedule.to_dict()["phases"][0]["cache_order"] == 1
+    assert schedule.to_dict()["phases"][0]["cache"] == {"interval": 3, "branch": 0, "order": 1}
     assert Schedule.from_yaml(schedule.to_yaml()) == schedule
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = diffusers.ControlNetModel.from_unet(tiny_unet())
-    with pytest.raises(PatchError, match="cache_interval: ControlNetModel has no last block"):
+    with pytest.raises(PatchError, match="cache: ControlNetModel has no last block"):
         apply_patch(net, cached())
     assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_branch_with_nothing_to_forecast_is_refused() -> None:
-    with pytest.raises(PatchError, match="cache_branch 1: this UNet has no layers beneath"):
-        apply_patch(unet := smallest_unet(), cached(cache_branch=1))
+    with pytest.raises(PatchError, match="branch 1: this UNet has no layers beneath"):
+        apply_patch(unet := smallest_unet(), cached(branch=1))
     assert not patched_layers(unet)
 
 
@@ -287,9 +305,9 @@ def test_pipelines(name: str, tmp_path: Path) -> None:
     def outputs() -> Tensor:
         return run(pipe, inputs, steps=4)
 
-    check_reversal(pipe.unet, outputs, pipe, schedule=cached(cache_order=0))
+    check_reversal(pipe.unet, outputs, pipe, schedule=cached(order=0))
     for branch in (-1, 1):
-        with patched(pipe, cached(cache_order=0, cache_branch=branch)):
+        with patched(pipe, cached(order=0, branch=branch)):
             outputs()
     apply_patch(pipe, cached())
     for step in (steps := watch(pipe.unet)):
@@ -331,7 +349,7 @@ def interrupt(pipe: Any, step: int, *_: Any) -> Any:
 @pytest.mark.parametrize(("order", "branch"), [(0, 0), (1, 0), (1, -1)])
 def test_nothing_reaches_another_run(pipe: Any, order: int, branch: int) -> None:
     """An interrupted run, another pipeline of the same UNet, another size or batch before it."""
-    apply_patch(pipe, cached(cache_order=order, cache_branch=branch))
+    apply_patch(pipe, cached(order=order, branch=branch))
     expected = latents(pipe, steps=6, seeds=[7])
 
     def same() -> bool:
@@ -386,7 +404,7 @@ def test_guidance_in_two_calls(pipe: Any) -> None:
 
 
 def test_the_same_timestep_of_another_image_is_another_run(pipe: Any) -> None:
-    apply_patch(pipe, cached(cache_order=0))
+    apply_patch(pipe, cached(order=0))
     seen = watch(pipe.unet)
     pipe.scheduler.set_timesteps(3)
     first, second = pipe.scheduler.timesteps[:2]
@@ -399,7 +417,7 @@ def test_the_same_timestep_of_another_image_is_another_run(pipe: Any) -> None:
 
 def test_a_timestep_of_no_list_is_computed_whole(pipe: Any) -> None:
     unet = pipe.unet
-    apply_patch(unet, cached(cache_order=0))
+    apply_patch(unet, cached(order=0))
     seen = watch(unet)
     for timestep in (900, 700, 500):
         call(unet, timestep)
@@ -502,7 +520,7 @@ def test_what_one_branch_computes_is_part_of_what_the_next_does() -> None:
 def test_compiled_whole_and_light(pipe: Any, how: str, method: str, branch: int) -> None:
     """No graph breaks, and two compilations: one whole, one light."""
     torch._dynamo.reset()
-    apply_patch(pipe, cached(3, method, cache_branch=branch))
+    apply_patch(pipe, cached(3, method, branch=branch))
     eager = latents(pipe, steps=9)
     backend = RecordingBackend()
     if how == "method":
@@ -559,7 +577,7 @@ def test_freeu_in_the_last_block(order: int) -> None:
     unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
     timesteps = torch.full((5,), 900)  # of a scheduler, as no other list has an entry twice
     lists = SimpleNamespace(timesteps=timesteps, num_inference_steps=5)
-    apply_patch(Loop(unet, lists), cached(3, cache_order=order))
+    apply_patch(Loop(unet, lists), cached(3, order=order))
     whole, _, light = (call(unet, timesteps[place]) for place in range(3))
     torch.testing.assert_close(light, whole, rtol=1e-5, atol=1e-5)
     remove_patch(unet)

@@ -17,7 +17,7 @@ from torchmetrics.functional.multimodal import clip_score as their_clip_score
 
 from agentsd.errors import EvaluationError
 from agentsd.evaluation.features import Clip, Extractor, extract, load_clip, load_extractor
-from agentsd.evaluation.features.cache import FeatureCache
+from agentsd.evaluation.features.storage import FeatureCache
 from agentsd.evaluation.image_sets import read_image_set, with_prompts
 from agentsd.evaluation.metrics import clip_score
 from agentsd.evaluation.reading import ReadOptions

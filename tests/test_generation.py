@@ -128,7 +128,7 @@ def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) 
         assert json.loads(ours.text["agentsd"])["schedule"] == SCHEDULE.to_dict()
         assert json.loads(theirs.text["agentsd"])["schedule"] is None
         assert theirs.tobytes() == make_image(pipe, settings(seed=seed)).image.tobytes()
-    assert not any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(pipe).layers)
 
 
 def test_a_record_is_read_back_whole(pipe: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_record_is_read_back_whole(pipe: Any) -> None:
     ("changes", "expected"),
     [
         ({"of a later version": [1], "weights": 3}, {"weights": None}),
-        ({"batch": [4, 4], "variant": {"peer": "todo"}}, {"batch": None, "variant": None}),
+        ({"batch": [4, 4], "variant": {"baseline": "todo"}}, {"batch": None, "variant": None}),
         ({"height": 33, "width": 17}, {"size": (17, 33), "settings": settings()}),
         ({"height": 64, "width": 72}, {"settings": settings(height=64, width=72)}),
     ],
@@ -188,32 +188,35 @@ def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strength", [0.4, 0.9, 1e-3])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_warm_up_runs_its_steps_at_any_strength(strength: float, steps: int) -> None:
-    inputs = {"strength": strength}
-    short = warm_up_settings(settings(num_inference_steps=1000), steps, inputs)
+    call_kwargs = {"strength": strength}
+    short = warm_up_settings(settings(num_inference_steps=1000), steps, call_kwargs)
     left = int(short.num_inference_steps * strength)  # as diffusers has it
     assert left == min(steps, int(1000 * strength))
-    assert warm_up_settings(settings(num_inference_steps=3), steps, inputs).num_inference_steps <= 3
+    assert (
+        warm_up_settings(settings(num_inference_steps=3), steps, call_kwargs).num_inference_steps
+        <= 3
+    )
 
 
 @pytest.mark.usefixtures("small_grids")
 def test_compare_from_an_image(pipe: Any, tmp_path: Path) -> None:
     """The warm-up runs steps, too, where the image to begin from leaves out most of them."""
     pipe = AutoPipelineForImage2Image.from_pipe(pipe)
-    inputs = {"image": Image.new("RGB", (32, 32), "red"), "strength": 0.4}
-    run = {"schedule": SCHEDULE, "model": "tiny", "inputs": inputs}
+    call_kwargs = {"image": Image.new("RGB", (32, 32), "red"), "strength": 0.4}
+    run = {"schedule": SCHEDULE, "model": "tiny", "call_kwargs": call_kwargs}
     summary = compare(pipe, settings(num_inference_steps=5), tmp_path, **run)
     assert summary["images"][0]["psnr"] > 0
 
 
 def test_a_run_that_leaves_no_step_is_refused(pipe: Any) -> None:
     pipe = AutoPipelineForImage2Image.from_pipe(pipe)
-    inputs = {"image": Image.new("RGB", (32, 32)), "strength": 0.4}
+    call_kwargs = {"image": Image.new("RGB", (32, 32)), "strength": 0.4}
     says = "num_inference_steps: 2 at strength 0.4 leaves no denoising step; ask for at least 3"
     with pytest.raises(SettingsError, match=says):
-        make_image(pipe, settings(), inputs=inputs)
-    assert make_image(pipe, settings(num_inference_steps=3), inputs=inputs).image
+        make_image(pipe, settings(), call_kwargs=call_kwargs)
+    assert make_image(pipe, settings(num_inference_steps=3), call_kwargs=call_kwargs).image
     with pytest.raises(SettingsError, match="denoising step; raise strength"):
-        make_image(pipe, settings(), inputs=inputs | {"strength": 1e-9})
+        make_image(pipe, settings(), call_kwargs=call_kwargs | {"strength": 1e-9})
 
 
 def test_psnr_of_a_known_error() -> None:

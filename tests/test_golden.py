@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
-from tiny_models import run_layer
+from tiny_models import make_phase, run_layer
 from torch import Tensor
 
+from agentsd.methods import Full
 from agentsd.methods import merge as merging_method
 from agentsd.methods import token_merging as merging
 from agentsd.schedule import METHODS, Phase
@@ -35,7 +36,7 @@ class Golden(NamedTuple):
 
     def phase(self, **changes: Any) -> Phase:
         settings = {k: v for k, v in self.config.items() if k in METHODS["agent"].parameters()}
-        return Phase(**settings | changes)
+        return make_phase(**settings | changes)
 
     def distance(self, phase: Phase, expected: Tensor) -> float:
         """Relative L2 distance of the float32 layer to the file's result."""
@@ -74,7 +75,7 @@ def test_output_is_the_published_one(
 def test_full_phase_is_the_published_softmax(
     golden: Golden, figure: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    distance = golden.distance(Phase(method="full"), golden.softmax_output)
+    distance = golden.distance(Full(), golden.softmax_output)
     figure(request.node.callspec.id, "softmax_output", distance, f"within {LIMIT:.0e}")
     check(distance)
 

@@ -154,10 +154,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = save(tmp_path, Image.new("RGB", (8, 8), "red"))
     options = PipelineOptions(init_image=str(path))
-    first, known = options.inputs(8, 8)["image"], options.recorded()
-    assert options.inputs(8, 8)["image"].tobytes() == first.tobytes()
+    first, known = options.call_kwargs(8, 8)["image"], options.recorded()
+    assert options.call_kwargs(8, 8)["image"].tobytes() == first.tobytes()
     save(tmp_path, Image.new("RGB", (8, 8), "blue"))
-    assert options.inputs(8, 8)["image"].tobytes() != first.tobytes()
+    assert options.call_kwargs(8, 8)["image"].tobytes() != first.tobytes()
     assert options.recorded()["init_image_sha256"] != known["init_image_sha256"]
 
 
@@ -190,9 +190,11 @@ def test_sizes_beside_an_image(
     """One side keeps the proportions; images to follow are of one size, whatever theirs is."""
     init = str(save(tmp_path, Image.new("RGB", (251, 93))))
     control = str(save(tmp_path, Image.new("RGB", (40, 40)), "b.png"))
-    both = PipelineOptions(init_image=init, controlnet="net", control_image=control).inputs(*given)
+    both = PipelineOptions(init_image=init, controlnet="net", control_image=control).call_kwargs(
+        *given
+    )
     assert both["image"].size == both["control_image"].size == becomes
-    assert PipelineOptions(init_image=init).inputs(*given)["image"].size == becomes
+    assert PipelineOptions(init_image=init).call_kwargs(*given)["image"].size == becomes
 
 
 def test_a_deep_grey_that_is_transparent_shows_white(tmp_path: Path) -> None:
@@ -227,10 +229,10 @@ def test_an_image_of_any_size_is_made_again(
 ) -> None:
     """Its record tells the size that it has, which may be smaller than what can be asked for."""
     options = PipelineOptions(init_image=str(save(tmp_path, Image.new("RGB", of))))
-    width, height = options.inputs(*given)["image"].size
+    width, height = options.call_kwargs(*given)["image"].size
     again = PipelineOptions.from_record(options.recorded() | {"width": width, "height": height})
     sides = {"width": width, "height": height} if is_size(height, width) else {}
-    made = again.inputs(sides.get("height"), sides.get("width"))
+    made = again.call_kwargs(sides.get("height"), sides.get("width"))
     assert made["image"].size == (width, height)
 
 
@@ -246,12 +248,12 @@ def test_the_size_on_record_is_made_again(tmp_path: Path) -> None:
     for size in ((251, 93), (248, 92), (48, 48)):
         record = PipelineOptions(init_image=init).recorded() | {"width": size[0], "height": size[1]}
         again = PipelineOptions.from_record(record)
-        assert again.inputs(None, None)["image"].size == size
-        assert again.inputs(64, 72)["image"].size == (72, 64)
+        assert again.call_kwargs(None, None)["image"].size == size
+        assert again.call_kwargs(64, 72)["image"].size == (72, 64)
 
 
 def test_a_side_that_would_be_too_long_is_refused(tmp_path: Path) -> None:
     options = PipelineOptions(init_image=str(save(tmp_path, Image.new("RGB", (2000, 8)))))
     with pytest.raises(SettingsError, match=r"16000 × 64 pixels.* at most 8192"):
-        options.inputs(64, None)
-    assert options.inputs(64, 2000)["image"].size == (2000, 64)
+        options.call_kwargs(64, None)
+    assert options.call_kwargs(64, 2000)["image"].size == (2000, 64)

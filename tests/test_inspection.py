@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from tiny_models import call, latents, patched_layers, sdxl_unet, tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agentsd import Inspection, PatchError, apply_patch, inspect_patch
+from agentsd.methods import Plan
 from agentsd.patching import processor
-from agentsd.patching.work import operation_counter
+from agentsd.patching.flops import flop_counter
+from agentsd.patching.inspection import LayerInspection, PhaseEffect
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -25,8 +28,8 @@ TWO = Schedule(
 )
 
 
-def by_name(inspection: Inspection) -> dict[str, dict[str, Any]]:
-    return {layer["name"]: layer for layer in inspection["layers"]}
+def by_name(inspection: Inspection) -> dict[str, LayerInspection]:
+    return {layer.name: layer for layer in inspection.layers}
 
 
 def check_facts(inspection: Inspection, facts: list[dict[str, tuple[int, int, int]]]) -> None:
@@ -39,9 +42,9 @@ def check_facts(inspection: Inspection, facts: list[dict[str, tuple[int, int, in
     for number, seen in enumerate(facts):
         expected = {}
         for name, layer in by_name(inspection).items():
-            if layer["patched"] and layer["phases"][number]["method"] != "full":
-                phase = layer["phases"][number]
-                expected[name] = (phase["merged_tokens"], phase["agents"], phase["keys"])
+            if layer.patched and layer.phases[number].method != "full":
+                plan = layer.phases[number].plan
+                expected[name] = (plan.merged_tokens, plan.agents, plan.keys)
         assert seen == expected
 
 
@@ -107,20 +110,21 @@ class TestContent:
     def test_of_a_patched_layer(self, pipe: Any) -> None:
         layers = by_name(inspect_patch(apply_patch(pipe, TWO)))
         top = layers["down_blocks.0.attentions.0.transformer_blocks.0.attn1"]
-        assert top == {
-            "name": "down_blocks.0.attentions.0.transformer_blocks.0.attn1",
-            "downsample": 1,
-            "tokens": 256,
-            "patched": True,
-            "reason": None,
-            "phases": [
-                {"method": "agent", "tokens": 256, "merged_tokens": 154, "agents": 16, "keys": 154},
-                {"method": "keys", "tokens": 256, "merged_tokens": 256, "agents": 0, "keys": 48},
-            ],
-        }
+        assert top == LayerInspection(
+            name="down_blocks.0.attentions.0.transformer_blocks.0.attn1",
+            downsample=1,
+            tokens=256,
+            patched=True,
+            reason=None,
+            can_be_patched=True,
+            phases=(
+                PhaseEffect("agent", Plan(256, 154, 16, 154)),
+                PhaseEffect("keys", Plan(256, 256, 0, 48)),
+            ),
+        )
         below = layers["down_blocks.1.attentions.0.transformer_blocks.0.attn1"]
-        assert (below["downsample"], below["tokens"], below["patched"]) == (2, 64, True)
-        assert [phase["method"] for phase in below["phases"]] == ["agent", "full"]
+        assert (below.downsample, below.tokens, below.patched) == (2, 64, True)
+        assert [phase.method for phase in below.phases] == ["agent", "full"]
 
     def test_reasons(self, pipe: Any) -> None:
         pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn1.set_processor(
@@ -138,16 +142,15 @@ class TestContent:
             "mid_block.attentions.0.transformer_blocks.0.attn1": "below max_downsample",
         }
         for name, reason in reasons.items():
-            assert reason is None or reason in layers[name]["reason"]
-            assert (layers[name]["reason"] is None) == (reason is None)
+            assert reason is None or reason in str(layers[name].reason)
+            assert (layers[name].reason is None) == (reason is None)
 
     def test_unpatched(self, pipe: Any) -> None:
         inspection = inspect_patch(pipe)
-        assert isinstance(inspection, dict)
-        assert (inspection["height"], inspection["width"]) == (32, 32)
-        assert len(inspection["layers"]) == 14
-        assert not any(layer["patched"] or layer["phases"] for layer in inspection["layers"])
-        own = {layer["reason"] for layer in inspection["layers"] if layer["name"].endswith("attn1")}
+        assert (inspection.height, inspection.width) == (32, 32)
+        assert len(inspection.layers) == 14
+        assert not any(layer.patched or layer.phases for layer in inspection.layers)
+        own = {layer.reason for layer in inspection.layers if layer.name.endswith("attn1")}
         assert own == {"no patch applied"}
 
     def test_does_not_run_or_change_the_model(self, unet: Any) -> None:
@@ -158,20 +161,20 @@ class TestContent:
 
     def test_resolutions_of_sdxl(self) -> None:
         inspection = inspect_patch(apply_patch(sdxl_unet(), "paper"), 32, 32)
-        found = {(layer["downsample"], layer["tokens"]) for layer in inspection["layers"]}
+        found = {(layer.downsample, layer.tokens) for layer in inspection.layers}
         assert found == {(2, 256), (4, 64)}
-        assert {layer["downsample"] for layer in inspection["layers"] if layer["patched"]} == {2}
+        assert {layer.downsample for layer in inspection.layers if layer.patched} == {2}
 
 
 class TestSizes:
     def test_pixels_of_a_pipeline_and_latents_of_a_unet(self, pipe: Any) -> None:
         of_pipe, of_unet = inspect_patch(pipe, 48, 32), inspect_patch(pipe.unet, 24, 16)
-        assert of_pipe["layers"] == of_unet["layers"]
-        assert of_pipe["layers"][0]["tokens"] == 24 * 16
+        assert of_pipe.layers == of_unet.layers
+        assert of_pipe.layers[0].tokens == 24 * 16
 
     def test_one_side_given(self, pipe: Any) -> None:
         inspection = inspect_patch(pipe, width=64)
-        assert (inspection["height"], inspection["width"]) == (32, 64)
+        assert (inspection.height, inspection.width) == (32, 64)
 
     @pytest.mark.parametrize("size", [{"height": 33}, {"width": 0}, {"height": -32}, {"width": 1}])
     def test_refuses(self, pipe: Any, size: dict[str, int]) -> None:
@@ -182,9 +185,7 @@ class TestSizes:
 
     def test_odd_latents_round_up(self, unet: Any) -> None:
         apply_patch(unet, method="merge", max_downsample=4)
-        tokens = {
-            layer["downsample"]: layer["tokens"] for layer in inspect_patch(unet, 15, 9)["layers"]
-        }
+        tokens = {layer.downsample: layer.tokens for layer in inspect_patch(unet, 15, 9).layers}
         assert tokens == {1: 15 * 9, 2: 8 * 5, 4: 4 * 3}
         call(unet, size=(15, 9))
 
@@ -201,8 +202,9 @@ class TestShown:
 
     def test_in_a_notebook(self, pipe: Any) -> None:
         html = inspect_patch(apply_patch(pipe, TWO))._repr_html_()
-        # 14 layers; those of an up block are two, twice: attn1 and attn2, each treated alike.
-        assert html.count("<tr>") == 1 + 14 - 4
+        # 14 layers: 7 of cross-attention in one row, the two of attn1 in an up block treated alike.
+        assert html.count("<tr>") == 1 + 1 + 7 - 2
+        assert "<td>attn2 × 7</td><td></td>" in html
         assert html.count("<tr>") == html.count("</tr>")
         assert "<td>agent: 154, 16 agents</td>" in html
 
@@ -219,7 +221,7 @@ def test_a_processor_replaced_since_is_named(unet: Any) -> None:
     for name in patched:  # past set_processor, which puts it under the patch
         unet.get_submodule(name).processor = AttnProcessor2_0()
     inspection = by_name(inspect_patch(unet))
-    reasons = {inspection[name]["reason"] for name in patched}
+    reasons = {inspection[name].reason for name in patched}
     assert reasons == {"its processor has been replaced (AttnProcessor2_0)"}
 
 
@@ -229,25 +231,25 @@ def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:
     attn.processor = type("Theirs", (AttnProcessor2_0,), {})()
     apply_patch(unet, "faithful")  # leaves that layer alone
     attn.set_processor(AttnProcessor2_0())
-    assert "apply it again" in by_name(inspect_patch(unet))[name]["reason"]
+    assert "apply it again" in str(by_name(inspect_patch(unet))[name].reason)
     apply_patch(unet, "faithful")
-    assert by_name(inspect_patch(unet))[name]["patched"]
+    assert by_name(inspect_patch(unet))[name].patched
 
 
 def test_a_run_is_described(unet: Any) -> None:
     plain = inspect_patch(unet, num_inference_steps=4)
-    assert (plain["whole_steps"], plain["work"]) == ([True] * 4, 1.0)
+    assert (plain.whole_steps, plain.work) == ([True] * 4, 1.0)
     apply_patch(unet, "paper", max_downsample=2)
-    assert "work" not in inspect_patch(unet)
+    assert inspect_patch(unet).work is None
     less = inspect_patch(unet, num_inference_steps=10)
-    assert less["whole_steps"] == [True] * 10
-    assert 0.5 < less["work"] < 1
+    assert less.whole_steps == [True] * 10
+    assert 0.5 < less.work < 1
     apply_patch(unet, method="full", cache_interval=2)
     found = inspect_patch(unet, num_inference_steps=9)
-    assert found["whole_steps"] == [True, False] * 4 + [True]
+    assert found.whole_steps == [True, False] * 4 + [True]
     assert "5 of 9 steps whole" in str(found)
     whole, light = (counted(unet, place) for place in (0, 1))
-    assert found["work"] == pytest.approx((5 * whole + 4 * light) / (9 * whole), rel=1e-6)
+    assert found.work == pytest.approx((5 * whole + 4 * light) / (9 * whole), rel=1e-6)
     assert light < whole / 2
 
 
@@ -255,11 +257,20 @@ def test_a_run_is_described(unet: Any) -> None:
 def test_a_light_step_that_forecasts_the_output_costs_nothing(unet: Any, method: str) -> None:
     def work(**cache: int) -> float:
         apply_patch(unet, method=method, **cache)
-        return float(inspect_patch(unet, num_inference_steps=9)["work"])
+        left = inspect_patch(unet, num_inference_steps=9).work
+        assert left is not None
+        return left
 
     whole = work()
     assert work(cache_interval=2, cache_branch=-1) == pytest.approx(5 / 9 * whole, rel=1e-6)
     assert work(cache_interval=2) > 5 / 9 * whole
+
+
+def test_plain_values_are_json(pipe: Any) -> None:
+    plain = inspect_patch(apply_patch(pipe, TWO), num_inference_steps=4).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    agents = {"method": "agent", "tokens": 256, "merged_tokens": 154, "agents": 16, "keys": 154}
+    assert plain["layers"][0]["phases"][0] == agents
 
 
 def counted(unet: Any, place: int) -> int:
@@ -268,7 +279,7 @@ def counted(unet: Any, place: int) -> int:
     for index in range(place):
         call(unet, timesteps[index], text=77)
     # The CPU's own kernel is not counted.
-    with operation_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         call(unet, timesteps[place], text=77)
     return int(counter.get_total_flops())
 
@@ -276,12 +287,12 @@ def counted(unet: Any, place: int) -> int:
 @pytest.mark.parametrize("make", [sdxl_unet, lambda: tiny_unet(num_class_embeds=9)])
 def test_work_is_counted_for_other_unets(make: Any) -> None:
     found = inspect_patch(apply_patch(make(), "paper"), num_inference_steps=3)
-    assert 0.5 < found["work"] < 1
+    assert 0.5 < found.work < 1
 
 
 def test_work_is_not_counted_where_inputs_are_unknown() -> None:
     unet = tiny_unet(encoder_hid_dim=8, encoder_hid_dim_type="text_proj")
-    assert inspect_patch(apply_patch(unet, "paper"), num_inference_steps=3)["work"] is None
+    assert inspect_patch(apply_patch(unet, "paper"), num_inference_steps=3).work is None
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from single_file import save_single_file
 
 from agentsd import LoadError, load_pipeline
+from agentsd.attributes import replaced_attribute
 from agentsd.models.loading import POCKET, only_variant
 
 
@@ -185,3 +191,46 @@ def test_a_single_file_has_no_variants(pipe: Any, tmp_path: Path) -> None:
     file = save_single_file(pipe, tmp_path / "model.safetensors")
     with pytest.raises(LoadError, match="single file, which has no variants"):
         load_pipeline(file, device="cpu", variant="fp16")
+
+
+LOADING = """
+import agentsd
+from agentsd.models import adapters
+agentsd.load_pipeline({model!r}, device="cpu")
+"""
+
+AS_DIFFUSERS_DOES = """
+from diffusers import StableDiffusionPipeline
+StableDiffusionPipeline.from_pretrained({model!r})
+"""
+
+
+def output_of(code: str) -> str:
+    """What a new process prints on either stream."""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return made.stdout + made.stderr
+
+
+def test_loading_prints_nothing() -> None:
+    assert output_of(LOADING.format(model=str(POCKET))) == ""
+    assert "Loading" in output_of(AS_DIFFUSERS_DOES.format(model=str(POCKET)))  # the control
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loading_leaves_the_users_progress_bars_as_they_were(folder: Path, enabled: bool) -> None:
+    for package in (diffusers, transformers):
+        switch = package.utils.logging
+        with replaced_attribute(switch, "_tqdm_active", enabled):
+            load_pipeline(folder, device="cpu")
+            assert switch.is_progress_bar_enabled() is enabled
+
+
+def test_loading_reports_weights_that_are_not_used(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(weights) | {"stray.weight": torch.zeros(1)}, weights)
+    logger = logging.getLogger("diffusers")
+    with replaced_attribute(logger, "propagate", True):
+        load_pipeline(folder, device="cpu")
+    assert "stray.weight" in caplog.text

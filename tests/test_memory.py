@@ -7,10 +7,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from tiny_models import build, run_layer
 
-from agentsd import Phase, Schedule
+from agentsd import Schedule
 from agentsd.benchmark.memory import PeakMemory
-from agentsd.methods import token_merging
-from agentsd.methods.base import CACHE
+from agentsd.methods import Keys, token_merging
+from agentsd.methods.base import ENDS
 from agentsd.patching.processor import Projections
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -31,7 +31,7 @@ def test_keys_are_gathered_within_one_activation(
     channels: int, heads: int, keys: int | None
 ) -> None:
     attn, x = layer(channels, heads), torch.randn(2, 1024, channels)
-    phase = Phase(method="keys", keys=keys)
+    phase = Keys(keys=keys)
     plan = phase.plan(32, 32)
     chosen = torch.arange(heads * plan.keys).view(heads, -1) % plan.tokens
     with PeakMemory() as memory:
@@ -54,8 +54,7 @@ def peaks(preset: str) -> tuple[int, dict[str, int]]:
         attn(x)
     found = {}
     for phase in Schedule.load(preset).phases:
-        end = ("until", "cache_interval")
-        alone = Phase(**{k: v for k, v in phase.to_dict().items() if k not in (*end, *CACHE)})
+        alone = phase.without(*ENDS, "cache")
         with PeakMemory() as memory:
             run_layer(attn, x, alone, 64, 64)
         found[phase.method] = memory.peak

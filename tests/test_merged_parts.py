@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 from tiny_models import call, latents, smallest_unet, tiny_pipeline
 
 from agentsd import Schedule, ScheduleError, apply_patch, patched, remove_patch
-from agentsd.schedule import Phase
+from agentsd.methods import Agent, Keys
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -123,38 +123,38 @@ class TestNumbers:
         [((64, 64), 256), ((192, 192), 256), ((48, 96), 253), ((1, 300), 150), ((7, 9), 20)],
     )
     def test_keys_stay_below(self, grid: tuple[int, int], keys: int) -> None:
-        plan = Phase(method="keys", keys=256).plan(*grid)
+        plan = Keys(keys=256).plan(*grid)
         assert keys * 0.9 < plan.keys <= min(256, grid[0] * grid[1])
 
     @pytest.mark.parametrize("grid", [(64, 64), (128, 128), (192, 192), (96, 64), (40, 104)])
     def test_agents_stay_below(self, grid: tuple[int, int]) -> None:
-        plan = Phase(agents=256, ratio=0.4).plan(*grid)
+        plan = Agent(agents=256, ratio=0.4).plan(*grid)
         assert 200 <= plan.agents <= 256
 
     def test_the_paper_s_early_phase(self) -> None:
         """256 agents on 64×64 tokens are what strides of 4 and a ratio of 0.95 make."""
-        paper = Phase(sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
-        assert Phase(agents=256, ratio=0.4).plan(64, 64) == paper.plan(64, 64)
+        paper = Agent(sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
+        assert Agent(agents=256, ratio=0.4).plan(64, 64) == paper.plan(64, 64)
 
     @pytest.mark.parametrize(
         ("side", "keys"), [(16, 64), (32, 256), (64, 1024), (128, 1024), (192, 1024)]
     )
     def test_cells_grow_from_the_strides_given(self, side: int, keys: int) -> None:
-        phase = Phase(method="keys", keys=1024)
+        phase = Keys(keys=1024)
         assert phase.plan(side, side).keys == keys
-        assert Phase(**phase.to_dict()) == phase
-        assert Phase(method="keys", sx=1, sy=1, keys=1024).plan(16, 16).untouched
+        assert type(phase)(**phase.to_dict()) == phase
+        assert Keys(sx=1, sy=1, keys=1024).plan(16, 16).untouched
 
     def test_agents_are_a_number_or_a_ratio(self) -> None:
         with pytest.raises(ScheduleError, match="drop agent_ratio"):
-            Phase(agents=256, agent_ratio=0.9)
-        phase = Phase(agents=256, sx=8, sy=8)
+            Agent(agents=256, agent_ratio=0.9)
+        phase = Agent(agents=256, sx=8, sy=8)
         assert [phase.plan(side, side).agents for side in (64, 128)] == [64, 256]
 
     def test_overrides(self) -> None:
-        schedule = Schedule(phases=[Phase(method="keys")]).override(keys=64)
+        schedule = Schedule(phases=[Keys()]).override(keys=64)
         assert schedule.phases[0].plan(64, 64).keys == 64
         assert schedule.override(sx=16).phases[0].plan(64, 64).keys == 32
-        agents = Phase(agents=256).override(agent_ratio=0.8)
+        agents = Agent(agents=256).override(agent_ratio=0.8)
         assert agents.agents is None
         assert agents.override(agents=64).to_dict().get("agent_ratio") is None

@@ -11,7 +11,7 @@ import torch
 from independent import torch_fidelity
 
 from agentsd.errors import EvaluationError
-from agentsd.evaluation.features.statistics import load_statistics, save_statistics
+from agentsd.evaluation.features.storage import load_statistics, save_statistics
 from agentsd.evaluation.intervals import Interval
 from agentsd.evaluation.metrics import (
     Estimate,
@@ -26,7 +26,7 @@ from agentsd.evaluation.metrics import (
     paired_difference,
     precision_recall,
 )
-from agentsd.evaluation.metrics.feature_arrays import Array
+from agentsd.evaluation.metrics.estimates import Array
 
 
 def normal(n: int, d: int, seed: int = 0, offset: float = 0) -> Array:

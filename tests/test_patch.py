@@ -42,9 +42,10 @@ from agentsd import (
     remove_patch,
 )
 from agentsd.cli.options import DEFAULT_SCHEDULE
+from agentsd.methods import Agent, Keys, Merge
 from agentsd.patching.processor import LAYER, AgentAttnProcessor, Projections
 from agentsd.patching.runtime import Runtime
-from agentsd.schedule import Phase, Schedule
+from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -193,7 +194,7 @@ class TestReversal:
         expected = latents(apply_patch(pipe, "faithful"))
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         assert other.unet is pipe.unet
-        assert inspect_patch(other)["layers"] == inspect_patch(pipe)["layers"]
+        assert inspect_patch(other).layers == inspect_patch(pipe).layers
         again = StableDiffusionPipeline.from_pipe(other)
         again.set_progress_bar_config(disable=True)
         assert torch.equal(latents(again), expected)
@@ -288,7 +289,7 @@ class TestApply:
         assert torch.equal(latents(apply_patch(pipe, **changes)), expected)
 
     def test_a_method_makes_one_phase(self, pipe: Any) -> None:
-        one = latents(apply_patch(pipe, Schedule(phases=[Phase(method="merge", ratio=0.2)])))
+        one = latents(apply_patch(pipe, Schedule(phases=[Merge(ratio=0.2)])))
         assert torch.equal(latents(apply_patch(pipe, method="merge", ratio=0.2)), one)
 
     def test_parameters_of_another_method_need_it(self, unet: Any) -> None:
@@ -372,7 +373,7 @@ class TestPatched:
 
     @pytest.mark.parametrize("raises", [False, True])
     def test_restores_the_earlier_patch(self, pipe: Any, raises: bool) -> None:
-        apply_patch(pipe, Schedule(phases=[Phase(until_step=2, **AGENTS), Phase(method="keys")]))
+        apply_patch(pipe, Schedule(phases=[Agent(until_step=2, **AGENTS), Keys()]))
         expected = latents(pipe)
         names = [name for name, _ in patched_layers(pipe.unet)]
         try:
@@ -512,8 +513,8 @@ class TestOthersSetProcessors:
             unet.set_attn_processor(doubled)
         with pytest.warns(UserWarning, match="agentsd does nothing: Doubled"):
             assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
-        layers = inspect_patch(unet)["layers"]
-        assert not any(layer["patched"] for layer in layers)
+        layers = inspect_patch(unet).layers
+        assert not any(layer.patched for layer in layers)
         unet.set_attn_processor(AttnProcessor2_0())
         assert torch.equal(call(unet), keys)
         with pytest.warns(UserWarning, match="steps aside for Doubled"):
@@ -627,7 +628,7 @@ class TestErrors:
             ("papre", "no preset schedule 'papre'"),
             (3, "got int"),
             ({"phases": []}, "got dict"),
-            ([Phase()], "got list"),
+            ([Agent()], "got list"),
             ("none/here.yaml", "cannot be read"),
         ],
     )

@@ -28,15 +28,15 @@ def test_patched_it_differs_and_is_put_back(name: str, tmp_path: Path) -> None:
 def test_attention_over_frames_is_left_alone(name: str, tmp_path: Path) -> None:
     pipe, _ = PIPELINES[name](tmp_path)
     apply_patch(pipe, max_downsample=4)
-    layers = inspect_patch(pipe)["layers"]
+    layers = inspect_patch(pipe).layers
     over_frames = [x for x in layers if "motion" in x["name"] or "temporal" in x["name"]]
     assert over_frames
-    assert not any(layer["patched"] for layer in over_frames)
+    assert not any(layer.patched for layer in over_frames)
     if name == "AnimateDiff":  # SVD's are blocks of another class
-        reasons = {x["reason"] for x in over_frames if x["name"].endswith("attn1")}
+        reasons = {x.reason for x in over_frames if x["name"].endswith("attn1")}
         assert reasons == {"it attends across frames, not across the image"}
     others = [x for x in layers if x not in over_frames and x["name"].endswith("attn1")]
-    assert all(layer["patched"] for layer in others)
+    assert all(layer.patched for layer in others)
 
 
 @pytest.mark.cell(
@@ -48,7 +48,7 @@ def test_a_controlnet_is_patched_on_request(tmp_path: Path) -> None:
     pipe, inputs = controlled(tmp_path)
     base = run(pipe, inputs)
     apply_patch(pipe, max_downsample=4)
-    assert not any(layer["patched"] for layer in inspect_patch(pipe.controlnet)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(pipe.controlnet).layers)
     with_unet = run(pipe, inputs)
     check_reversal(pipe.controlnet, lambda: run(pipe, inputs), max_downsample=4)
     assert not torch.equal(run(pipe, inputs), base)

@@ -12,7 +12,8 @@ from tiny_models import call, latents
 from torch import Tensor
 
 from agentsd import apply_patch, patched, remove_patch
-from agentsd.schedule import Phase, Schedule
+from agentsd.methods import Full, Keys
+from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -130,9 +131,9 @@ def test_a_side_shorter_than_the_cell_is_left_alone(unet: Any, method: str) -> N
 def test_a_full_phase_is_the_unpatched_model(pipe: Any) -> None:
     """Bit for bit in its steps, and so in all of them where every phase is full."""
     expected = latents(pipe)
-    apply_patch(pipe, Schedule(phases=[Phase(method="full")]))
+    apply_patch(pipe, Schedule(phases=[Full()]))
     assert torch.equal(latents(pipe), expected)
-    apply_patch(pipe, Schedule(phases=[Phase(method="full", until=0.5), Phase(method="keys")]))
+    apply_patch(pipe, Schedule(phases=[Full(until=0.5), Keys()]))
     assert not torch.equal(latents(pipe), expected)
 
 

@@ -17,24 +17,25 @@ from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
 from agentsd import ScheduleError, apply_patch
+from agentsd.methods import Agent, Keys, Merge
 from agentsd.patching.denoising_step import Position, locate
-from agentsd.patching.runtime import Step
-from agentsd.schedule import Phase, Schedule
+from agentsd.patching.runtime import StepPlan
+from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
 
 def two_phases(**end: float) -> Schedule:
     """Merging, then keys: the phase says which a step had."""
-    return Schedule(phases=[Phase(method="merge", **end), Phase(method="keys")])
+    return Schedule(phases=[Merge(**end), Keys()])
 
 
-def lengths(seen: list[Step]) -> list[int]:
+def lengths(seen: list[StepPlan]) -> list[int]:
     """How many calls each phase had, one phase after the other."""
     return [len(list(calls)) for _, calls in groupby(step.phase.method for step in seen)]
 
 
-def early(seen: list[Step]) -> int:
+def early(seen: list[StepPlan]) -> int:
     """How many calls had the first of :func:`two_phases`; they come first."""
     assert [step.phase.method for step in (seen[0], seen[-1])] == ["merge", "keys"]
     first, _ = lengths(seen)
@@ -56,9 +57,9 @@ def run(pipe: Any, steps: int, **inputs: Any) -> Tensor:
 def test_phases_of_50_steps(quick: Any, name: str) -> None:
     quick.scheduler = scheduler(name)
     phases = [
-        Phase(method="merge", until_step=20),
-        Phase(method="agent", until=0.6),
-        Phase(method="keys"),
+        Merge(until_step=20),
+        Agent(until=0.6),
+        Keys(),
     ]
     apply_patch(quick, Schedule(phases=phases))
     seen = watch(quick.unet)

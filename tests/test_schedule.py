@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import make_phase
 
 from agentsd.errors import AgentSDError, ScheduleError
-from agentsd.schedule import METHODS, PRESETS, Phase, Plan, Schedule
+from agentsd.methods import Agent, Cache, Full, Merge
+from agentsd.schedule import METHODS, PRESETS, Plan, Schedule
 
 TWO_PHASES = """\
 phases:
@@ -46,12 +49,12 @@ class TestPhaseRefuses:
     @pytest.mark.parametrize("name", NUMBERS)
     @pytest.mark.parametrize("value", [True, "0.4", [0.4], {}, math.nan, math.inf, -math.inf])
     def test_a_value_that_is_not_a_finite_number(self, name: str, value: Any) -> None:
-        refused(lambda: Phase(**{name: value}), f"{name}: ", "number", f"(got {value!r})")
+        refused(lambda: Agent(**{name: value}), f"{name}: ", "number", f"(got {value!r})")
 
     @pytest.mark.parametrize("name", WHOLE)
     @pytest.mark.parametrize("value", [True, "4", 2.5, 2.0, [2], math.nan, math.inf])
     def test_a_value_that_is_not_a_whole_number(self, name: str, value: Any) -> None:
-        refused(lambda: Phase(**{name: value}), f"{name}: ", f"(got {value!r})")
+        refused(lambda: Agent(**{name: value}), f"{name}: ", f"(got {value!r})")
 
     @pytest.mark.parametrize(
         ("name", "value", "allowed"),
@@ -74,14 +77,14 @@ class TestPhaseRefuses:
         ],
     )
     def test_a_value_out_of_range(self, name: str, value: float, allowed: str) -> None:
-        refused(lambda: Phase(**{name: value}), f"{name}: ", allowed, f"(got {value!r})")
+        refused(lambda: Agent(**{name: value}), f"{name}: ", allowed, f"(got {value!r})")
 
     @pytest.mark.parametrize(
         ("settings", "allowed"),
         [
-            ({"method": "agents"}, "'agent', 'full', 'keys' or 'merge'"),
-            ({"method": 3}, "'agent', 'full', 'keys' or 'merge'"),
-            ({"method": None}, "'agent', 'full', 'keys' or 'merge'"),
+            ({"method": "agents"}, "one of 'agent', 'full', 'keys', 'merge'"),
+            ({"method": 3}, "one of 'agent', 'full', 'keys', 'merge'"),
+            ({"method": None}, "one of 'agent', 'full', 'keys', 'merge'"),
             ({"method": "keys", "select": "rand"}, "'grid', 'random' or 'cycle'"),
             ({"attn_precision": "fp16"}, "'fp32'"),
             ({"attn_precision": True}, "'fp32'"),
@@ -96,12 +99,12 @@ class TestPhaseRefuses:
     )
     def test_a_value_that_is_not_a_choice(self, settings: dict[str, Any], allowed: str) -> None:
         name, value = list(settings.items())[-1]
-        refused(lambda: Phase(**settings), f"{name}: ", allowed, f"(got {value!r})")
+        refused(lambda: make_phase(**settings), f"{name}: ", allowed, f"(got {value!r})")
 
     @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.default])
     def test_none_where_it_has_no_meaning(self, name: str) -> None:
         method = {"method": "keys"} if name == "select" else {}
-        refused(lambda: Phase(**method | {name: None}), f"{name}: ", "(got None)")
+        refused(lambda: make_phase(**method | {name: None}), f"{name}: ", "(got None)")
 
     @pytest.mark.parametrize(
         ("key", "meant"),
@@ -113,11 +116,11 @@ class TestPhaseRefuses:
         ],
     )
     def test_unknown_keys_with_a_hint(self, key: str, meant: str) -> None:
-        refused(lambda: Phase(**{key: 1}), f"unknown key {key!r}", f"did you mean {meant!r}?")
+        refused(lambda: Agent(**{key: 1}), f"does not read {key!r}", f"did you mean {meant!r}?")
 
     def test_unknown_keys_without_one(self) -> None:
-        with pytest.raises(ScheduleError, match="unknown key 'zzz': allowed are method, until"):
-            Phase(zzz=1)
+        with pytest.raises(ScheduleError, match="method 'agent' does not read 'zzz'; it reads"):
+            Agent(zzz=1)
 
     @pytest.mark.parametrize(
         ("method", "name"),
@@ -129,14 +132,14 @@ class TestPhaseRefuses:
     )
     def test_parameters_that_the_method_does_not_read(self, method: str, name: str) -> None:
         value = FIELDS[name].default
-        says = f"method {method!r} does not read {name}"
-        refused(lambda: Phase(method=method, **{name: value}), says, "it reads")
+        says = f"method {method!r} does not read {name!r}"
+        refused(lambda: METHODS[method](**{name: value}), says, "it reads")
 
     def test_two_ends(self) -> None:
-        refused(lambda: Phase(until=0.4, until_step=20), "until or until_step, not both")
+        refused(lambda: Agent(until=0.4, until_step=20), "until or until_step, not both")
 
     def test_several_mistakes_at_once(self) -> None:
-        refused(lambda: Phase(rato=0.4, sx=0, ratio="x"), "rato", "sx: ", "ratio: ")
+        refused(lambda: Agent(rato=0.4, sx=0, ratio="x"), "rato", "sx: ", "ratio: ")
 
 
 class TestPhaseTakes:
@@ -149,16 +152,16 @@ class TestPhaseTakes:
         ],
     )
     def test_the_ends_of_a_range(self, name: str, value: Any) -> None:
-        assert getattr(Phase(**{name: value}), name) == value
+        assert getattr(Agent(**{name: value}), name) == value
 
     def test_published_defaults(self) -> None:
-        phase = Phase()
+        phase = Agent()
         found = {name: getattr(phase, name) for name in READS["agent"]}
         assert found == {
-            "ratio": 0.5,
-            "sx": 2,
-            "sy": 2,
-            "agent_ratio": 0.8,
+            "ratio": 0.4,
+            "sx": 4,
+            "sy": 4,
+            "agent_ratio": 0.95,
             "k_scale2": 0.3,
             "k_shortcut": 0.075,
             "use_rand": True,
@@ -168,12 +171,10 @@ class TestPhaseTakes:
             "agents": None,
             "merge_crossattn": False,
             "merge_mlp": False,
-            "cache_interval": 1,
-            "cache_branch": 0,
-            "cache_order": 1,
+            "cache": None,
         }
 
-    @pytest.mark.parametrize("make", [Phase, lambda: Schedule(phases=[Phase()])])
+    @pytest.mark.parametrize("make", [Agent, lambda: Schedule(phases=[Agent()])])
     def test_nothing_changes_later(self, make: Any) -> None:
         made = make()
         for name in type(made).model_fields:
@@ -207,7 +208,7 @@ class TestPhaseTakes:
     ],
 )
 def test_plan(settings: dict[str, Any], grid: tuple[int, int], plan: Plan) -> None:
-    found = Phase(**settings).plan(*grid)
+    found = make_phase(**settings).plan(*grid)
     assert found == plan
     assert found.untouched == (found == (plan.tokens, plan.tokens, 0, plan.tokens))
 
@@ -226,7 +227,7 @@ class TestScheduleRefuses:
 
     @pytest.mark.parametrize("seed", [-1, 2**32, True, "1", 1.5, None])
     def test_seeds(self, seed: Any) -> None:
-        refused(lambda: Schedule(phases=[Phase()], seed=seed), "seed: ", f"(got {seed!r})")
+        refused(lambda: Schedule(phases=[Agent()], seed=seed), "seed: ", f"(got {seed!r})")
 
     def test_mistakes_in_a_phase_by_its_number(self) -> None:
         phases = [{"until": 0.5}, {"method": "agent", "ratio": 1.5}]
@@ -282,8 +283,8 @@ class TestPhaseAt:
     def test_a_share_of_whole_steps_is_exact(self, num_steps: int) -> None:
         """0.14 of 50 steps are 7, though ``0.14 * 50`` is a little more."""
         for steps in range(1, num_steps + 1):
-            phase = Phase(until=float(f"{steps / num_steps:.15g}"))
-            assert sum(phase.holds(step, num_steps) for step in range(num_steps)) == steps
+            phase = Agent(until=float(f"{steps / num_steps:.15g}"))
+            assert sum(phase.is_active_at(step, num_steps) for step in range(num_steps)) == steps
 
     def test_counts_steps(self) -> None:
         assert _numbered({"until_step": 3}).counts_steps
@@ -311,7 +312,7 @@ class TestOverride:
         assert schedule.override() == schedule
         cached = Schedule(phases=[{"method": "keys", "cache_interval": 3, "cache_order": 2}])
         assert cached.override(cache_interval=1) == Schedule(phases=[{"method": "keys"}])
-        assert cached.override(cache_interval=2).phases[0].cache_order == 2
+        assert cached.override(cache_interval=2).phases[0].cache == Cache(interval=2, order=2)
 
     @pytest.mark.parametrize("name", ["rato", "until", "method", "seed"])
     def test_refuses_what_no_phase_reads(self, name: str) -> None:
@@ -330,7 +331,7 @@ class TestOverride:
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     own = {
         "two": Schedule.from_yaml(TWO_PHASES),
-        "full": Schedule(phases=[Phase(method="full")]),
+        "full": Schedule(phases=[Full()]),
         "steps": Schedule(
             phases=[
                 {"until_step": 3, "attn_precision": "fp32", "max_downsample": 2},
@@ -410,8 +411,8 @@ class TestLoad:
 
     def test_paper_is_the_published_schedule(self) -> None:
         first, second = Schedule.preset("paper").phases
-        assert first == Phase(until=0.4, sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
-        assert second == Phase(method="merge", sx=2, sy=2, ratio=0.4)
+        assert first == Agent(until=0.4, sx=4, sy=4, ratio=0.4, agent_ratio=0.95)
+        assert second == Merge(sx=2, sy=2, ratio=0.4)
         assert first.plan(64, 64) == Plan(4096, 2458, 256, 2458)
 
     def test_unknown_preset(self) -> None:
@@ -422,7 +423,7 @@ class TestLoad:
             ".yaml",
         )
 
-    @pytest.mark.parametrize("value", [None, 3, {"phases": []}, [Phase()], Phase(), b"paper"])
+    @pytest.mark.parametrize("value", [None, 3, {"phases": []}, [Agent()], Agent(), b"paper"])
     def test_wrong_type(self, value: Any) -> None:
         refused(lambda: Schedule.load(value), "a schedule is a Schedule", type(value).__name__)
 
@@ -444,7 +445,10 @@ class TestBrokenFiles:
             ("\n", "a schedule must be a mapping"),
             ("1: 2\n", "a schedule must be a mapping"),
             ("phases:\n", "phases: must be a list"),
-            ("phases:\n  - rato: 0.4\n", "phase 1: unknown key 'rato': did you mean 'ratio'?"),
+            (
+                "phases:\n  - rato: 0.4\n",
+                "phase 1: method 'agent' does not read 'rato' (did you mean 'ratio'?)",
+            ),
             ("phases:\n  - sx: '4'\n", "phase 1: sx: "),
             ("phases:\n  - ratio: .nan\n", "phase 1: ratio: input should be a finite number"),
             ("phases:\n  - use_rand: 1\n", "phase 1: use_rand: "),
@@ -485,3 +489,22 @@ def test_removed_parameters() -> None:
     for name, value in {"share": "layers", "refresh": 2, "reuse": 3}.items():
         with pytest.raises(ScheduleError, match=f"{name} was removed in agentsd 0.2.*{value}"):
             Schedule.from_dict({"phases": [{"method": "merge", name: value}]})
+
+
+@pytest.mark.parametrize("name", Schedule.presets())
+def test_what_a_preset_was_measured_at_is_what_the_docs_say(name: str) -> None:
+    first, *_ = Schedule.preset(name).measured
+    row = rf"\| \**`{name}`.*\| \**{100 * first.time:.1f} \[.*\| \**{first.psnr:.1f} \["
+    assert first.source is not None
+    docs = (Path(__file__).parents[1] / first.source).read_text("utf-8")
+    assert re.search(row, docs)
+    assert not re.search(row.replace(f"{first.psnr:.1f}", f"{first.psnr + 1:.1f}"), docs)
+
+
+def test_what_was_measured_goes_with_a_change_and_is_kept_in_files() -> None:
+    schedule = Schedule.preset("balanced")
+    assert Schedule.from_yaml(schedule.to_yaml()).measured == schedule.measured != ()
+    changed = schedule.override(sx=4)
+    assert changed.measured == ()
+    assert not changed.does_as(schedule)
+    assert changed.override(sx=2).does_as(schedule)

@@ -17,15 +17,16 @@ from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, refiner, xl
 
-from agentsd import Phase, Schedule, SettingsError, apply_patch
+from agentsd import Schedule, SettingsError, apply_patch
 from agentsd.generation.images import make_batch
 from agentsd.generation.prompt_encoding import PromptEncoder
 from agentsd.image_settings import ImageSettings
+from agentsd.methods import Keys, Merge
 from agentsd.models.schedulers import scheduler_for
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-TWO = Schedule(phases=[Phase(method="keys", until=0.5), Phase(method="merge")])
+TWO = Schedule(phases=[Keys(until=0.5), Merge()])
 
 
 NOTES = {
@@ -234,7 +235,7 @@ def test_the_refiner_goes_on_where_the_base_ends(tmp_path: Path) -> None:
     """A schedule spans both: the refiner's first step is the one after the base's last."""
     base, (after, _) = xl(tmp_path), refiner(tmp_path)
     after.scheduler = type(base.scheduler).from_config(base.scheduler.config)
-    short = Schedule(phases=[Phase(method="keys", until=0.8), Phase(method="merge")])
+    short = Schedule(phases=[Keys(until=0.8), Merge()])
     split, steps = 0.6, {"num_inference_steps": 10, "output_type": "latent"}
     seen = [watch(apply_patch(pipe, short, max_downsample=4).unet) for pipe in (base, after)]
     noisy = base("a cat", height=32, width=32, denoising_end=split, **steps).images

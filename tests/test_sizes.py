@@ -13,7 +13,7 @@ from sampling import sample_if
 from tiny_models import call, latents, smallest_unet, tiny_unet
 from torch import Tensor
 
-from agentsd import Phase, Schedule, apply_patch, remove_patch
+from agentsd import Schedule, apply_patch, remove_patch
 from agentsd.patching import processor
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -52,7 +52,7 @@ def test_the_largest_latents(side: int) -> None:
     """Unpatched, such a call takes up to half a minute; another draw shows the patch at work."""
     unet, largest = smallest_unet(), {"size": (side, side), "batch": 1}
     for settings in ({"method": "keys", "keys": 256}, {"agents": 256}):
-        one, other = (Schedule(phases=[Phase(**settings)], seed=seed) for seed in (0, 1))
+        one, other = (Schedule(phases=[settings], seed=seed) for seed in (0, 1))
         made = call(apply_patch(unet, one), **largest)
         assert torch.isfinite(made).all()
         assert torch.equal(call(unet, **largest), made)

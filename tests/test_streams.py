@@ -15,11 +15,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from sampling import with_samples
-from tiny_models import latents, smallest_unet, tiny_pipeline, watch
+from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, xl
 from torch import Tensor
 
-from agentsd import PatchError, apply_patch, cache_context, inspect_patch, patched
+from agentsd import PatchError, apply_patch, cache_context, inspect_patch, patched, summary
 from agentsd.patching import step_cache
 from agentsd.patching.patch import patch_of
 
@@ -421,7 +421,7 @@ def test_the_calls_that_a_run_makes_count(
                  output_type="latent")  # fmt: skip
     kinds = "".join("wl"[s.forecast is not None] for s in seen)
     assert kinds == 2 * expected
-    said = [str(w.message) for w in told if "computes each step whole" in str(w.message)]
+    said = [str(w.message) for w in told if "computes each step in full" in str(w.message)]
     assert len(said) == ("l" not in expected)
     assert not held(pipe.unet)
 
@@ -439,16 +439,43 @@ def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
         assert not held(pipe.unet)
 
 
-def test_inspection_tells_what_happened(pipe: Any) -> None:
+def test_the_summary_tells_what_happened(pipe: Any) -> None:
+    with pytest.raises(PatchError, match="call apply_patch"):
+        summary(pipe)
     apply_patch(pipe, "balanced", min_tokens=0)
-    assert "last_run" not in inspect_patch(pipe, 32, 32)
+    assert "has not run" in str(summary(pipe))
     for _ in range(2):
         latents(pipe, STEPS)
-        found = inspect_patch(pipe, 32, 32)
-        assert found["last_run"] == {"whole": 7, "light": 5}
-        assert "in the last run 7 calls whole, 5 light" in str(found)
+        (run,) = summary(pipe).runs
+        assert [call.step for call in run] == list(range(STEPS))
+        assert "".join("wl"[call.is_light] for call in run) == "wwlwlwlwlwlw"
+        assert [call.weights for call in run[1:5:3]] == [None, {1: -0.5, 3: 1.5}]
+        assert all(call.seconds for call in run[:-1])
+        assert "12 UNet calls, 7 whole, 5 light" in str(summary(pipe))
+    described = inspect_patch(pipe, 32, 32, num_inference_steps=STEPS)
+    assert summary(pipe).work == pytest.approx(described.work)
     latents(pipe, 4)
-    assert inspect_patch(pipe, 32, 32)["last_run"] == {"whole": 4, "light": 0}
+    assert [call.text for run in summary(pipe).runs for call in run] == ["whole"] * 4
+    apply_patch(pipe, "faithful", min_tokens=0)
+    for steps in (5, 4):
+        latents(pipe, steps)
+        (run,) = summary(pipe).runs
+        assert [call.text for call in run] == ["whole"] * steps
+    assert "<td>whole</td>" in summary(pipe)._repr_html_()
+
+
+def test_the_summary_tells_images_in_turn_apart(unet: Any) -> None:
+    apply_patch(unet, "balanced", min_tokens=0)
+    timesteps = torch.arange(999, 0, -80)
+    assert len(summary(unet).runs) == 0
+    for timestep in timesteps:
+        for image in range(2):
+            with cache_context(image):
+                call(unet, timestep)
+    runs = summary(unet).runs
+    assert len(runs) == 2
+    assert runs[0][3].weights == runs[1][3].weights == {0: -0.5, 2: 1.5}
+    assert "in 2 runs side by side" in summary(unet).title
 
 
 @pytest.mark.slow

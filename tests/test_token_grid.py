@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agentsd.methods import Agent, Keys
 from agentsd.methods.token_grid import cells, cycled_places, draw, random_places, tokens_at
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.runtime import Runtime
@@ -34,7 +35,7 @@ def keys(
 ) -> Tensor:
     """The keys ``[heads, cells]`` of a step on a grid of ``(height, width, sy, sx)``."""
     height, width, sy, sx = grid
-    phase = Phase(method="keys", sx=sx, sy=sy, select=select)
+    phase = Keys(sx=sx, sy=sy, select=select)
     return chosen_at(phase, Position(step, 1000), height, width, heads=heads, seed=seed)
 
 
@@ -71,8 +72,7 @@ def test_a_noise_level_cannot_be_cycled_by() -> None:
     """A UNet without a run jumps between noise levels, so that a cycle would skip tokens."""
     at = Position(40, 1000, listed=False)
     cycle, random = (
-        chosen_at(Phase(method="keys", select=select), at, 8, 8, heads=3)
-        for select in ("cycle", "random")
+        chosen_at(Keys(select=select), at, 8, 8, heads=3) for select in ("cycle", "random")
     )
     assert torch.equal(cycle, random)
     assert not torch.equal(keys((8, 8, 2, 2), 40), random)
@@ -116,7 +116,7 @@ def test_heads_and_cells_start_at_their_own_places() -> None:
 class TestDestinations:
     @staticmethod
     def at(step: int, *, use_rand: bool = True, seed: int = 0, size: int = 9) -> Tensor:
-        phase = Phase(sx=2, sy=2, use_rand=use_rand)
+        phase = Agent(sx=2, sy=2, use_rand=use_rand)
         return chosen_at(phase, Position(step, 50), size, size, seed=seed)
 
     def test_top_left_without_rand(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ from tuning_of_tiny_models import FULL, cache, few_candidates
 
 from agentsd import Schedule, inspect_patch, patched, tune
 from agentsd.cli import main
-from agentsd.errors import GenerationError, ScheduleError, SettingsError
+from agentsd.errors import GenerationError, MissingPackageError, ScheduleError, SettingsError
 from agentsd.generation.conditions import conditions
 from agentsd.generation.images import make_image
 from agentsd.image_settings import ImageSettings
+from agentsd.measured import TunedFor
 from agentsd.models.loading import model_fingerprint
-from agentsd.tuned_for import TunedFor
 from agentsd.tuning import probing, step_errors
 from agentsd.tuning.budget import Budget, decibels
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment, schedule_of
 from agentsd.tuning.clock import OutOfTime, TuningProgress
-from agentsd.tuning.judgement import judge, share_interval
-from agentsd.tuning.prompts import HELD_OUT, MORE, TUNING, split_prompts
-from agentsd.tuning.race import Entry, Line, Race
-from agentsd.tuning.search import search
+from agentsd.tuning.outcome import judge, share_interval
+from agentsd.tuning.race import Calibration, Race, RaceEntry
+from agentsd.tuning.screening import search
+from agentsd.tuning.split import HELD_OUT, MORE, TUNING, split_prompts
 from agentsd.tuning.step_costs import Kind, StepCosts, measure_steps
 from agentsd.tuning.trajectories import Trajectory, recorded_calls
 
@@ -198,7 +199,7 @@ def racing(budget: str, seed: int = 0) -> tuple[Race, dict[tuple[str, int], floa
         name, likeness = f"{number}", 25 + number / 2 + random.normal(0, 1)
         schedule = schedule_of((Segment(0, 0, STEPS),), STEPS)
         entries.append(
-            Entry(name, schedule, 0.2 + number / 100, likeness + 6 + random.normal(0, 2))
+            RaceEntry(name, schedule, 0.2 + number / 100, likeness + 6 + random.normal(0, 2))
         )
         for image in range(TUNING):
             truth[name, image] = likeness + hard[image] + random.normal(0, 0.5)
@@ -212,7 +213,7 @@ def test_the_race_finds_the_fastest_that_keeps_to_a_likeness(seed: int) -> None:
     race.run_whole(race.entries["40"])
     race.explore(race.entries.values(), 8)
     for hope in (0.0, 1.0, 2.0):
-        found = race.winner(race.entries.values(), hope=hope)
+        found = race.winner(race.entries.values(), optimism=hope)
     assert found is not None
     worst = {name: min(truth[name, i] for i in range(TUNING)) for name in race.entries}
     fit = [entry for entry in race.entries.values() if worst[entry.name] >= 35]
@@ -228,8 +229,8 @@ def test_more_images_show_who_was_lucky() -> None:
     likeness = {"lucky": [41.0, 42.0, 20.0, 41.0], "steady": [44.0, 45.0, 44.0, 43.0]}
     schedule = Schedule.preset("fast")
     entries = [
-        Entry("lucky", schedule, 0.2, 42.0),
-        Entry("steady", schedule, 0.5, 60.0),
+        RaceEntry("lucky", schedule, 0.2, 42.0),
+        RaceEntry("steady", schedule, 0.5, 60.0),
     ]
     race = Race(entries, Budget.parse("psnr>=35"), 2, lambda e, i: likeness[e.name][i])
     found = race.winner(entries)
@@ -252,7 +253,7 @@ def test_more_images_show_who_was_lucky() -> None:
 def test_the_race_finds_the_closest_that_is_fast() -> None:
     race, truth = racing("speed>=2")
     race.explore(race.entries.values(), 8)
-    found = race.winner(race.entries.values(), hope=1.0)
+    found = race.winner(race.entries.values(), optimism=1.0)
     assert found is not None
     means = {name: np.mean([truth[name, i] for i in range(TUNING)]) for name in race.entries}
     fit = [means[entry.name] for entry in race.entries.values() if entry.time <= 0.5]
@@ -271,9 +272,9 @@ def test_where_nothing_keeps_to_the_budget_the_closest_is_found() -> None:
 
 
 def test_the_line_of_predictions() -> None:
-    line = Line.through([(x, 0.5 * x + 10.0) for x in (20.0, 30.0, 40.0, 50.0)])
+    line = Calibration.fit([(x, 0.5 * x + 10.0) for x in (20.0, 30.0, 40.0, 50.0)])
     assert line.at(60) == pytest.approx(40)
-    assert Line.through([(30.0, 24.0)]).at(40) == pytest.approx(34)
+    assert Calibration.fit([(30.0, 24.0)]).at(40) == pytest.approx(34)
 
 
 def test_prompts_to_judge_on_are_held_out() -> None:
@@ -326,7 +327,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.slow
 def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
     found = tuned()
-    assert not any(layer["patched"] for layer in inspect_patch(tuned.pipe)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(tuned.pipe).layers)
     assert not found.stopped
     stages = list(dict.fromkeys(each.stage for each in tuned.seen))
     assert stages[0] == "unpatched images"
@@ -351,6 +352,25 @@ def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_without_out_no_file_and_no_package_for_reports_is_needed(
+    tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("matplotlib", "jinja2"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    found = tuned(out=None)
+    assert (found.yaml, found.page) == (None, None)
+    assert found.report["held_out"]
+    assert found.schedule.tuned_for.model == "tiny"
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(MissingPackageError, match="a tuning report needs jinja2"):
+        tuned()
+    with pytest.raises(SettingsError, match="resume: needs out"):
+        tuned(out=None, resume=True)
+
+
+@pytest.mark.slow
 def test_a_stopped_run_keeps_the_best_so_far(tuned: Any) -> None:
     found = tuned(cancelled=lambda: tuned.seen[-1].stage == "candidates")
     assert found.stopped
@@ -363,7 +383,7 @@ def test_a_stopped_run_keeps_the_best_so_far(tuned: Any) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_too_early_has_no_best(tuned: Any, tmp_path: Path) -> None:
-    with pytest.raises(GenerationError, match="before it knew any schedule"):
+    with pytest.raises(GenerationError, match="before any schedule was measured"):
         tuned(cancelled=lambda: True)
     assert not (tmp_path / "mine.yaml").exists()
 
@@ -455,9 +475,8 @@ def test_generate_warns_of_another_model_or_device(
     [
         (["--budget", "psnr<=3"], "budget: must be"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
-        (["--size", "big"], "--size must be"),
-        (["--size", "100"], "multiples of 8"),
-        (["--steps", "0"], "num_inference_steps"),
+        (["--height", "100"], "multiples of 8"),
+        (["--num-inference-steps", "0"], "num_inference_steps"),
         (["--out", "mine.txt"], "must be the name of a .yaml file"),
         (["--model", "nowhere/at/all"], "neither a local folder or file"),
     ],

@@ -288,7 +288,7 @@ def test_parts_compiled_one_by_one(tmp_path: Path, name: str, first: str, branch
         COMPILED[name](pipe)
     found, x = kinds(pipe)
     assert found == EXPECTED
-    assert sum(inspect_patch(pipe, num_inference_steps=STEPS)["whole_steps"]) == found.count("w")
+    assert sum(inspect_patch(pipe, num_inference_steps=STEPS).whole_steps) == found.count("w")
     torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -315,7 +315,7 @@ def test_deepcache_is_refused(pipe: Any, preset: str) -> None:
     with pytest.warns(UserWarning, match="each step whole: DeepCache"):
         found, _ = kinds(pipe)
     assert set(found) == {"w"}
-    assert all(inspect_patch(pipe, num_inference_steps=STEPS)["whole_steps"])
+    assert all(inspect_patch(pipe, num_inference_steps=STEPS).whole_steps)
     helper.disable()
     found, x = kinds(pipe)
     assert "l" in found
@@ -392,7 +392,7 @@ def test_a_model_made_of_a_patched_one_is_not_patched_and_says_so(
     pipe = apply_patch(tiny_pipeline(tmp_path, tiny_unet(**BLOCKS)), preset, min_tokens=0)
     with pytest.warns(UserWarning, match="stays with the first. Call apply_patch on the pipeline"):
         other = diffusers.AnimateDiffPipeline.from_pipe(pipe, motion_adapter=adapter)
-    assert not any(layer["patched"] for layer in inspect_patch(other)["layers"])
+    assert not any(layer.patched for layer in inspect_patch(other).layers)
     assert patched_layers(apply_patch(other, preset, min_tokens=0).unet)
     remove_patch(pipe)
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIP
 
 from agentsd.patching.denoising_step import Position
 from agentsd.patching.processor import LAYER, AgentAttnProcessor, PatchedLayer
-from agentsd.patching.runtime import Runtime, Step
+from agentsd.patching.runtime import Runtime, StepPlan
 from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
@@ -204,9 +204,14 @@ class RecordingBackend:
         return graph.forward
 
 
-def watch(unet: nn.Module) -> list[Step]:
+def make_phase(**settings: Any) -> Phase:
+    """A phase of any method."""
+    return Schedule.from_dict({"phases": [settings]}).phases[0]
+
+
+def watch(unet: nn.Module) -> list[StepPlan]:
     """A list to which each call of a UNet adds its step, while it is patched."""
-    seen: list[Step] = []
+    seen: list[StepPlan] = []
 
     def note(module: nn.Module, *_: Any) -> None:
         for _, layer in patched_layers(module)[:1]:

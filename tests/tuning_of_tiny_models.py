@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentsd.tuning import prompts, screening, search, step_costs, tuner
+from agentsd.methods import Cache
+from agentsd.tuning import screening, split, step_costs, tuner
 from agentsd.tuning.candidates import ATTENTION, CACHES, Segment
 
 FULL = ATTENTION.index({"method": "full"})
@@ -12,16 +13,16 @@ FULL = ATTENTION.index({"method": "full"})
 
 def cache(interval: int, branch: int, order: int) -> int:
     """The index of a cache among the candidates'."""
-    wanted = {"cache_interval": interval, "cache_branch": branch, "cache_order": order}
+    wanted = Cache.model_validate({"interval": interval, "branch": branch, "order": order})
     return CACHES.index(wanted)
 
 
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have tuning try three candidates, of five steps, on two images, and judge on two."""
-    monkeypatch.setattr(prompts, "TUNING", 2)
-    monkeypatch.setattr(prompts, "HELD_OUT", 2)
+    monkeypatch.setattr(split, "TUNING", 2)
+    monkeypatch.setattr(split, "HELD_OUT", 2)
     monkeypatch.setattr(screening, "ROUNDS", 0)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
     few = [(Segment(FULL, c, 5),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(3, -1, 0))]
-    for module in (search, screening, tuner):
+    for module in (screening, tuner):
         monkeypatch.setattr(module, "uniform_candidates", lambda _: few)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..patching.patch import DEFAULT_SCHEDULE
 from .components.page_errors import api_errors
-from .jobs.job import Progress
+from .jobs.job import JobProgress
 from .jobs.worker import Finished, Queued
 from .requests.catalog import OWN_SCHEDULER, ModelCatalog
 from .result.comparisons import Comparisons
@@ -63,7 +63,7 @@ def compare_endpoint(
                         yield files | made.figures | {"notes": made.notes}
                     elif isinstance(event, Queued):
                         yield {"place": event.place, "seconds": event.seconds}
-                    elif isinstance(event, Progress):
+                    elif isinstance(event, JobProgress):
                         yield {"image": event.label, "step": event.step, "steps": event.steps}
                     else:
                         yield {}

@@ -9,7 +9,7 @@ from typing import Any
 from .attention import tiles, todo, tomesd
 from .runs import deepcache, fewer_steps, spectrum, taylorseer
 
-PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
+BASELINES: dict[str, Callable[..., AbstractContextManager[Any]]] = {
     "tomesd": tomesd,
     "deepcache": deepcache,
     "todo": todo,
@@ -21,7 +21,7 @@ PEERS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
 """The baselines by the names that protocols use."""
 
 __all__ = [
-    "PEERS",
+    "BASELINES",
     "deepcache",
     "fewer_steps",
     "spectrum",

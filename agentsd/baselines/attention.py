@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PatchError
+from ..errors import MissingPackageError, PatchError
 from ..patching.layers import find_unet, replaced_processors, top_attention_layers
 
 
@@ -27,14 +27,15 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
         touch the global generator.
 
     Raises:
-        PatchError: If tomesd is not installed or ``ratio`` out of range.
+        MissingPackageError: If tomesd is not installed.
+        PatchError: If ``ratio`` is out of range.
     """
     if not 0 < ratio <= 0.75:
         raise PatchError(f"tomesd: ratio must be in (0, 0.75] (got {ratio})")
     try:
         import tomesd
-    except ImportError:
-        raise PatchError("tomesd is not installed; run `pip install tomesd`") from None
+    except ImportError as error:
+        raise MissingPackageError("tomesd", "this baseline", "benchmark") from error
     unet = find_unet(x)
     try:
         # tomesd copies the state of the device's global generator at its first use.

@@ -1,4 +1,4 @@
-"""Baselines that leave out work of whole steps: fewer steps, DeepCache, forecasts of the output."""
+"""Baselines that skip work of whole steps: fewer steps, DeepCache, forecasts of the output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from ..attributes import replaced_attribute
-from ..errors import PatchError
+from ..errors import MissingPackageError, PatchError
 from ..patching.diffusers_internals import UNet2DConditionOutput
 from ..patching.layers import find_unet
 
 
 @contextmanager
 def fewer_steps(pipe: Any, num_inference_steps: int = 13) -> Iterator[Any]:
-    """A run of fewer denoising steps, whatever number is asked for.
+    """Run fewer denoising steps than requested.
 
     Args:
         pipe: A pipeline.
@@ -47,18 +47,18 @@ def fewer_steps(pipe: Any, num_inference_steps: int = 13) -> Iterator[Any]:
 
 @contextmanager
 def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
-    """Reuse of deep features by the DeepCache package (Ma et al., 2023, arXiv 2312.00858).
+    """Reuse deep features with the DeepCache package (Ma et al., 2023, arXiv 2312.00858).
 
     Args:
         pipe: A pipeline; DeepCache needs its scheduler.
-        interval: Every this many steps, 2 or more, the whole UNet runs.
+        interval: Steps between two full UNet calls, 2 or more.
 
     Yields:
         The pipeline, changed until the end of the block.
 
     Raises:
-        PatchError: If DeepCache is not installed, ``pipe`` has no scheduler or ``interval`` is
-            out of range.
+        MissingPackageError: If DeepCache is not installed.
+        PatchError: If ``pipe`` has no scheduler or ``interval`` is out of range.
     """
     unet = find_unet(pipe)
     if type(interval) is not int or interval < 2:
@@ -66,8 +66,8 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
     _scheduler(pipe, "deepcache")
     try:
         from DeepCache import DeepCacheSDHelper
-    except ImportError:
-        raise PatchError("DeepCache is not installed; run `pip install DeepCache`") from None
+    except ImportError as error:
+        raise MissingPackageError("DeepCache", "this baseline", "benchmark") from error
     before = {module: vars(module).get("forward") for module in unet.modules()}
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=0)
@@ -83,14 +83,14 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
 
 
 def taylorseer(pipe: Any, interval: int = 3, order: int = 2) -> AbstractContextManager[Any]:
-    """The UNet's output continued by a Taylor series of finite differences (as in TaylorSeer).
+    """Extrapolate the UNet's output by a Taylor series of finite differences (as in TaylorSeer).
 
     Liu et al., *From Reusing to Forecasting*, 2025, arXiv 2503.06923, forecast features of each
-    block; here it is the output alone, so that a step in between computes nothing.
+    block; here only the output is forecast, so that steps in between compute nothing.
 
     Args:
         pipe: A pipeline.
-        interval: Every this many steps, 2 or more, the UNet runs.
+        interval: Steps between two UNet calls, 2 or more.
         order: Highest derivative, 0 to 4; 0 repeats the last output.
 
     Returns:
@@ -112,13 +112,13 @@ def taylorseer(pipe: Any, interval: int = 3, order: int = 2) -> AbstractContextM
 def spectrum(
     pipe: Any, interval: int = 3, degree: int = 4, ridge: float = 0.1
 ) -> AbstractContextManager[Any]:
-    """The UNet's output continued by Chebyshev polynomials fitted to all of it (as in Spectrum).
+    """Extrapolate the UNet's output by Chebyshev polynomials fitted to it (as in Spectrum).
 
     A ridge regression over all computed steps (arXiv 2603.01623), with steps scaled to [-1, 1].
 
     Args:
         pipe: A pipeline.
-        interval: Every this many steps, 2 or more, the UNet runs.
+        interval: Steps between two UNet calls, 2 or more.
         degree: Of the polynomials, 1 to 16.
         ridge: Weight of the penalty, above 0.
 
@@ -143,7 +143,7 @@ def spectrum(
 
 
 def _lagrange(nodes: Sequence[float], x: float) -> list[float]:
-    """The weights of values at nodes in the polynomial through them, at ``x``."""
+    """Lagrange weights: those of the values at the nodes in their interpolation at ``x``."""
     return [
         float(np.prod([(x - other) / (node - other) for other in nodes if other != node]))
         for node in nodes
@@ -158,9 +158,9 @@ def _forecast_output(
     first: int,
     weights: Callable[[Sequence[float], float], list[float]],
 ) -> Iterator[Any]:
-    """Compute the first steps, then every ``interval``-th, and weigh outputs in between.
+    """Compute the first steps, then every ``interval``-th; in between, combine known outputs.
 
-    It counts calls from ``set_timesteps`` on, one a step.
+    Calls are counted from ``set_timesteps``, one per step.
     """
     unet, scheduler = find_unet(pipe), _scheduler(pipe, name)
     if type(interval) is not int or interval < 2:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from ..errors import MissingPackageError
 from ..generation.records import VERSIONS
 from ..models.devices import device_name
 from .timing import LEAST_SAVING, Measurement
@@ -22,8 +23,8 @@ def table(rows: Sequence[Measurement]) -> Table:
     found = Table(
         caption="medians; % of the unpatched time, with quartiles; ~: too noisy to mean much"
     )
-    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "ops", "MiB")
-    for name in (*names, "apart"):
+    names = ("tokens", "variant", "s/call", "%", "quartiles", "speed-up", "removed", "launches")
+    for name in (*names, "MiB", "apart"):
         found.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     noisy_floor = {row.tokens: row.noisy for row in rows if row.variant == "floor"}
     for row in rows:
@@ -38,7 +39,7 @@ def table(rows: Sequence[Measurement]) -> Table:
             f"{100 * row.ratio_low:.1f}-{100 * row.ratio_high:.1f}",
             f"{1 / row.ratio:.2f}x",
             removed,
-            "–" if row.operations is None else f"{row.operations:,}",
+            "–" if row.launches is None else f"{row.launches:,}",
             f"{row.peak_mib:,.0f}",
             f"{row.distance:.3f}",
         )
@@ -90,9 +91,12 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
     """Plot time against tokens on logarithmic axes, with each variant's slope.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        MissingPackageError: If matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", "a plot", "benchmark") from error
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()

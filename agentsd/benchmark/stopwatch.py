@@ -20,7 +20,7 @@ from ..methods import merge as merging
 from ..models.devices import wait_for
 from ..patching.layers import top_attention_layers
 from .cases import Case
-from .operations import OperationCounter
+from .launches import LaunchCounter
 
 STEPS = 64
 """Denoising steps of the run whose calls are timed."""
@@ -146,12 +146,12 @@ class Stopwatch:
     def _wait(self) -> None:
         wait_for(self.device)
 
-    def operations(self) -> int | None:
-        """Operations of a call like an earlier :meth:`peak`'s; None where it is compiled."""
+    def launches(self) -> int | None:
+        """Operations that a call launches; ``None`` if compiled. Call :meth:`peak` first."""
         if self.case.compiled:
             return None
-        with OperationCounter() as counter:
-            self.call(0)  # what its step chooses has been drawn
+        with LaunchCounter() as counter:
+            self.call(0)  # the token choice of this step is cached since peak()
         return int(counter.total)
 
     def peak(self) -> tuple[float, Tensor]:

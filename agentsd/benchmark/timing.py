@@ -65,8 +65,8 @@ class Measurement:
     distance: float
     """Relative L2 distance between its output and the unpatched one."""
     noisy: bool
-    operations: int | None
-    """That a call asks the device for; views are none. None where the UNet is compiled."""
+    launches: int | None
+    """Operations that a call launches, without views; ``None`` if the UNet is compiled."""
 
 
 def run(
@@ -128,7 +128,7 @@ class _FirstCall(NamedTuple):
     distance: float
     timed_together: int
     """How many calls to time at once."""
-    operations: int | None = None
+    launches: int | None = None
 
 
 def _warm_up(
@@ -145,11 +145,11 @@ def _warm_up(
             seconds = time.perf_counter() - begun
             if watch.case.compiled:  # the first call compiled, the next shows how long one takes
                 seconds = watch.time(1).total
-            operations = watch.operations()
+            launches = watch.launches()
         if reference is None:
             reference = out.float()
         distance = float((out.float() - reference).norm() / reference.norm())
-        found[name] = _FirstCall(peak, distance, _calls(seconds), operations)
+        found[name] = _FirstCall(peak, distance, _calls(seconds), launches)
     return found
 
 
@@ -187,5 +187,5 @@ def _measurement(
         peak_mib=first_call.peak_mib,
         distance=first_call.distance,
         noisy=len(ratios) > 1 and (high - low) / ratio > NOISY,
-        operations=first_call.operations,
+        launches=first_call.launches,
     )

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..baselines import tiles, todo, tomesd
+from ..methods.base import ENDS
 from ..patching.denoising_step import locate
 from ..patching.forecasts import extrapolated, whole_steps
 from ..patching.layers import replaced_processors, top_attention_layers
@@ -44,7 +45,7 @@ def variants_of(
 ) -> dict[str, UNetPatch]:
     """Unpatched, the floor, each phase of the schedules on its own, and the installed baselines.
 
-    Whole and light steps of a phase with a ``cache_interval`` are variants of their own.
+    Whole and light steps of a phase with a cache are variants of their own.
 
     Args:
         schedules: Names of presets or paths of YAML files.
@@ -57,10 +58,10 @@ def variants_of(
     found = dict(REFERENCES)
     for name in schedules:
         for phase, label in labels(name, **overrides).items():
-            if phase.cache_interval == 1:
+            if phase.cache is None:
                 found[label] = _constant(phase)
             else:
-                found[f"{label}, whole"] = _constant(phase.override(cache_interval=1))
+                found[f"{label}, whole"] = _constant(phase.without("cache"))
                 found[f"{label}, light"] = _light(phase)
     installed = {
         k: v for k, v in BASELINES.items() if not k.startswith("tomesd") or find_spec("tomesd")
@@ -91,14 +92,13 @@ def run_seconds(name: str, seconds: Mapping[str, float], num_steps: int) -> floa
     total = 0.0
     for step, whole in enumerate(whole_steps(schedule, num_steps)):
         phase = schedule.phase_at(step, num_steps)
-        kind = "" if phase.cache_interval == 1 else ", whole" if whole else ", light"
+        kind = "" if phase.cache is None else ", whole" if whole else ", light"
         total += seconds[variants[phase] + kind]
     return total
 
 
 def _alone(phase: Phase) -> Schedule:
-    settings = {k: v for k, v in phase.to_dict().items() if k not in ("until", "until_step")}
-    return Schedule(phases=(Phase(**settings),))
+    return Schedule(phases=[phase.without(*ENDS)])
 
 
 def _constant(phase: Phase) -> UNetPatch:
@@ -126,6 +126,7 @@ class _LightAfterFirst:
 
     def __init__(self, phase: Phase) -> None:
         self._phase, self._known = phase, dict[torch.Size, Tensor]()
+        self._order = phase.cache.order if phase.cache is not None else 0
 
     def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
         position, self._shape = locate(inputs["timestep"]), inputs["sample"].shape
@@ -133,7 +134,7 @@ class _LightAfterFirst:
         if value is None:
             return Decision(position, self._phase, records=True)
         step = position.step
-        before = range(step - self._phase.cache_order - 1, step)
+        before = range(step - self._order - 1, step)
         forecast = extrapolated({float(n): value for n in before}, float(step))
         return Decision(position, self._phase, forecast)
 

@@ -1,4 +1,4 @@
-"""The ``agentsd`` command: a file for each subcommand, and how they all end."""
+"""The ``agentsd`` command: its subcommands, one per file, and its exit codes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import AgentSDError
+from ..version import __version__
 from . import app, benchmark, compare, evaluate, generate, inspect, tune
 from .console import error, note, stdout
 
@@ -51,11 +51,11 @@ def _options(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; an error of ours is one line on stderr and a non-zero exit code."""
+    """Run the command; errors are one line on stderr and a non-zero exit code."""
     _quieten_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+            stream.reconfigure(errors="backslashreplace")  # a terminal may be limited to ASCII
     try:
         agentsd(argv, obj=sys.argv[1:] if argv is None else argv)
     except AgentSDError as problem:
@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _quieten_libraries() -> None:
-    """Keep stderr for our progress and notes; what matters of theirs comes as an error."""
+    """Keep stderr for our progress and notes; real problems of libraries are raised as errors."""
     for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.showwarning = lambda message, *_, **__: note(message)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # from diffusers
     warnings.filterwarnings("ignore", message="Should have t[ab][<>]=t")  # torchsde's rounding

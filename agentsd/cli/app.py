@@ -9,12 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LoadError
+from ..errors import MissingPackageError
 from .console import loading, note, stdout
 from .options import Device, Dtype
-
-GRADIO = "gradio>=6,<7"
-"""As the extra ``app`` requires it."""
 
 
 def serve(
@@ -32,7 +29,7 @@ def serve(
     auth_file: Annotated[
         Path | None,
         typer.Option(
-            help="File of accounts, one user:password a line; or set the environment variable "
+            help="File of accounts, one user:password per line; or set the environment variable "
             "AGENTSD_AUTH.",
             show_default="no login",
         ),
@@ -40,13 +37,13 @@ def serve(
     root_path: Annotated[
         str, typer.Option(help="Path that a reverse proxy serves the page under, such as /agentsd.")
     ] = "",
-    queue_size: Annotated[int, typer.Option(help="Most requests waiting.")] = 32,
-    max_pixels: Annotated[int, typer.Option(help="Largest image, as width times height.")] = 1024
+    queue_size: Annotated[int, typer.Option(help="Maximum queued requests.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="Maximum image size, width times height.")] = 1024
     * 1024,
-    max_steps: Annotated[int, typer.Option(help="Most denoising steps of an image.")] = 100,
-    max_images: Annotated[int, typer.Option(help="Most images of an X/Y plot.")] = 16,
+    max_steps: Annotated[int, typer.Option(help="Maximum denoising steps per image.")] = 100,
+    max_images: Annotated[int, typer.Option(help="Maximum images per X/Y plot.")] = 16,
     max_minutes: Annotated[
-        float, typer.Option(help="Longest tuning of a schedule; 0 for no tuning on the page.")
+        float, typer.Option(help="Time limit for tuning a schedule; 0 disables tuning on the page.")
     ] = 10,
     schedules: Annotated[
         Path | None,
@@ -63,19 +60,16 @@ def serve(
         ),
     ] = None,
     device: Device = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
-    ] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Serve a web page that compares patched with unpatched images and edits schedules."""
     if find_spec("gradio") is None:
-        raise LoadError(f'the app requires gradio; run `pip install "{GRADIO}"`')
+        raise MissingPackageError("gradio", "the app", "app")
     from ..app.requests.limits import Limits
     from ..app.requests.request_options import named_loras
     from ..app.requests.schedule_library import ScheduleLibrary
     from ..app.server import ServerAddress, read_auth, start
-    from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.loading import load_pipeline
     from ..models.options import PipelineOptions
 
     limits = Limits(
@@ -90,11 +84,10 @@ def serve(
     library = ScheduleLibrary(schedules)
     PipelineOptions(loras=tuple(lora or ())).check_files()
     loras = named_loras(lora or [])
-    hide_loading_bars()
     pipes = {}
     for name in model or ["pocket"]:
         with loading(name):
-            pipes[name] = load_pipeline(name, device=device, dtype=dtype.value if dtype else None)
+            pipes[name] = load_pipeline(name, device=device, dtype=dtype)
     server = start(pipes, limits, address, library, loras)
     stdout.print(server.url)
     if accounts is None and host not in ("127.0.0.1", "localhost", "::1"):

@@ -1,19 +1,18 @@
-"""``agentsd benchmark``: a table, a CSV file and a plot of how long each variant takes."""
+"""``agentsd benchmark``: time variants of the UNet; a table, a CSV file and a plot."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterator
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
 
-from ..errors import SettingsError
+from ..errors import MissingPackageError, SettingsError
 from .console import note, show_table, stderr, stdout
 from .options import Device
 
@@ -23,18 +22,10 @@ if TYPE_CHECKING:
     from ..benchmark.variants import UNetPatch
 
 
-class Model(str, Enum):
-    """Architectures that can be timed."""
+Model = Literal["sd15", "sd15-top", "sd21", "sdxl", "pocket"]
 
-    sd15 = "sd15"
-    sd15_top = "sd15-top"
-    sd21 = "sd21"
-    sdxl = "sdxl"
-    pocket = "pocket"
-
-
-DEFAULT_SIZE = {Model.sdxl: 1024, Model.pocket: 256}
-"""Side of an image in pixels, where it is not 512."""
+DEFAULT_SIZE: dict[Model, int] = {"sdxl": 1024, "pocket": 256}
+"""Image size in pixels, where it is not 512."""
 
 
 def benchmark(
@@ -45,11 +36,11 @@ def benchmark(
             help="A real architecture with random weights (sd15-top is one block of sd15), or the "
             "pocket model."
         ),
-    ] = Model.sd15,
+    ] = "sd15",
     size: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of the image in pixels, 512 or 768x512 (width first); repeat for several.",
+            help="Image size in pixels, 512 or 768x512 (width first); repeat for several.",
             show_default="the model's own",
         ),
     ] = None,
@@ -57,9 +48,9 @@ def benchmark(
         list[str] | None,
         typer.Option(help="Preset or YAML file; repeat for several.", show_default="all presets"),
     ] = None,
-    peers: Annotated[bool, typer.Option(help="Also time tomesd, ToDo and tiles.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also time tomesd, ToDo and tiles.")] = True,
     batch: Annotated[
-        int, typer.Option(min=1, max=1024, help="Batch of a call; one image with guidance is 2.")
+        int, typer.Option(min=1, max=1024, help="UNet batch size; one guided image counts as 2.")
     ] = 2,
     dtype: Annotated[
         str | None,
@@ -75,7 +66,7 @@ def benchmark(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     steps: Annotated[
-        int, typer.Option(min=1, max=1000, help="Denoising steps of a whole run, to add up.")
+        int, typer.Option(min=1, max=1000, help="Denoising steps of the whole runs to estimate.")
     ] = 25,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
     quick: Annotated[
@@ -85,30 +76,28 @@ def benchmark(
         Path | None, typer.Option(help="CSV file to write, with a plot beside it.")
     ] = None,
 ) -> None:
-    """Time a call of the UNet, unpatched and patched, in turns. Ctrl-C keeps finished rounds."""
+    """Time a UNet call, unpatched and patched, interleaved. Ctrl-C keeps finished rounds."""
     import torch
 
     from ..benchmark import output, variants
     from ..generation.image_files import prepare_folder
-    from ..models.loading import hide_loading_bars
     from ..schedule import Schedule
 
     if quick:
-        model, rounds = Model.pocket, 2
+        model, rounds = "pocket", 2
     if out is not None and (out.suffix != ".csv" or out.is_dir()):
         raise SettingsError(f"--out takes the name of a .csv file (got {out})")
     if out is not None and not find_spec("matplotlib"):
-        note("no plot: matplotlib is not installed; run `pip install matplotlib`")
+        note(f"no plot: {MissingPackageError('matplotlib', 'a plot', 'benchmark')}")
     cases = _cases(model, size, batch, dtype, device, compile)
     schedules = schedule or Schedule.presets()
-    timed = variants.variants_of(schedules, peers)
-    if peers and not variants.BASELINES.keys() <= timed.keys():
-        note("tomesd is not timed, as it is not installed; run `pip install tomesd`")
+    timed = variants.variants_of(schedules, baselines)
+    if baselines and not variants.BASELINES.keys() <= timed.keys():
+        note(f"no tomesd: {MissingPackageError('tomesd', 'this baseline', 'benchmark')}")
     if out is not None:
         prepare_folder(out.parent)
     if threads:
         torch.set_num_threads(threads)
-    hide_loading_bars()
     measured: list[Measurement] = []
     try:
         for measured in _measure(cases, timed, rounds):
@@ -134,20 +123,19 @@ def _cases(
     from ..models.loading import target_device, target_dtype
 
     target = target_device(device)
-    if dtype is None and target.type == "cpu" and model is not Model.pocket:
+    if dtype is None and target.type == "cpu" and model != "pocket":
         dtype = "bfloat16"  # the real architectures are slow enough
     name = str(target_dtype(dtype, target)).removeprefix("torch.")
     latents = [_latents(size, model) for size in sizes or [str(DEFAULT_SIZE.get(model, 512))]]
     return [
-        Case(model.value, height, width, batch, name, str(target), compiled)
-        for height, width in latents
+        Case(model, height, width, batch, name, str(target), compiled) for height, width in latents
     ]
 
 
 def _latents(size: str, model: Model) -> tuple[int, int]:
     """Height and width of the latents of an image of ``size``, which gives the width first."""
     found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip())
-    factor = 4 if model is Model.pocket else 8
+    factor = 4 if model == "pocket" else 8
     width, height = (int(n) for n in (found[1], found[2] or found[1])) if found else (0, 0)
     if not 8 * factor <= min(width, height) <= max(width, height) <= 8192 or (width | height) % 8:
         raise SettingsError(

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import SettingsError
 from .console import loading, note, show
-from .image_options import (
-    ImageOptions,
-    ModelOptions,
-    Schedule,
-    build_request,
-    check_out,
-)
+from .image_options import ImageOptions, ModelOptions, Schedule, build_request, check_out
 from .options import DEFAULT_SCHEDULE, AsJson, with_option_groups
-
-if TYPE_CHECKING:
-    from ..generation.batch.request import BatchRequest
 
 
 @with_option_groups
@@ -35,28 +26,22 @@ def compare(
     model: ModelOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Make a prompt's images unpatched and patched, side by side, and time both."""
-    request = build_request(out, schedule, image, model)
-    run_comparison(request, prompt, num_images, as_json)
+    """Make a prompt's images unpatched and patched, side by side, and time both.
 
-
-def run_comparison(
-    request: BatchRequest, prompts: list[str], num_images: int, as_json: bool
-) -> None:
-    """Load the model, compare, and report; exits with 1 where a safety checker hid an image."""
+    It exits with 1 if a safety checker hid an image.
+    """
     from ..generation import comparison
     from ..generation.prompt_encoding import warnings_for
     from ..image_settings import ImageSettings
-    from ..models.loading import hide_loading_bars
 
+    request = build_request(out, image.settings(model.model), model, schedule)
     if request.schedule is None:
         raise SettingsError("a comparison requires a schedule other than 'none'")
-    if len(prompts) != 1:
+    if len(prompt) != 1:
         raise SettingsError("a comparison takes one --prompt")
-    check_out(request.out)
-    settings = ImageSettings(prompt=prompts[0], **request.base)
+    check_out(out)
+    settings = ImageSettings(prompt=prompt[0], **request.base)
     request.options.check(settings)
-    hide_loading_bars()
     with loading(request.model):
         pipe = request.load()
     for warning in warnings_for(pipe, settings):
@@ -64,20 +49,20 @@ def run_comparison(
     summary = comparison.compare(
         pipe,
         settings,
-        request.out,
+        out,
         schedule=request.schedule,
         model=request.model,
         num_images=num_images,
         options=request.recorded(),
-        inputs=request.options.inputs(settings.height, settings.width),
+        call_kwargs=request.options.call_kwargs(settings.height, settings.width),
     )
-    show(summary, _text(summary, request.out), as_json)
+    show(summary, _text(summary, out), as_json)
     if summary["nsfw_content_detected"]:
         raise typer.Exit(1)
 
 
 def _text(summary: dict[str, Any], out: Path) -> str:
-    """A comparison for people: a line per image, and the speed-up."""
+    """The comparison as text: a line per image, and the speed-up."""
     images = summary["images"]
     lines = [
         f"{out / image['comparison_file']}  (seed {image['seed']}, {image['seconds']:.1f} s)"

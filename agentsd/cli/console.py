@@ -41,7 +41,7 @@ def _printable(text: str) -> str:
 
 
 def loading(model: str) -> Status:
-    """Show that a model is being loaded, until the end of a ``with`` block."""
+    """Show that a model is being loaded until the end of a ``with`` block."""
     return stderr.status(Text(f"loading {model} …"))
 
 

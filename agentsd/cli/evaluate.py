@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import SettingsError
 from . import experiment
 from .console import note, progress_bar, show
 from .options import AsJson, CacheFolder, Device, with_option_groups
@@ -22,19 +23,12 @@ if TYPE_CHECKING:
 
 evaluate = typer.Typer(
     no_args_is_help=True,
-    help="Measure image sets (FID, KID, precision and recall, CLIP score, similarity of pairs), "
-    "and run whole experiments.",
+    help="Measure image sets (FID, KID, precision and recall, CLIP score, similarity of pairs) and "
+    "run whole experiments.",
 )
 
 Images = Annotated[
     str, typer.Argument(help="A folder of images, a run of agentsd, or a webdataset .tar.")
-]
-Reference = Annotated[str, typer.Argument(help="Images to compare with, in the same forms.")]
-FidReference = Annotated[
-    str,
-    typer.Argument(
-        help="Images to compare with, in the same forms, or statistics (.npz of pytorch-fid)."
-    ),
 ]
 FeatureName = Annotated[
     str | None,
@@ -43,21 +37,6 @@ FeatureName = Annotated[
         help="Extractor: inception[:FILE], clip:MODEL or pocket.",
         show_default="pocket for images of the pocket model, else inception",
     ),
-]
-ClipName = Annotated[
-    str | None,
-    typer.Option(
-        "--clip",
-        help="clip:MODEL (a folder or hub id) or pocket.",
-        show_default="pocket for images of the pocket model, else CLIP ViT-B/16",
-    ),
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option("--prompts", help="Prompts, one a line, for images that come without."),
-]
-Infinity = Annotated[
-    bool, typer.Option("--infinity", help="Also extrapolate FID to infinitely many images.")
 ]
 
 
@@ -76,8 +55,7 @@ class MeasureOptions:
         bool, typer.Option("--skip-bad", help="Skip images that cannot be used, and list them.")
     ] = False
     unfinished: Annotated[
-        bool,
-        typer.Option("--unfinished", help="Measure the existing images of an unfinished run."),
+        bool, typer.Option("--unfinished", help="Measure the existing images of an unfinished run.")
     ] = False
     cache: CacheFolder = None
     device: Device = None
@@ -87,9 +65,7 @@ class MeasureOptions:
         """The sets to measure."""
         from ..evaluation.compared_sets import ComparedSets
         from ..evaluation.reading import ReadOptions
-        from ..models.loading import hide_loading_bars
 
-        hide_loading_bars()
         return ComparedSets(
             images,
             reference,
@@ -135,19 +111,28 @@ def score(
         bool, typer.Option("--clip-score", help="Agreement of images with their prompts.")
     ] = False,
     paired: Annotated[
-        bool,
-        typer.Option("--paired", help="Similarity to images of the same prompts and seeds."),
+        bool, typer.Option("--paired", help="Similarity to images of the same prompts and seeds.")
     ] = False,
-    infinity: Infinity = False,
+    infinity: Annotated[
+        bool, typer.Option("--infinity", help="Also extrapolate FID to infinitely many images.")
+    ] = False,
     features: FeatureName = None,
-    clip: ClipName = None,
-    prompts: Prompts = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="clip:MODEL (a folder or hub id) or pocket.",
+            show_default="pocket for images of the pocket model, else CLIP ViT-B/16",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts, one per line, for images that come without.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures of each image and each pair.")
     ] = None,
     options: MeasureOptions,
 ) -> None:
-    """Measure an image set: all figures asked for, or without a flag all that can be measured."""
+    """Measure an image set: the figures named by flags, or else all that can be measured."""
     from ..evaluation import measure
 
     sets = options.open(images, reference, features=features, clip=clip, prompts=prompts)
@@ -159,86 +144,9 @@ def score(
         "paired": paired,
     }
     names = [name for name, wanted in asked.items() if wanted] or measure.measurable(sets)
+    if infinity and "fid" not in names:
+        raise SettingsError("--infinity extrapolates FID, which is not measured; add --fid")
     options.show(sets, measure.measure_all(sets, names, infinity=infinity, out=out))
-
-
-@evaluate.command("fid")
-@with_option_groups
-def fid_command(
-    images: Images,
-    reference: FidReference,
-    *,
-    features: FeatureName = None,
-    infinity: Infinity = False,
-    options: MeasureOptions,
-) -> None:
-    """Fréchet inception distance, with its standard error."""
-    from ..evaluation.measure import measure_fid
-
-    sets = options.open(images, reference, features=features)
-    options.show(sets, measure_fid(sets, infinity))
-
-
-@evaluate.command("kid")
-@with_option_groups
-def kid_command(
-    images: Images, reference: Reference, *, features: FeatureName = None, options: MeasureOptions
-) -> None:
-    """Kernel inception distance, with its standard error; unbiased at any number of images."""
-    from ..evaluation.measure import measure_kid
-
-    sets = options.open(images, reference, features=features)
-    options.show(sets, measure_kid(sets))
-
-
-@evaluate.command("precision-recall")
-@with_option_groups
-def precision_recall_command(
-    images: Images, reference: Reference, *, features: FeatureName = None, options: MeasureOptions
-) -> None:
-    """Improved precision and recall (k = 3), with bootstrap intervals."""
-    from ..evaluation.measure import measure_precision_recall
-
-    sets = options.open(images, reference, features=features)
-    options.show(sets, measure_precision_recall(sets))
-
-
-@evaluate.command("clip-score")
-@with_option_groups
-def clip_score_command(
-    images: Images,
-    *,
-    clip: ClipName = None,
-    prompts: Prompts = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON Lines file for the score of each image.")
-    ] = None,
-    options: MeasureOptions,
-) -> None:
-    """CLIP score (100 times the cosine of image and prompt), with a bootstrap interval."""
-    from ..evaluation.measure import measure_clip_score
-
-    sets = options.open(images, clip=clip, prompts=prompts)
-    options.show(sets, measure_clip_score(sets, out))
-
-
-@evaluate.command("paired")
-@with_option_groups
-def paired_command(
-    images: Images,
-    reference: Reference,
-    *,
-    clip: ClipName = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures of each pair and the worst ten.")
-    ] = None,
-    options: MeasureOptions,
-) -> None:
-    """Similarity to images of the same prompts and seeds: PSNR, SSIM, cosine of CLIP embeddings."""
-    from ..evaluation.measure import measure_pairs
-
-    sets = options.open(images, reference, clip=clip)
-    options.show(sets, measure_pairs(sets, out))
 
 
 @evaluate.command("statistics")

@@ -1,4 +1,4 @@
-"""``agentsd evaluate run`` and ``report``: whole experiments."""
+"""``agentsd evaluate run`` and ``agentsd evaluate report``: whole experiments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import note, progress_bar, show
-from .options import AsJson, CacheFolder, Device
+from .options import AsJson, CacheFolder, Device, Dtype
 
 if TYPE_CHECKING:
     from ..progress import Bar
@@ -20,8 +20,7 @@ def run(
         str, typer.Argument(help="A YAML file, or one of ours: pocket, cache, …, imagenet2k.")
     ],
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for images and report; images already there are kept."),
+        Path, typer.Option(help="Folder for images and report; images already there are kept.")
     ],
     quick: Annotated[
         bool, typer.Option("--quick", help="The protocol's short form, of a few minutes.")
@@ -34,12 +33,7 @@ def run(
     ] = None,
     cache: CacheFolder = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16.", show_default="float32 on the CPU, else float16"
-        ),
-    ] = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: make missing images, measure, and write report.html and report.json."""
@@ -47,19 +41,18 @@ def run(
     from ..evaluation.protocol import load_protocol
     from ..evaluation.report import require_packages, write
     from ..generation.image_files import prepare_folder
-    from ..models.loading import hide_loading_bars, load_pipeline
+    from ..models.loading import load_pipeline
 
     plan = load_protocol(protocol, quick=quick, model=model, reference=reference)
-    require_packages()
+    require_packages("an experiment", "jinja2", "matplotlib", "torchmetrics")
     prepare_folder(out)
-    hide_loading_bars()
     pipe = load_pipeline(plan.model, device=device, dtype=dtype)
     with ExitStack() as phase:
         bars: dict[str, Bar] = {}
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in bars:
-                phase.close()  # one after another
+                phase.close()  # one bar at a time
                 bars[what] = phase.enter_context(progress_bar(what, total, done))
             bars[what].show(done)
 

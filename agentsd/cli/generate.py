@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import SettingsError
-from .compare import run_comparison
 from .console import note, progress_style, show, stderr
 from .image_options import ImageOptions, ModelOptions, build_request, check_out
 from .options import DEFAULT_SCHEDULE, named_options, spelled, with_option_groups
@@ -18,31 +17,8 @@ from .options import DEFAULT_SCHEDULE, named_options, spelled, with_option_group
 if TYPE_CHECKING:
     from ..generation.batch.request import BatchRequest
 
-PROMPTS, RUN = "Prompts", "Run"
-
-
-class ImageFormat(str, Enum):
-    """What images are written as."""
-
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-    webdataset = "webdataset"
-
-
-class OnError(str, Enum):
-    """What to do about invalid rows."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-class ProgressStyle(str, Enum):
-    """How progress is shown."""
-
-    none = "none"
-    plain = "plain"
-    rich = "rich"
+_prompt_option = partial(typer.Option, rich_help_panel="Prompts")
+_run_option = partial(typer.Option, rich_help_panel="Run")
 
 
 @dataclass
@@ -50,95 +26,63 @@ class PromptOptions:
     """What to draw."""
 
     prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="What to draw; repeat for several.", rich_help_panel=PROMPTS),
+        list[str] | None, _prompt_option(help="What to draw; repeat for several.")
     ] = None
     prompts: Annotated[
         str | None,
-        typer.Option(
-            help="A .txt, .jsonl, .csv or .tsv file of prompts; - reads standard input.",
-            rich_help_panel=PROMPTS,
+        _prompt_option(
+            help="A .txt, .jsonl, .csv or .tsv file of prompts; - reads standard input."
         ),
     ] = None
     template: Annotated[
-        str,
-        typer.Option(
-            help="Text around each prompt, with {} in its place.", rich_help_panel=PROMPTS
-        ),
+        str, _prompt_option(help="Text around each prompt, with {} in its place.")
     ] = "{}"
     on_error: Annotated[
-        OnError,
-        typer.Option(
-            help="Invalid rows: stop before any work, or skip them.", rich_help_panel=PROMPTS
-        ),
-    ] = OnError.stop
+        Literal["stop", "skip"],
+        _prompt_option(help="Invalid rows: stop before any work, or skip them."),
+    ] = "stop"
     from_image: Annotated[
         Path | None,
-        typer.Option(
-            help="Regenerate an image from the settings stored in its file.",
-            rich_help_panel=PROMPTS,
-        ),
+        _prompt_option(help="Regenerate an image from the settings stored in its file."),
     ] = None
     num_images: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=1_000_000,
-            help="Number of images of each prompt.",
-            rich_help_panel=PROMPTS,
-        ),
+        int, _prompt_option(min=1, max=1_000_000, help="Number of images of each prompt.")
     ] = 1
 
 
 @dataclass
 class RunOptions:
-    """How the images are made and written."""
+    """How images are made and written."""
 
     format: Annotated[
-        ImageFormat,
-        typer.Option(
-            help="File format; webdataset packs PNGs into .tar shards.", rich_help_panel=RUN
-        ),
-    ] = ImageFormat.png
+        Literal["png", "jpg", "webp", "webdataset"],
+        _run_option(help="File format; webdataset packs PNGs into .tar shards."),
+    ] = "png"
     batch_size: Annotated[
-        str,
-        typer.Option(
-            help="Images at a time, or 'auto' for the most that fit in memory.",
-            rich_help_panel=RUN,
-        ),
+        str, _run_option(help="Images at a time, or 'auto' for the most that fit in memory.")
     ] = "1"
-    resume: Annotated[
-        bool, typer.Option(help="Continue the run that is in --out.", rich_help_panel=RUN)
-    ] = True
+    resume: Annotated[bool, _run_option(help="Continue the run that is in --out.")] = True
     progress: Annotated[
-        ProgressStyle | None,
-        typer.Option(
-            help="How progress is shown on stderr.",
-            show_default="rich on a terminal, else plain",
-            rich_help_panel=RUN,
+        Literal["none", "plain", "rich"] | None,
+        _run_option(
+            help="How progress is shown on stderr.", show_default="rich on a terminal, else plain"
         ),
     ] = None
     stale_after: Annotated[
         float,
-        typer.Option(
-            min=1,
-            max=86400,
-            help="Seconds of silence after which another process counts as dead.",
-            rich_help_panel=RUN,
+        _run_option(
+            min=1, max=86400, help="Seconds of silence after which another process counts as dead."
         ),
     ] = 60.0
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the summary as JSON.", rich_help_panel=RUN),
-    ] = False
+    as_json: Annotated[bool, _run_option("--json", help="Print the summary as JSON.")] = False
 
     def fields_of_request(self) -> dict[str, Any]:
         """These options, checked, as fields of a request."""
         return {
-            "form": self.format.value,
+            "form": self.format,
             "batch_size": _batch_size(self.batch_size),
             "resume": self.resume,
-            "progress": self.progress.value if self.progress else progress_style(),
+            "progress": self.progress or progress_style(),
             "stale_after": self.stale_after,
         }
 
@@ -147,10 +91,7 @@ BESIDE_FROM_IMAGE = {
     *("from_image", "out", "device", "cpu_offload", "allow_pickle"),
     *RunOptions.__dataclass_fields__,
 }
-"""Options that an image does not record."""
-
-NOT_COMPARED = {"on_error", *RunOptions.__dataclass_fields__} - {"as_json"}
-"""Options without effect on a comparison, which is not a run."""
+"""Options that may be combined with ``--from-image``."""
 
 
 @with_option_groups
@@ -163,10 +104,6 @@ def generate(
         str, typer.Option(help="faithful, fast, balanced, turbo, paper, a YAML file, or 'none'.")
     ] = DEFAULT_SCHEDULE,
     image: ImageOptions,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Compare with unpatched images, as agentsd compare does."),
-    ] = False,
     model: ModelOptions,
     run: RunOptions,
 ) -> None:
@@ -174,14 +111,11 @@ def generate(
     if prompts.from_image is not None:
         request = _request_from_image(context, prompts, out, model)
     else:
-        request = build_request(out, schedule, image, model)
+        request = build_request(out, image.settings(model.model), model, schedule)
     if not prompts.prompt and prompts.prompts is None:
         raise SettingsError("nothing to draw: give --prompt, --prompts or --from-image")
-    if compare:
-        _compare(context, request, prompts, run)
-    else:
-        check_out(out)
-        _run(replace(request, **run.fields_of_request()), prompts, run)
+    check_out(out)
+    _run(replace(request, **run.fields_of_request()), prompts, run)
 
 
 def _request_from_image(
@@ -202,37 +136,19 @@ def _request_from_image(
     return replace(request, **model.placement())
 
 
-def _compare(
-    context: typer.Context, request: BatchRequest, prompts: PromptOptions, run: RunOptions
-) -> None:
-    from ..generation.batch.prompts import checked_template
-
-    if unused := named_options(context) & NOT_COMPARED:
-        raise SettingsError(
-            f"--compare cannot be combined with options of a run; drop {spelled(unused, context)}"
-        )
-    if prompts.prompts is not None:
-        raise SettingsError("--compare cannot be combined with --prompts; it takes one --prompt")
-    template = checked_template(prompts.template)
-    texts = [template.replace("{}", prompt) for prompt in prompts.prompt or ()]
-    run_comparison(request, texts, prompts.num_images, run.as_json)
-
-
 def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None:
     """Make the images and report; exits with 1 if some failed, 128 + n on signal n."""
     from ..generation.batch.launch import launch
     from ..generation.batch.prompts import read_prompts
-    from ..models.loading import hide_loading_bars
 
     skipped = 0
 
     def report(problem: str) -> None:
         nonlocal skipped
         skipped += 1
-        if prompts.on_error is OnError.skip and skipped <= SHOWN_ROWS:
+        if prompts.on_error == "skip" and skipped <= SHOWN_ROWS:
             note(f"{problem}; skipped")
 
-    hide_loading_bars()
     summary, stop = launch(
         request,
         lambda: read_prompts(
@@ -242,7 +158,7 @@ def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None
             template=prompts.template,
             count=prompts.num_images,
             check=request.options.check,
-            on_error=prompts.on_error.value,
+            on_error=prompts.on_error,
             report=report,
         ),
         stderr,
@@ -256,7 +172,7 @@ def _run(request: BatchRequest, prompts: PromptOptions, run: RunOptions) -> None
 
 
 SHOWN_ROWS = 20
-"""Invalid rows named one by one; the summary counts all."""
+"""Maximum number of invalid rows to name; the summary counts all."""
 
 
 def _batch_size(text: str) -> int | None:

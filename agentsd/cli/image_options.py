@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import SettingsError
-from .options import Dtype
 
 if TYPE_CHECKING:
     from ..generation.batch.request import BatchRequest
     from ..models.options import PipelineOptions
 
-MODEL = "Model and adapters"
+_option = partial(typer.Option, rich_help_panel="Model and adapters")
 SIDE = (
     "In pixels, a multiple of 8. With --init-image, which is resized to fit, the default is that "
     "image's own size; if you give one side alone, the other keeps its proportions."
@@ -25,14 +24,6 @@ SIDE = (
 Schedule = Annotated[
     str, typer.Option(help="faithful, fast, balanced, turbo, paper, or a YAML file.")
 ]
-
-
-class Offload(str, Enum):
-    """What stays on the CPU while it is not in use."""
-
-    model = "model"
-    sequential = "sequential"
-    group = "group"
 
 
 @dataclass
@@ -68,103 +59,57 @@ class ImageOptions:
 class ModelOptions:
     """The model, what is added to it, and where it runs."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            help="pocket, a folder, a .safetensors file, or a hub id.", rich_help_panel=MODEL
-        ),
-    ] = "pocket"
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL),
-    ] = None
+    model: Annotated[str, _option(help="pocket, a folder, a .safetensors file, or a hub id.")] = (
+        "pocket"
+    )
+    revision: Annotated[str | None, _option(help="Branch, tag or commit on the hub.")] = None
     variant: Annotated[
-        str | None,
-        typer.Option(
-            help="Weight variant, such as fp16.",
-            show_default="the one available",
-            rich_help_panel=MODEL,
-        ),
+        str | None, _option(help="Weight variant, such as fp16.", show_default="the one available")
     ] = None
     allow_pickle: Annotated[
         bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Allow pickle weights, which can execute arbitrary code.",
-            rich_help_panel=MODEL,
-        ),
+        _option("--allow-pickle", help="Allow pickle weights, which can execute arbitrary code."),
     ] = False
     device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, mps, cpu, …", show_default="the best available", rich_help_panel=MODEL
-        ),
+        str | None, _option(help="cuda, mps, cpu, …", show_default="the best available")
     ] = None
     dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            help="Floating-point type.",
-            show_default="float32 on the CPU, else float16",
-            rich_help_panel=MODEL,
-        ),
+        Literal["float32", "float16", "bfloat16"] | None,
+        _option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
     ] = None
     scheduler: Annotated[
         str | None,
-        typer.Option(
+        _option(
             help="DDIM, Euler a, DPM++ 2M, …, or the name of a diffusers class.",
             show_default="the model's",
-            rich_help_panel=MODEL,
         ),
     ] = None
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(help="PATH or PATH:SCALE; repeat for several.", rich_help_panel=MODEL),
-    ] = None
+    lora: Annotated[list[str] | None, _option(help="PATH or PATH:SCALE; repeat for several.")] = (
+        None
+    )
     controlnet: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id; requires --control-image.", rich_help_panel=MODEL),
+        str | None, _option(help="Folder or hub id; requires --control-image.")
     ] = None
-    control_image: Annotated[
-        str | None, typer.Option(help="Image that guides the ControlNet.", rich_help_panel=MODEL)
-    ] = None
+    control_image: Annotated[str | None, _option(help="Image that guides the ControlNet.")] = None
     ip_adapter: Annotated[
         str | None,
-        typer.Option(
-            help="A file, local or OWNER/NAME/FOLDER/FILE on the hub; requires --ip-image.",
-            rich_help_panel=MODEL,
-        ),
+        _option(help="A file, local or OWNER/NAME/FOLDER/FILE on the hub; requires --ip-image."),
     ] = None
-    ip_image: Annotated[
-        str | None, typer.Option(help="Image prompt of the IP-Adapter.", rich_help_panel=MODEL)
-    ] = None
-    init_image: Annotated[
-        str | None,
-        typer.Option(help="Image to start from (image to image).", rich_help_panel=MODEL),
-    ] = None
+    ip_image: Annotated[str | None, _option(help="Image prompt of the IP-Adapter.")] = None
+    init_image: Annotated[str | None, _option(help="Image to start from (image to image).")] = None
     strength: Annotated[
         float | None,
-        typer.Option(
-            help="How much of the init image to change, 0 to 1.",
-            show_default="0.8",
-            rich_help_panel=MODEL,
-        ),
+        _option(help="How much of the init image to change, 0 to 1.", show_default="0.8"),
     ] = None
-    vae_tiling: Annotated[
-        bool, typer.Option("--vae-tiling", help="Decode in tiles.", rich_help_panel=MODEL)
-    ] = False
-    vae_slicing: Annotated[
-        bool,
-        typer.Option("--vae-slicing", help="Decode one image at a time.", rich_help_panel=MODEL),
-    ] = False
-    attention_backend: Annotated[
-        str | None, typer.Option(help="A diffusers attention backend.", rich_help_panel=MODEL)
-    ] = None
-    compile_unet: Annotated[
-        bool, typer.Option("--compile", help="Compile the UNet.", rich_help_panel=MODEL)
-    ] = False
+    vae_tiling: Annotated[bool, _option("--vae-tiling", help="Decode in tiles.")] = False
+    vae_slicing: Annotated[bool, _option("--vae-slicing", help="Decode one image at a time.")] = (
+        False
+    )
+    attention_backend: Annotated[str | None, _option(help="A diffusers attention backend.")] = None
+    compile_unet: Annotated[bool, _option("--compile", help="Compile the UNet.")] = False
     cpu_offload: Annotated[
-        Offload | None,
-        typer.Option(help="Keep on the CPU what is not in use.", rich_help_panel=MODEL),
+        Literal["model", "sequential", "group"] | None,
+        _option(help="Keep on the CPU what is not in use."),
     ] = None
 
     def pipeline_options(self) -> PipelineOptions:
@@ -180,27 +125,27 @@ class ModelOptions:
         """Where and how the model runs: fields of a request that an image does not record."""
         return {
             "device": self.device,
-            "offload": self.cpu_offload.value if self.cpu_offload else None,
+            "offload": self.cpu_offload,
             "allow_pickle": self.allow_pickle,
         }
 
 
 def build_request(
-    out: Path, schedule: str, image: ImageOptions, model: ModelOptions
+    out: Path, settings: dict[str, Any], model: ModelOptions, schedule: str = "none"
 ) -> BatchRequest:
-    """Check the options and put them together."""
+    """What to load, and the settings of every image besides its prompt."""
     from ..generation.batch.request import BatchRequest
     from ..schedule import Schedule
 
     return BatchRequest(
         out=out,
-        base=image.settings(model.model),
+        base=settings,
         schedule=None if schedule == "none" else Schedule.load(schedule),
         options=model.pipeline_options(),
         model=model.model,
         revision=model.revision,
         variant=model.variant,
-        dtype=model.dtype.value if model.dtype else None,
+        dtype=model.dtype,
         **model.placement(),
     )
 

@@ -11,8 +11,7 @@ from .image_options import Schedule
 from .options import DEFAULT_SCHEDULE, AsJson
 
 Side = Annotated[
-    int | None,
-    typer.Option(max=65_536, help="In pixels.", show_default="the model's own"),
+    int | None, typer.Option(max=65_536, help="In pixels.", show_default="the model's own")
 ]
 
 
@@ -49,6 +48,6 @@ def inspect(
         num_inference_steps=num_inference_steps,
     )
     if as_json:
-        show(inspection, "", as_json)
+        show(inspection.to_dict(), "", as_json)
     else:
         show_table(inspection.table())

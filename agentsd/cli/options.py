@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from enum import Enum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[
-    str | None,
-    typer.Option(help="cuda, mps, cpu, …", show_default="the best available"),
+    str | None, typer.Option(help="cuda, mps, cpu, …", show_default="the best available")
 ]
 
 CacheFolder = Annotated[
@@ -23,16 +21,13 @@ CacheFolder = Annotated[
     typer.Option("--cache", help="Folder of features.", show_default="~/.cache/agentsd"),
 ]
 
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(help="Floating-point type.", show_default="float32 on the CPU, else float16"),
+]
+
 DEFAULT_SCHEDULE = "faithful"
-"""That of :func:`agentsd.apply_patch`; named here as well because importing it loads torch."""
-
-
-class Dtype(str, Enum):
-    """Floating-point types that a model can run in."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
+"""The default of :func:`agentsd.apply_patch`, repeated because importing it loads torch."""
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,17 +12,16 @@ from typing import Any
 from ..errors import EvaluationError
 from ..models.loading import target_device
 from .features import Clip, Extractor, Features, extract, load_clip, load_extractor
-from .features.cache import Floats
-from .features.statistics import load_statistics
+from .features.storage import Floats, load_statistics
 from .image_sets import HIDDEN, ImageEntry, read_image_set, visible, with_prompts
 from .metrics import FeatureStatistics
 from .reading import ReadOptions
 
 DEFAULT_CLIP = "clip:openai/clip-vit-base-patch16"
-"""For images of other models than the pocket one; from the hub, or its cache."""
+"""Default CLIP for images of models other than the pocket model."""
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Given what is counted and how many there are, shows how many are done."""
+ProgressDisplay = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Given what is counted and the total, opens a display of how many are done."""
 
 
 class ComparedSets:
@@ -36,17 +35,17 @@ class ComparedSets:
             the pocket model, else ``inception``.
         clip: CLIP for the CLIP score and the similarity of pairs; by default ``pocket`` likewise,
             else :data:`DEFAULT_CLIP`.
-        prompts: A file of prompts, one a line, where the images come without.
+        prompts: A file of prompts, one per line, for images that come without.
         reading: How to read images.
-        unfinished: Whether to take the existing images of an unfinished run.
+        unfinished: Whether to accept an unfinished run, with the images that it has.
         cache: Folder of the features.
         device: Where to run the networks.
-        note: Called with what a reader of the figures should know.
-        progress: Shows how far a set is.
+        note: Called with notes for the reader of the figures.
+        progress: Displays progress.
 
     Raises:
         EvaluationError: If the images or the reference cannot be found or read.
-        LoadError: If there is no such device.
+        LoadError: If the device is not available.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class ComparedSets:
         cache: Path | None = None,
         device: str | None = None,
         note: Callable[[str], object],
-        progress: Progress,
+        progress: ProgressDisplay,
     ):
         self.sources = {"images": images, "reference": reference}
         self.images = read_image_set(images, unfinished=unfinished)
@@ -103,18 +102,18 @@ class ComparedSets:
 
     @property
     def image_features(self) -> Floats:
-        """Of the images ``[N, D]``."""
+        """Features of the images ``[N, D]``."""
         return self._extract("images", self._feature_name).values
 
     @property
     def both_features(self) -> tuple[Floats, Floats]:
-        """Of the images ``[N, D]`` and of the reference's ``[M, D]``."""
+        """Features of the images ``[N, D]`` and of the reference ``[M, D]``."""
         _ = self.reference_images  # before any work
         return self.image_features, self._extract("reference", self._feature_name).values
 
     @cached_property
     def clip(self) -> Clip:
-        """The CLIP that reads images and prompts."""
+        """The CLIP that embeds images and prompts."""
         default = "pocket" if _is_pocket(self.images) else DEFAULT_CLIP
         name = self._used["clip"] = self._asked["clip"] or default
         if not isinstance(self._extractors.get(name), Clip):

@@ -1,4 +1,4 @@
-"""Run an experiment: make the images that are missing, and measure all of them."""
+"""Run an experiment: make missing images, then measure all of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..errors import EvaluationError
 from ..generation.batch.run_folder import RunFolder, only_run_in
 from ..generation.image_files import encode_image, prepare_folder, write_whole
 from ..generation.images import TimedImage
+from ..generation.interleaving import interleaved, warm_up
 from ..generation.records import ImageRecord, manifest_entry
-from ..generation.turns import in_turns, warm_up
 from ..image_settings import ImageSettings, warm_up_settings
 from ..models.fingerprints import check_unchanged
 from ..models.loading import model_fingerprint
 from ..models.schedulers import scheduled
 from .protocol import Protocol, ProtocolVariant
-from .scoring import Metrics, Progress, measure
+from .scoring import Metrics, ProgressReport, measure
 
 MAY_DIFFER = ("device", "agentsd", "torch", "weights")
-"""Keys in which an image that is there may differ from one that would be made now; fingerprints of
-weights are compared on their own."""
+"""Keys in which an existing image may differ from one made now; fingerprints of weights are
+compared separately."""
 
 WARM_UP_STEPS = 4
 
@@ -34,23 +34,23 @@ def run(
     pipe: Any,
     *,
     cache: Path | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressReport = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Make what is missing of an experiment and measure it; a second call resumes the first.
+    """Make the missing images of an experiment and measure all; a second call resumes the first.
 
     Args:
-        protocol: What to do.
-        out: Folder; gets a folder of images for each variant, and ``report.json``.
+        protocol: The experiment.
+        out: Folder for a folder of images per variant and ``report.json``.
         pipe: The protocol's model, loaded.
         cache: Folder of the features' cache.
-        progress: Called with the progress.
+        progress: Called as the work proceeds.
 
     Returns:
         What ``report.json`` holds.
 
     Raises:
-        EvaluationError: If the folder holds images of another experiment, or on what measuring
-            finds wrong.
+        EvaluationError: If the folder holds images of another experiment, or the images cannot be
+            measured.
         AgentSDError: If the pipeline cannot run a variant.
     """
     metrics = Metrics.load(protocol, pipe.device)  # fails before hours of making images
@@ -64,11 +64,11 @@ def run(
     return report
 
 
-def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> None:
-    """Make the images that are missing; the variants take turns, so that their times compare.
+def generate(protocol: Protocol, out: Path, pipe: Any, progress: ProgressReport) -> None:
+    """Make missing images; variants are interleaved so that their times can be compared.
 
-    The images are made one by one, not by :func:`agentsd.generation.batch.engine.run`: that leaves
-    a patch on from batch to batch and writes in the background, which would blur the times.
+    They are made one by one, not by :func:`agentsd.generation.batch.engine.run`, which keeps a
+    patch on from batch to batch and writes in the background: that would distort the times.
     """
     images = protocol.images()
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
@@ -86,25 +86,25 @@ def generate(protocol: Protocol, out: Path, pipe: Any, progress: Progress) -> No
     for number, settings in enumerate(images):
         skip = {name for name in folders if number not in missing[name]}
         label = f"{{}}, image {number + 1}"
-        for name, made in in_turns(pipe, appliers, settings, number, label=label, skip=skip):
+        for name, made in interleaved(pipe, appliers, settings, number, label=label, skip=skip):
             folders[name].save(number, made)
             done += 1
             progress("images", done, total)
 
 
 class _VariantFolder:
-    """The images of a variant, which may be there from an earlier run of the experiment.
+    """The images of a variant, some of which may exist from an earlier run.
 
     Args:
         out: Folder of the experiment.
         variant: The variant.
         images: Settings of its images, by number.
-        pipe: What makes them.
+        pipe: The pipeline.
         model: What the pipeline was loaded from.
         weights: Fingerprints of the weights, for the records.
 
     Raises:
-        EvaluationError: If an image that is there was made with other settings.
+        EvaluationError: If an existing image was made with other settings.
         SettingsError: If one was made with other weights of the same name.
     """
 
@@ -128,7 +128,7 @@ class _VariantFolder:
         self._folder.open(len(images))
 
     def missing(self, total: int) -> set[int]:
-        """The numbers of the images that are to be made."""
+        """The numbers of the missing images."""
         return {number for number in range(total) if not self._folder.is_settled(number)}
 
     def save(self, number: int, made: TimedImage) -> None:
@@ -139,7 +139,7 @@ class _VariantFolder:
         self._folder.save(f"images/{number:06}.png", data, line)
 
     def _check(self, line: dict[str, Any]) -> None:
-        """Refuse an image that would be made otherwise now."""
+        """Refuse an existing image that would be made differently now."""
         number = line.get("number", line["id"])
         if number >= len(self._images):
             return  # of a longer run of the same experiment

@@ -11,22 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import EvaluationError
+from ..errors import EvaluationError, MissingPackageError
 from ..generation.image_files import prepare_folder, save_image, write_whole
 from . import metrics
 from .compared_sets import ComparedSets
-from .contact_sheet import worst_pairs
 from .features import lpips
-from .features.statistics import save_statistics
+from .features.storage import save_statistics
 from .image_sets import HIDDEN, ImageEntry
 from .intervals import SMALL_SAMPLE, Interval, bootstrap, small_sample_warning
-from .pairs import Pair, compare_pairs, pair_images
+from .pairs import Pair, compare_pairs, pair_images, worst_pairs
 
 FIGURES = ("fid", "kid", "precision_recall", "clip_score", "paired")
 
 
 class Figure(NamedTuple):
-    """What was measured."""
+    """What was measured, in one or several figures."""
 
     values: dict[str, Any]
     """For JSON."""
@@ -35,7 +34,7 @@ class Figure(NamedTuple):
 
 
 def measurable(sets: ComparedSets) -> list[str]:
-    """Those of :data:`FIGURES` that can be had of the sets; notes why others cannot.
+    """The members of :data:`FIGURES` that the sets allow; notes why others cannot be measured.
 
     Raises:
         EvaluationError: If there are none.
@@ -68,10 +67,7 @@ def measure_all(
         sets: What to measure.
         names: Which figures.
         infinity: As for :func:`measure_fid`.
-        out: Folder for what is written of each image (``clip_scores.jsonl``) and each pair.
-
-    Returns:
-        All in one: ``error`` and ``interval`` of a figure become ``fid_error`` and so on.
+        out: Folder for the figures of each image (``clip_scores.jsonl``) and each pair.
     """
     if out is not None:
         prepare_folder(out)
@@ -82,14 +78,9 @@ def measure_all(
         "clip_score": lambda: measure_clip_score(sets, out and out / "clip_scores.jsonl"),
         "paired": lambda: measure_pairs(sets, out),
     }
-    values: dict[str, Any] = {}
-    lines = []
-    for name in names:
-        figure = measured[name]()
-        lines.append(figure.text)
-        for key, value in figure.values.items():
-            values[f"{name}_{key}" if key in ("error", "interval") else key] = value
-    return Figure(values, "\n".join(lines))
+    figures = [measured[name]() for name in names]
+    values = {key: value for figure in figures for key, value in figure.values.items()}
+    return Figure(values, "\n".join(figure.text for figure in figures))
 
 
 def measure_fid(sets: ComparedSets, infinity: bool = False) -> Figure:
@@ -99,8 +90,7 @@ def measure_fid(sets: ComparedSets, infinity: bool = False) -> Figure:
     )
     found = metrics.fid(ours, reference)
     sets.note(metrics.fid_bias_warning(*ours.shape))
-    values = {"fid": found.value, "error": found.error, "interval": list(found.interval[1:])}
-    text = f"FID {found.value:.4g} ± {found.error:.2g}"
+    values, text = _estimate("fid", found)
     if infinity:
         limit = metrics.fid_infinity(ours, reference)
         values |= {"fid_infinity": limit.mean, "fid_infinity_interval": list(limit[1:])}
@@ -114,8 +104,13 @@ def measure_kid(sets: ComparedSets) -> Figure:
     if (fewest := min(len(ours), len(reference))) < SMALL_SAMPLE:
         sets.note(f"{fewest} images are too few for KID; use at least {SMALL_SAMPLE}")
     found = metrics.kid(ours, reference)
-    values = {"kid": found.value, "error": found.error, "interval": list(found.interval[1:])}
-    return Figure(values, f"KID {found.value:.4g} ± {found.error:.2g}")
+    return _estimate("kid", found)
+
+
+def _estimate(name: str, found: metrics.Estimate) -> Figure:
+    ends = list(found.interval[1:])
+    values = {name: found.value, f"{name}_error": found.error, f"{name}_interval": ends}
+    return Figure(values, f"{name.upper()} {found.value:.4g} ± {found.error:.2g}")
 
 
 def measure_precision_recall(sets: ComparedSets) -> Figure:
@@ -153,7 +148,11 @@ def measure_clip_score(sets: ComparedSets, out: Path | None = None) -> Figure:
             for p, score in zip(found.images, scores, strict=True)
         )
         write_whole(out, _json_lines(rows))
-    values = {"clip_score": mean.mean, "interval": _ends(mean), "prompts_cut": len(cut)}
+    values = {
+        "clip_score": mean.mean,
+        "clip_score_interval": _ends(mean),
+        "prompts_cut": len(cut),
+    }
     return Figure(values, f"CLIP score {_text(mean)}")
 
 
@@ -201,8 +200,8 @@ def _write_pairs(
     out: Path, found: list[Pair], rows: list[dict[str, Any]], values: dict[str, Any]
 ) -> None:
     prepare_folder(out)
-    write_whole(out / "likeness.jsonl", _json_lines(rows))
-    write_whole(out / "likeness.json", json.dumps(values, indent=2).encode())
+    write_whole(out / "similarity.jsonl", _json_lines(rows))
+    write_whole(out / "similarity.json", json.dumps(values, indent=2).encode())
     save_image(worst_pairs(found, rows), out / "worst.png")
 
 
@@ -224,7 +223,7 @@ def _without_prompt(images: list[ImageEntry]) -> str | None:
 def _unpaired(images: list[ImageEntry], reference: list[ImageEntry]) -> str | None:
     """Why the images cannot be compared with the reference one by one."""
     if find_spec("torchmetrics") is None:
-        return "torchmetrics is not installed; run `pip install torchmetrics`"
+        return str(MissingPackageError("torchmetrics", "SSIM", "evaluate"))
     try:
         pair_images(images, reference)
     except EvaluationError as error:

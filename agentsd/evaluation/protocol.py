@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from ..baselines import PEERS
+from ..baselines import BASELINES
 from ..errors import AgentSDError, ProtocolError
 from ..image_settings import ImageSettings
 from ..models.loading import default_guidance
@@ -19,8 +19,7 @@ from ..models.schedulers import COMMON_NAMES, class_name
 from ..patching.patch import patched
 from ..schedule import PRESETS, Schedule
 from ..settings import StrictModel, parse_yaml, short_repr
-from ..text_files import read_text
-from .image_sets import prompt_lines
+from ..text_files import prompt_lines, read_text
 from .reading import ReadOptions
 
 UNPATCHED = "unpatched"
@@ -46,7 +45,7 @@ class ProtocolVariant(NamedTuple):
         if self.schedule is not None:
             return patched(pipe, self.schedule)
         if self.baseline is not None:
-            return PEERS[self.baseline](pipe, **self.spec["settings"])
+            return BASELINES[self.baseline](pipe, **self.spec["settings"])
         return nullcontext(pipe)
 
 
@@ -58,8 +57,8 @@ class Protocol(StrictModel):
         prompts: A list, or the path of a text file with one a line, relative to the protocol.
         template: Text in which ``{}`` is replaced with each prompt.
         variants: By name: ``schedule`` (a preset, the path of a YAML file, or a mapping with the
-            content of one), or ``peer`` (a name of
-            :data:`agentsd.baselines.PEERS`) with its settings. ``unpatched`` is always included.
+            content of one), or ``baseline`` (a name of :data:`agentsd.baselines.BASELINES`) with
+            its settings. ``unpatched`` is always included.
         num_inference_steps, guidance_scale, height, width, negative_prompt: As for
             :class:`agentsd.image_settings.ImageSettings`; ``guidance_scale`` is by default 2 for
             the pocket model, otherwise 7.5.
@@ -162,8 +161,10 @@ def _parse_variant(name: str, spec: Any) -> ProtocolVariant:
             f"variants: {short_repr(name)} must consist of letters, digits and .-_+ (64 at most), "
             "and start with a letter, a digit or _"
         )
-    if not isinstance(spec, Mapping) or len({"schedule", "peer"} & spec.keys()) != 1:
-        raise ProtocolError(f"variants.{name}: needs a schedule or a peer (got {short_repr(spec)})")
+    if not isinstance(spec, Mapping) or len({"schedule", "baseline"} & spec.keys()) != 1:
+        raise ProtocolError(
+            f"variants.{name}: needs a schedule or a baseline (got {short_repr(spec)})"
+        )
     try:
         return _schedule_variant(name, spec) if "schedule" in spec else _baseline(name, spec)
     except AgentSDError as error:
@@ -181,11 +182,13 @@ def _schedule_variant(name: str, spec: Mapping[str, Any]) -> ProtocolVariant:
 
 
 def _baseline(name: str, spec: Mapping[str, Any]) -> ProtocolVariant:
-    baseline = spec["peer"]
-    if not isinstance(baseline, str) or baseline not in PEERS:
-        raise ProtocolError(f"peer must be one of {', '.join(PEERS)} (got {short_repr(baseline)})")
-    settings = {key: value for key, value in spec.items() if key != "peer"}
-    signature = inspect.signature(PEERS[baseline])
+    baseline = spec["baseline"]
+    if not isinstance(baseline, str) or baseline not in BASELINES:
+        raise ProtocolError(
+            f"baseline must be one of {', '.join(BASELINES)} (got {short_repr(baseline)})"
+        )
+    settings = {key: value for key, value in spec.items() if key != "baseline"}
+    signature = inspect.signature(BASELINES[baseline])
     try:
         signature.bind(None, **settings)
     except TypeError as error:
@@ -193,7 +196,7 @@ def _baseline(name: str, spec: Mapping[str, Any]) -> ProtocolVariant:
     for key, value in settings.items():
         if not isinstance(value, (bool, int, float)):
             raise ProtocolError(f"{key} must be a number, true or false (got {short_repr(value)})")
-    return ProtocolVariant(name, {"peer": baseline, "settings": settings}, baseline=baseline)
+    return ProtocolVariant(name, {"baseline": baseline, "settings": settings}, baseline=baseline)
 
 
 def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> Protocol:

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..errors import EvaluationError
+from ..errors import EvaluationError, MissingPackageError
 from ..generation.image_files import write_whole
-from .contact_sheet import contact_sheet
+from .pairs import contact_sheet
 from .protocol import UNPATCHED
 from .summary import SIMILARITIES
 
@@ -31,20 +31,17 @@ SCALE = {"time": 100.0, "kid": 1000.0}
 THUMBNAIL = 112
 
 
-def require_packages() -> None:
-    """Check that the optional packages that experiments need are installed.
+def require_packages(purpose: str, *packages: str) -> None:
+    """Check that packages of the extra ``evaluate`` are installed.
 
     Raises:
-        EvaluationError: Names the missing one.
+        MissingPackageError: Names the missing one.
     """
-    for package in ("jinja2", "matplotlib", "torchmetrics"):
+    for package in packages:
         try:
             import_module(package)
         except ImportError as error:
-            raise EvaluationError(
-                f"experiments require {package}; run `pip install torchmetrics matplotlib jinja2` "
-                f"({error})"
-            ) from None
+            raise MissingPackageError(package, purpose, "evaluate") from error
 
 
 def load(out: Path) -> dict[str, Any]:
@@ -74,10 +71,10 @@ def write(report: dict[str, Any], out: Path) -> Path:
         The path of ``report.html``.
 
     Raises:
-        EvaluationError: As for :func:`require_packages`.
+        MissingPackageError: If jinja2 or matplotlib is not installed.
         OutputError: If a file cannot be written.
     """
-    require_packages()
+    require_packages("a report", "jinja2", "matplotlib")
     from jinja2 import Environment
 
     table = report["variants"]
@@ -230,7 +227,7 @@ def samples(report: dict[str, Any], out: Path, names: list[str]) -> Image.Image:
 
 
 def worst(report: dict[str, Any], out: Path) -> Image.Image:
-    """For each variant the image with the lowest PSNR, beside the unpatched one; lowest first."""
+    """The image with the lowest PSNR of each variant, beside the unpatched one; lowest first."""
     lowest = [
         min((psnr, name, number) for number, psnr in enumerate(values["psnr"]))
         for name, values in report["values"].items()
@@ -252,12 +249,12 @@ def worst(report: dict[str, Any], out: Path) -> Image.Image:
 
 
 def as_jpeg(image: Image.Image, quality: int = 85) -> str:
-    """An image for a page that has its pictures in itself: a data URI."""
+    """A data URI of an image, as JPEG."""
     data = BytesIO()
     image.save(data, "JPEG", quality=quality)
     return data_uri(data.getvalue(), "jpeg")
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The data URI of an image's file, of the ``kind`` ``"png"`` or ``"jpeg"``."""
+    """A data URI of an image file of the ``kind`` ``"png"`` or ``"jpeg"``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import EvaluationError
 from .features import Clip, Extractor, extract, load_clip, load_extractor
-from .features.cache import Floats
+from .features.storage import Floats
 from .image_sets import HIDDEN, MANIFEST, ImageEntry, read_image_set, read_manifest, visible
 from .intervals import SMALL_SAMPLE, small_sample_warning
 from .metrics import clip_score, fid, fid_bias_warning, kid, paired_difference
@@ -33,8 +33,8 @@ from .summary import (
     pareto_front,
 )
 
-Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and the total."""
+ProgressReport = Callable[[str, int, int], object]
+"""Called with the task, how much of it is done, and the total."""
 
 
 class Metrics(NamedTuple):
@@ -65,7 +65,7 @@ def measure(
     metrics: Metrics,
     *,
     cache: Path | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressReport = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Measure all images of an experiment, with intervals over prompts.
 
@@ -152,7 +152,7 @@ def _measure_images(
     prompts: list[str],
     metrics: Metrics,
     cache: Path | None,
-    progress: Progress,
+    progress: ProgressReport,
 ) -> tuple[Values, dict[str, Floats], int]:
     """Measure each image of each variant.
 
@@ -191,7 +191,7 @@ def _add_distances(
     prompts: list[str],
     metrics: Metrics,
     cache: Path | None,
-    progress: Progress,
+    progress: ProgressReport,
 ) -> list[str]:
     """Add FID and KID of each variant; returns notes on them."""
     count, dimensions = features[UNPATCHED].shape

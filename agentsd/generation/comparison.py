@@ -17,8 +17,8 @@ from ..schedule import Schedule
 from ..similarity import psnr
 from .image_files import next_number, prepare_folder, save_image, side_by_side, write_whole
 from .images import TimedImage
+from .interleaving import interleaved, warm_up, with_schedule
 from .records import ImageRecord
-from .turns import in_turns, warm_up, with_schedule
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
     model: str,
     num_images: int = 1,
     options: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make images unpatched and patched into a folder, numbered after those there, and a summary.
 
@@ -44,7 +44,7 @@ def compare(
         model: What the pipeline was loaded from, for the record.
         num_images: How many images.
         options: As for :meth:`agentsd.generation.records.ImageRecord.of`.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
 
     Returns:
         The summary, which is also in ``out/summary.json``: for each image its files, seed, seconds
@@ -61,14 +61,14 @@ def compare(
     prepare_folder(out)
     schedules = {"unpatched": None, "agentsd": schedule}
     variants = {name: with_schedule(each) for name, each in schedules.items()}
-    short = warm_up_settings(settings, 1 + len(schedule.phases), inputs)
-    warm_up(pipe, variants, short, inputs=inputs)
+    short = warm_up_settings(settings, 1 + len(schedule.phases), call_kwargs)
+    warm_up(pipe, variants, short, call_kwargs=call_kwargs)
     images: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"model": model, "images": images}
     for index in range(num_images):
         one = settings.model_copy(update={"seed": settings.seed + index})
         label = f"image {index + 1}/{num_images}, {{}}"
-        made = dict(in_turns(pipe, variants, one, index, inputs=inputs, label=label))
+        made = dict(interleaved(pipe, variants, one, index, call_kwargs=call_kwargs, label=label))
         records = {
             name: ImageRecord.of(pipe, one, model, each, options)
             for name, each in schedules.items()

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ..measured import TunedFor
 from ..models.devices import device_name
 from ..schedule import Schedule
-from ..tuned_for import TunedFor
 
 
 def conditions(

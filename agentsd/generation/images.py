@@ -41,7 +41,7 @@ def make_batch(
     pipe: DiffusionPipeline,
     batch: Sequence[ImageSettings],
     encode: Callable[[Sequence[ImageSettings]], dict[str, Any]],
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> list[RawImage]:
     """Make images in one call, each from its own seed.
 
@@ -51,7 +51,7 @@ def make_batch(
         pipe: A text-to-image or image-to-image pipeline, patched or not.
         batch: What to make; only prompts and seeds may differ.
         encode: A :class:`PromptEncoder` of the pipeline.
-        inputs: Further arguments of the call, such as an image to start from.
+        call_kwargs: Further arguments of the call, such as an image to start from.
 
     Returns:
         The images, in order.
@@ -62,8 +62,8 @@ def make_batch(
         OutOfMemoryError: If the batch does not fit.
         GenerationError: If it fails otherwise.
     """
-    inputs, seeds = inputs or {}, [s.seed for s in batch]
-    check_steps(batch[0].num_inference_steps, inputs.get("strength", 1.0))
+    call_kwargs, seeds = call_kwargs or {}, [s.seed for s in batch]
+    check_steps(batch[0].num_inference_steps, call_kwargs.get("strength", 1.0))
     call = batch[0].model_dump(exclude={"seed", *TEXTS})
     if "height" not in inspect.signature(pipe.__call__).parameters:
         call = {k: v for k, v in call.items() if k not in ("height", "width")}
@@ -71,7 +71,7 @@ def make_batch(
         made = pipe(
             **encode(batch),
             **call,
-            **inputs,
+            **call_kwargs,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
         )
@@ -169,7 +169,7 @@ def make_image(
     pipe: DiffusionPipeline,
     settings: ImageSettings,
     label: str = "",
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> TimedImage:
     """Make one image.
 
@@ -177,7 +177,7 @@ def make_image(
         pipe: A text-to-image or image-to-image pipeline, patched or not.
         settings: What to make.
         label: Shown by the progress bar on stderr.
-        inputs: Further arguments of the pipeline's call, such as an image to start from.
+        call_kwargs: Further arguments of the pipeline's call, such as an image to start from.
 
     Returns:
         The image and the seconds from prompt to image.
@@ -188,6 +188,6 @@ def make_image(
     """
     pipe.set_progress_bar_config(desc=label, leave=False, disable=None)  # None: not into a file
     begun = time.perf_counter()
-    (raw,) = make_batch(pipe, [settings], PromptEncoder(pipe), inputs)
+    (raw,) = make_batch(pipe, [settings], PromptEncoder(pipe), call_kwargs)
     image = to_image(raw.pixels)
     return TimedImage(image, time.perf_counter() - begun, raw.nsfw_content_detected)

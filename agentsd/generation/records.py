@@ -13,10 +13,10 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from .. import __version__
 from ..image_settings import ImageSettings, is_size
 from ..models.options import IMAGES, PipelineOptions, recorded_fingerprints
 from ..schedule import Schedule
+from ..version import __version__
 
 VERSIONS = {
     "agentsd": __version__,

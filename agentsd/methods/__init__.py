@@ -1,17 +1,21 @@
 """What a phase of a schedule can do to self-attention: pure PyTorch, one file per method.
 
-To add a method, add a file with a subclass of :class:`Phase` to this folder.
+To add a method, add a file with a subclass of :class:`~agentsd.methods.base.BasePhase` to this
+folder, and the class to :data:`Phase`.
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
+from typing import get_args
 
-from .base import METHODS, Phase, Plan
+from .agent import Agent
+from .base import BasePhase, Cache, Plan
+from .full import Full
+from .keys import Keys
+from .merge import Merge
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
-_sorted = sorted(METHODS.items())  # imports register them in another order
-METHODS.clear()
-METHODS.update(_sorted)
+Phase = Agent | Full | Keys | Merge
+"""A phase of a schedule: one of the methods, told apart by ``method``."""
 
-__all__ = ["METHODS", "Phase", "Plan"]
+METHODS: dict[str, type[Phase]] = {kind.method_name(): kind for kind in get_args(Phase)}
+"""The methods by name."""
+
+__all__ = ["METHODS", "Agent", "BasePhase", "Cache", "Full", "Keys", "Merge", "Phase", "Plan"]

@@ -10,8 +10,17 @@ from torch import Tensor
 
 from ..errors import ScheduleError
 from .agent_attention import agent_attention
-from .base import ADVANCED, Count, Plan, SelfAttention, Share
-from .merge import Merge, capped
+from .base import ADVANCED, Count, Plan, SelfAttention, Share, Stride
+from .merge import (
+    HEIGHT,
+    RATIO,
+    WIDTH,
+    Merging,
+    capped,
+    merged_attention,
+    owners_of,
+    softmax_attention,
+)
 from .observation import Observation, attended_most
 from .token_grid import strides_for
 from .token_merging import merge
@@ -22,10 +31,10 @@ SCALE = "Lower: each token attends to fewer agents. No effect on speed."
 SHORTCUT = "Share of the values added to the output; restores variety. No effect on speed."
 
 
-class Agent(Merge):
+class Agent(Merging):
     """Merged tokens attend through a few agents, at a cost linear in the number of tokens.
 
-    Besides the parameters of :class:`~agentsd.methods.merge.Merge` it has its own.
+    The defaults are those of the first phase of the published schedule.
 
     Args:
         agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped as ``ratio``
@@ -34,13 +43,25 @@ class Agent(Merge):
             larger than ``sx`` × ``sy``. Replaces ``agent_ratio``.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
+        ratio, sx, sy, use_rand, merge_crossattn, merge_mlp, attn_precision: As for :class:`Merge`.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
+
+    Example:
+        >>> Agent().plan(64, 64)
+        Plan(tokens=4096, merged_tokens=2458, agents=256, keys=2458)
     """
 
     summary: ClassVar = "queries reach the keys through a few agent tokens"
     replaces: ClassVar = {"agents": "agent_ratio"}
 
-    method: Literal["agent"] = "agent"  # type: ignore[assignment]  # not Merge's method
-    agent_ratio: Annotated[Share, Field(description=AGENT_RATIO, examples=[0.8, 0.95])] = 0.8
+    method: Literal["agent"] = "agent"
+    ratio: Annotated[Share, Field(description=RATIO, examples=[0.2, 0.4, 0.6])] = 0.4
+    sx: Annotated[Stride, Field(description=WIDTH)] = 4
+    sy: Annotated[Stride, Field(description=HEIGHT)] = 4
+    agent_ratio: Annotated[Share, Field(description=AGENT_RATIO, examples=[0.8, 0.95])] = 0.95
     agents: Annotated[Count | None, Field(description=AGENTS, examples=[64, 256])] = None
     k_scale2: Annotated[
         float,
@@ -69,27 +90,33 @@ class Agent(Merge):
         sy, sx = strides_for(height, width, self.agents, partial=False)
         return max(sy, self.sy), max(sx, self.sx)
 
-    def _agents(self, tokens: int, destinations: int, merged: int) -> int:
+    def plan(self, height: int, width: int) -> Plan:
+        """Count the merged tokens, and the agents that they attend through."""
+        plan, destinations = self.merged_plan(height, width)
+        if not destinations:
+            return plan
         ratio = self.agent_ratio if self.agents is None else 1.0
-        agents = tokens - min(tokens - destinations, int(tokens * ratio))
-        return agents if 2 * agents < merged else 0
+        agents = plan.tokens - min(plan.tokens - destinations, int(plan.tokens * ratio))
+        return plan._replace(agents=agents) if 2 * agents < plan.merged_tokens else plan
+
+    def attention(
+        self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
+    ) -> tuple[Tensor, Tensor | None]:
+        """Merge into the chosen tokens, attend through the agents, unmerge."""
+        attend = self._through_agents if plan.agents else softmax_attention
+        return merged_attention(layer, x, owners_of(x, chosen, plan), plan, attend)
 
     def _through_agents(
         self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
     ) -> Tensor:
+        scale, shortcut = self.k_scale2, self.k_shortcut
         return agent_attention(
-            q,
-            k,
-            v,
-            agents,
-            k_scale2=self.k_scale2,
-            k_shortcut=self.k_shortcut,
-            attend=layer.attend,
+            q, k, v, agents, k_scale2=scale, k_shortcut=shortcut, attend=layer.attend
         )
 
     def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
         """Observe the merging, the agents, and which of them each token attends to most."""
-        owner, *agent_owner = self.match(x[-1:], chosen, plan)[:, 0]  # each [N]
+        owner, *agent_owner = owners_of(x[-1:], chosen, plan)[:, 0]  # each [N]
         if not agent_owner:
             return Observation(owner)
         of = agent_owner[0] - plan.merged_tokens
@@ -109,15 +136,10 @@ class Agent(Merge):
 
     def caps(self, plan: Plan) -> list[str]:
         """Where a plan differs from what the parameters ask for, and why."""
-        found = super().caps(plan)
+        notes = super().caps(plan)
         if not plan.agents:
-            found.append("no agents: they would be half as many as the merged tokens, or more")
+            notes.append("no agents: they would be half as many as the merged tokens, or more")
         elif self.agents is None:
             merged = plan.tokens - plan.agents
-            found += capped("agent_ratio", self.agent_ratio, merged, plan.tokens)
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """The end, the method and all parameters in effect, except those that are None."""
-        idle = "agent_ratio" if self.agents is not None else None
-        return {name: value for name, value in super().to_dict().items() if name != idle}
+            notes += capped("agent_ratio", self.agent_ratio, merged, plan.tokens)
+        return notes

@@ -1,30 +1,25 @@
-"""What all methods share: when a phase ends, which layers it covers, and what it must define."""
+"""What all methods share: when a phase ends, which layers it covers, its cache of deep features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import ScheduleError
-from ..settings import StrictModel, short_repr
+from ..settings import StrictModel, Whole
 from .observation import Observation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Stride = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
-
-Downsample = Literal[1, 2, 4, 8]
-Branch = Literal[-1, 0, 1]
-Order = Literal[0, 1, 2]
-CHOICES: dict[str, tuple[int, ...]] = {
-    "max_downsample": get_args(Downsample),
-    "cache_branch": get_args(Branch),
-    "cache_order": get_args(Order),
-}
 
 ADVANCED: dict[str, Any] = {"advanced": True}
 """``json_schema_extra`` of a field that few people need to change."""
@@ -32,13 +27,88 @@ ADVANCED: dict[str, Any] = {"advanced": True}
 ENDS = ("until", "until_step")
 """Parameters that set when a phase ends."""
 
-CACHE = ("cache_interval", "cache_branch", "cache_order")
-"""Parameters of the cache of deep features."""
+MAX_INTERVAL = 10
 
 INTERVAL = "Compute the whole UNet once in so many steps. More: much faster, larger differences."
 
-METHODS: dict[str, type[Phase]] = {}
-"""The methods that a phase can have, by name; subclasses of :class:`Phase` add themselves."""
+
+class Cache(StrictModel):
+    """Which steps of a phase compute the whole UNet, and what the light steps in between do.
+
+    A light step computes the outermost layers alone, on a forecast of the deep feature that these
+    build on. The idea is DeepCache's (Ma et al., 2023, arXiv 2312.00858).
+
+    Args:
+        interval: Compute the whole UNet once in so many steps, 2 to 10. Larger is faster, with
+            larger differences to the unpatched image.
+        branch: What light steps compute. 0, the default: the last layer of the last block
+            (DeepCache's branch 0); 1: the last two; -1: nothing, as the output itself is forecast.
+        order: Degree of the polynomial through the last ``order + 1`` features that the forecast
+            continues: 0 keeps the last feature, as DeepCache does; 1, the default, is linear;
+            2 quadratic.
+        min_steps: Runs of fewer steps are computed in full. ``None``, the default, is four
+            intervals; in shorter runs features change so much from step to step that fewer steps
+            come closer to the unpatched image in the same time.
+
+    Raises:
+        ScheduleError: On unknown keys, wrong types or values out of range.
+
+    Example:
+        >>> Cache(interval=2)
+        Cache(interval=2, branch=0, order=1, min_steps=None)
+    """
+
+    error: ClassVar = ScheduleError
+
+    interval: Annotated[int, Field(ge=2, le=MAX_INTERVAL, description=INTERVAL)]
+    branch: Annotated[Literal[-1, 0, 1], Whole] = 0
+    order: Annotated[Literal[0, 1, 2], Whole] = 1
+    min_steps: Annotated[int, Field(ge=0)] | None = None
+
+    def has_light_steps(self, num_steps: int) -> bool:
+        """Whether a run of ``num_steps`` has light steps."""
+        return num_steps >= self.fewest_steps
+
+    @property
+    def fewest_steps(self) -> int:
+        """Length of the shortest run that has light steps."""
+        return 4 * self.interval if self.min_steps is None else self.min_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters, except those that are None."""
+        return self.model_dump(exclude_none=True)
+
+
+FLAT_CACHE = {f"cache_{name}": name for name in Cache.model_fields}
+"""``cache_interval`` for the cache's ``interval`` and so on: keywords of overrides, and the keys of
+files from before phases had a ``cache``."""
+
+
+def nest_cache(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a phase with ``cache_interval`` and the like moved into its ``cache``.
+
+    Raises:
+        ScheduleError: If a light step is described where all steps are whole.
+
+    Example:
+        >>> nest_cache({"method": "keys", "cache_interval": 2})
+        {'method': 'keys', 'cache': {'interval': 2}}
+        >>> nest_cache({"cache": {"interval": 3, "order": 2}, "cache_interval": 1})
+        {}
+    """
+    flat = {new: values[old] for old, new in FLAT_CACHE.items() if old in values}
+    if not flat:
+        return dict(values)
+    rest = {name: value for name, value in values.items() if name not in FLAT_CACHE}
+    cache = rest.pop("cache", None) or {}
+    if isinstance(cache, Cache):
+        cache = cache.to_dict()
+    interval = flat.get("interval", cache.get("interval", 1))
+    if type(interval) is not int or interval != 1:
+        return rest | {"cache": cache | flat}
+    if useless := [old for old, new in FLAT_CACHE.items() if new in flat and new != "interval"]:
+        raise ScheduleError(f"{useless[0]} needs a cache_interval of 2 or more")
+    return rest
 
 
 class Plan(NamedTuple):
@@ -92,48 +162,14 @@ class SelfAttention(Protocol):
         """Output projection, ``[B, H, N, d]`` to ``[B, N, C]``."""
 
 
-class Phase(StrictModel):
+class BasePhase(StrictModel):
     """A range of denoising steps that share one method and its parameters.
 
-    ``Phase(method=…)`` makes a phase of that method, ``agent`` by default. A parameter that the
-    method does not have is an error, so that no setting is silently ignored. Try ``method``,
-    ``sx``, ``sy`` and ``ratio`` first.
+    Each method is a subclass with parameters of its own: :class:`Agent`, :class:`Full`,
+    :class:`Keys` and :class:`Merge`. Fields with a description can be set on the page of the app,
+    with their range, default and ``examples``; those marked :data:`ADVANCED` are folded away.
 
-    A method is a subclass. Its fields with a description can be set on the page of the app, with
-    their range, default and ``examples``; those marked :data:`ADVANCED` are folded away.
-
-    Args:
-        method: ``agent``: agent attention over merged tokens. ``merge``: softmax attention over
-            merged tokens. ``keys``: every query, but one token of each cell as key and value.
-            ``full``: as unpatched. Their parameters are those of :class:`Agent`,
-            :class:`Merge`, :class:`Keys` and :class:`Full`.
-        until: The phase ends at this share of the run, in (0, 1]. All phases but the last need
-            this or ``until_step``; the last one runs to the end.
-        until_step: The same as a number of steps, at least 1.
-        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
-            the highest resolution at which the model has self-attention.
-        min_tokens: Leave layers with fewer tokens unpatched. ``None`` takes the number from which
-            patching was measured to be faster on this kind of device
-            (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
-        cache_interval: Compute the whole UNet only once in so many steps, 1 to 10. The steps in
-            between compute its outermost layers alone, on a forecast of the deep feature that
-            these build on (the idea is DeepCache's: Ma et al., 2023, arXiv 2312.00858). Larger is
-            faster, with larger differences to the unpatched image. 1, the default, computes every
-            step.
-        cache_branch: What is computed in between. 0, the default: the last layer of the last
-            block (DeepCache's branch 0); 1: the last two; -1: nothing, as the output itself is
-            forecast.
-        cache_order: Degree of the polynomial through the last ``cache_order + 1`` features that
-            the forecast continues: 0 keeps the last feature, as DeepCache does; 1, the default,
-            is linear; 2 quadratic.
-
-    Raises:
-        ScheduleError: On unknown keys, wrong types, values out of range, or a parameter that the
-            method does not have.
-
-    Example:
-        >>> Phase(method="agent", sx=4, sy=4, ratio=0.4, agent_ratio=0.95).plan(64, 64)
-        Plan(tokens=4096, merged_tokens=2458, agents=256, keys=2458)
+    :class:`Full` describes the parameters that all of them share.
     """
 
     error: ClassVar = ScheduleError
@@ -145,78 +181,53 @@ class Phase(StrictModel):
     method: str
     until: Annotated[float, Field(gt=0, le=1)] | None = None
     until_step: Annotated[int, Field(ge=1)] | None = None
-    max_downsample: Downsample | None = None
+    max_downsample: Annotated[Literal[1, 2, 4, 8], Whole] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    cache_interval: Annotated[int, Field(ge=1, le=10, description=INTERVAL)] = 1
-    cache_branch: Branch = 0
-    cache_order: Order = 1
-
-    def __new__(cls, /, **data: Any) -> Phase:
-        if cls is not Phase:
-            return super().__new__(cls)
-        method = data.get("method", "agent")
-        if not isinstance(method, str) or method not in METHODS:
-            *names, last = map(repr, METHODS)
-            raise ScheduleError(
-                f"method: input should be {', '.join(names)} or {last} (got {short_repr(method)})"
-            )
-        return super().__new__(METHODS[method])
-
-    def __init__(self, /, **data: Any) -> None:
-        allowed = type(self).model_fields
-        known = {name for kind in METHODS.values() for name in kind.model_fields}
-        if idle := sorted(data.keys() & known - allowed.keys()):
-            raise ScheduleError(
-                f"method {allowed['method'].default!r} does not read {', '.join(idle)}; "
-                f"it reads {', '.join(self.parameters())}"
-            )
-        super().__init__(**data)
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        METHODS[cls.model_fields["method"].default] = cls
-
-    @field_validator(*CHOICES, mode="before")
-    @classmethod
-    def _is_whole(cls, value: Any, info: ValidationInfo) -> Any:
-        # A Literal compares with ==, which lets True and 1.0 pass for 1.
-        if value is not None and type(value) is not int:
-            *allowed, last = CHOICES[str(info.field_name)]
-            raise ScheduleError(
-                f"{info.field_name}: input should be {', '.join(map(str, allowed))} or {last} "
-                f"(got {short_repr(value)})"
-            )
-        return value
+    cache: Cache | None = None
 
     def model_post_init(self, _: Any) -> None:
         if self.until is not None and self.until_step is not None:
             raise ScheduleError("give until or until_step, not both")
-        for name in ("cache_branch", "cache_order"):
-            if self.cache_interval == 1 and name in self.model_fields_set:
-                raise ScheduleError(f"{name} needs a cache_interval of 2 or more")
+
+    @classmethod
+    def method_name(cls) -> str:
+        """What ``method`` is for this class."""
+        name: str = cls.model_fields["method"].default
+        return name
 
     @classmethod
     def parameters(cls) -> tuple[str, ...]:
         """Names of the parameters that the method reads: its own first, then the shared ones."""
-        shared = [name for name in Phase.model_fields if name not in ("method", *ENDS)]
-        own = [name for name in cls.model_fields if name not in Phase.model_fields]
+        shared = [name for name in BasePhase.model_fields if name not in ("method", *ENDS)]
+        own = [name for name in cls.model_fields if name not in BasePhase.model_fields]
         return (*own, *shared)
 
     @classmethod
-    def idle(cls, values: Mapping[str, Any]) -> set[str]:
-        """Parameters that have no effect beside the given values of others."""
-        replaced = {old for new, old in cls.replaces.items() if values.get(new)}
-        uses_cache = values.get("cache_interval", 1) != 1
-        return replaced if uses_cache else replaced | set(CACHE[1:])
+    def reads(cls, name: str) -> bool:
+        """Whether the method reads a parameter, in any spelling."""
+        return name in cls.parameters() or name in FLAT_CACHE
 
-    def holds(self, step: int, num_steps: int) -> bool:
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """What is said of a parameter that the method does not read."""
+        close = get_close_matches(key.lower(), cls.model_fields, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        reads = ", ".join(cls.parameters())
+        return f"method {cls.method_name()!r} does not read {key!r}{hint}; it reads {reads}"
+
+    @classmethod
+    def ignored_parameters(cls, values: Mapping[str, Any]) -> set[str]:
+        """Parameters that have no effect beside the given values of others."""
+        return {old for new, old in cls.replaces.items() if values.get(new)}
+
+    def is_active_at(self, step: int, num_steps: int) -> bool:
         """Whether ``step`` (from 0) of a run of ``num_steps`` lies before the phase's end."""
         if self.until_step is not None:
             return step < self.until_step
         # Divided, not multiplied: 0.14 * 50 is above 7 in floating point, 7 / 50 is 0.14.
         return self.until is None or step / num_steps < self.until
 
-    def asks(self, option: str) -> bool:
+    def enables(self, option: str) -> bool:
         """Whether the phase turns on ``option``; its method may not have it."""
         return bool(getattr(self, option, False))
 
@@ -260,18 +271,22 @@ class Phase(StrictModel):
         """Where a plan differs from what the parameters ask for, and why."""
         return []
 
-    def override(self, **changes: Any) -> Phase:
+    def override(self, **changes: Any) -> Self:
         """A copy with those of the parameters changed that its method reads."""
-        changes = {k: v for k, v in changes.items() if k in self.parameters()}
+        changes = {k: v for k, v in changes.items() if self.reads(k)}
         # Of two parameters that replace each other, a new one drops the old one.
         pairs = [set(pair) for pair in self.replaces.items()]
         dropped = {name for pair in pairs if pair & changes.keys() for name in pair}
-        values = {k: v for k, v in self.to_dict().items() if k not in dropped} | changes
-        idle = self.idle(values) - changes.keys()
-        return Phase(**{name: value for name, value in values.items() if name not in idle})
+        values = {k: v for k, v in self.to_dict().items() if k not in dropped}
+        return type(self)(**nest_cache(values | changes))
+
+    def without(self, *names: str) -> Self:
+        """A copy with some parameters at their defaults."""
+        return type(self)(**{k: v for k, v in self.to_dict().items() if k not in names})
 
     def to_dict(self) -> dict[str, Any]:
         """The end, the method and all parameters in effect, except those that are None."""
-        unused = CACHE if self.cache_interval == 1 else ()
-        names = [name for name in (*ENDS, "method", *self.parameters()) if name not in unused]
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        ignored = self.ignored_parameters(vars(self))
+        names = [name for name in (*ENDS, "method", *self.parameters()) if name not in ignored]
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return values if self.cache is None else values | {"cache": self.cache.to_dict()}

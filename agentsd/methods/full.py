@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from .base import Phase, Plan
+from .base import BasePhase, Plan
 
 
-class Full(Phase):
-    """Attention as unpatched, with no parameters beyond :class:`~agentsd.methods.base.Phase`."""
+class Full(BasePhase):
+    """Attention as unpatched, with the parameters that all phases share.
+
+    Args:
+        until: The phase ends at this share of the run, in (0, 1]. All phases but the last need
+            this or ``until_step``; the last one runs to the end.
+        until_step: The same as a number of steps, at least 1.
+        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
+            the highest resolution at which the model has self-attention.
+        min_tokens: Leave layers with fewer tokens unpatched. ``None`` takes the number from which
+            patching was measured to be faster on this kind of device
+            (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
+        cache: Which steps are light; ``None``, the default, computes the whole UNet in every step.
+
+    Raises:
+        ScheduleError: On wrong types, values out of range, or a parameter that the method does not
+            read, so that no setting is silently ignored.
+
+    Example:
+        >>> Full(until=0.2).is_active_at(4, 25), Full(until=0.2).is_active_at(5, 25)
+        (True, False)
+    """
 
     summary: ClassVar = "as unpatched"
 

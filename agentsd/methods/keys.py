@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Count, Draw, Phase, Plan, SelfAttention, Stride
+from .base import BasePhase, Count, Draw, Plan, SelfAttention, Stride
 from .observation import Observation, attended_most
 from .token_grid import cells, cycled_places, random_places, strides_for, tokens_at
 
@@ -16,7 +16,7 @@ KEYS = "Most keys at any image size. Fewer: faster, coarser."
 SELECT = "Which token of a cell is its key. cycle: each in turn, closest to full attention."
 
 
-class Keys(Phase):
+class Keys(BasePhase):
     """Every query, but one token of each ``sy × sx`` cell as key and value.
 
     With ``cycle``, each token of a cell serves once as a key of each head within ``sx · sy`` steps,
@@ -30,6 +30,14 @@ class Keys(Phase):
             step (``random``), or each in turn (``cycle``, the closest to full attention).
         attn_precision: ``"fp32"`` computes the softmax in float32 (for Stable Diffusion 2.1 in
             float16); ``None`` leaves the model's precision.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
+
+    Example:
+        >>> Keys(sx=4, sy=4).plan(64, 64)
+        Plan(tokens=4096, merged_tokens=4096, agents=0, keys=256)
     """
 
     summary: ClassVar = "every query attends to a few of the keys"

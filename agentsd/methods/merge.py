@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Draw, Phase, Plan, SelfAttention, Share, Stride
+from .base import BasePhase, Draw, Plan, SelfAttention, Share, Stride
 from .observation import Observation
 from .token_grid import cells, random_places, tokens_at
 from .token_merging import match, merge, owners, unmerge
 
 RATIO = "Share of tokens to merge. Higher: faster, coarser."
+WIDTH = "Width of a cell. Larger: faster, coarser."
+HEIGHT = "Height of a cell. Larger: faster, coarser."
 
 
-class Merge(Phase):
-    """Merge similar tokens, attend, and give each token the output of the one it was merged into.
+class Merging(BasePhase):
+    """The parameters of methods that merge tokens, and the tokens that others are merged into.
 
-    Args:
-        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
-            (0.9375 at stride 4). Higher is faster and coarser.
-        sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
-        use_rand: Draw the destination of a cell at random rather than take its top-left token.
-        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
-            little and loses detail.
-        merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
-        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
-            float16); ``None`` leaves the model's precision.
+    :class:`Merge` describes the parameters.
     """
 
-    summary: ClassVar = "similar tokens are merged into one"
-
-    method: Literal["merge"] = "merge"
     ratio: Annotated[Share, Field(description=RATIO, examples=[0.2, 0.4, 0.6])] = 0.5
-    sx: Annotated[Stride, Field(description="Width of a cell. Larger: faster, coarser.")] = 2
-    sy: Annotated[Stride, Field(description="Height of a cell. Larger: faster, coarser.")] = 2
+    sx: Annotated[Stride, Field(description=WIDTH)] = 2
+    sy: Annotated[Stride, Field(description=HEIGHT)] = 2
     use_rand: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
@@ -46,18 +37,14 @@ class Merge(Phase):
         """Height and width ``(sy, sx)`` of the cells on a grid of ``height × width`` tokens."""
         return self.sy, self.sx
 
-    def plan(self, height: int, width: int) -> Plan:
-        """Count the tokens that are left."""
+    def merged_plan(self, height: int, width: int) -> tuple[Plan, int]:
+        """The plan without agents, and the number of destinations."""
         tokens = height * width
         rows, columns = cells(height, width, *self.strides(height, width), partial=False)
         if not rows * columns:
-            return Plan(tokens, tokens, 0, tokens)
+            return Plan(tokens, tokens, 0, tokens), 0
         merged = tokens - min(tokens - rows * columns, int(tokens * self.ratio))
-        return Plan(tokens, merged, self._agents(tokens, rows * columns, merged), merged)
-
-    def _agents(self, tokens: int, destinations: int, merged: int) -> int:
-        """Number of agents that the merged tokens attend through; 0 for none."""
-        return 0
+        return Plan(tokens, merged, 0, merged), rows * columns
 
     def period(self, height: int, width: int) -> int | None:
         """The number of steps after which the same tokens are chosen again; None if never."""
@@ -74,37 +61,6 @@ class Merge(Phase):
             place = torch.zeros(shape, dtype=torch.int64, device=draw.device)
         return tokens_at(place, height, width, sy, sx, rows)
 
-    def match(self, x: Tensor, chosen: Tensor, plan: Plan) -> Tensor:
-        """The owners ``[1, B, N]`` among the merged rows, or ``[2, B, N]`` with the agents'."""
-        levels = (plan.merged_tokens, plan.agents) if plan.agents else (plan.merged_tokens,)
-        return owners(match(x, chosen), *(plan.tokens - count for count in levels))
-
-    def attention(
-        self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
-    ) -> tuple[Tensor, Tensor | None]:
-        """Merge into the chosen tokens, attend, unmerge."""
-        batch, count = len(x), len(x) * plan.merged_tokens
-        owner = self.match(x, chosen, plan)
-        table = merge(x, owner, count + batch * plan.agents)  # [B·M + B·n, C]
-        k, v = layer.keys_and_values(table[:count].unflatten(0, (batch, -1)))
-        rows = layer.queries(table[None])[0]  # [H, B·M + B·n, d]; one projection for both
-        q = _of_each_image(rows[:, :count], batch)
-        if plan.agents:
-            agents = _of_each_image(rows[:, count:], batch)
-            out = self._through_agents(layer, q, k, v, agents)
-        else:
-            out = layer.attend(q, k, v, q.shape[-1] ** -0.5)
-        return unmerge(layer.output(out), owner[0]), owner[0]
-
-    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
-        """Observe which tokens are merged."""
-        return Observation(self.match(x[-1:], chosen, plan)[0, 0])
-
-    def _through_agents(
-        self, layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, agents: Tensor
-    ) -> Tensor:
-        raise NotImplementedError("token merging alone has no agents")
-
     def stages(self, plan: Plan) -> tuple[str, ...]:
         """The tokens left after each stage of a plan, in a few words."""
         return (f"{plan.merged_tokens:,}",)
@@ -112,6 +68,87 @@ class Merge(Phase):
     def caps(self, plan: Plan) -> list[str]:
         """Where a plan differs from what the parameters ask for, and why."""
         return capped("ratio", self.ratio, plan.tokens - plan.merged_tokens, plan.tokens)
+
+
+class Merge(Merging):
+    """Merge similar tokens, attend, and give each token the output of the one it was merged into.
+
+    Args:
+        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
+            (0.9375 at stride 4). Higher is faster and coarser.
+        sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
+        use_rand: Draw the destination of a cell at random rather than take its top-left token.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
+            little and loses detail.
+        merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
+        attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
+            float16); ``None`` leaves the model's precision.
+        until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
+
+    Raises:
+        ScheduleError: As for :class:`Full`.
+
+    Example:
+        >>> Merge(ratio=0.4).plan(64, 64)
+        Plan(tokens=4096, merged_tokens=2458, agents=0, keys=2458)
+    """
+
+    summary: ClassVar = "similar tokens are merged into one"
+
+    method: Literal["merge"] = "merge"
+
+    def plan(self, height: int, width: int) -> Plan:
+        """Count the tokens that are left."""
+        return self.merged_plan(height, width)[0]
+
+    def attention(
+        self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan
+    ) -> tuple[Tensor, Tensor | None]:
+        """Merge into the chosen tokens, attend, unmerge."""
+        return merged_attention(layer, x, owners_of(x, chosen, plan), plan, softmax_attention)
+
+    def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
+        """Observe which tokens are merged."""
+        return Observation(owners_of(x[-1:], chosen, plan)[0, 0])
+
+
+def owners_of(x: Tensor, chosen: Tensor, plan: Plan) -> Tensor:
+    """The owners ``[1, B, N]`` among the merged rows, or ``[2, B, N]`` with the agents'."""
+    levels = (plan.merged_tokens, plan.agents) if plan.agents else (plan.merged_tokens,)
+    return owners(match(x, chosen), *(plan.tokens - count for count in levels))
+
+
+def merged_attention(
+    layer: SelfAttention,
+    x: Tensor,
+    owner: Tensor,
+    plan: Plan,
+    attend: Callable[[SelfAttention, Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Merge tokens, attend among the merged ones, unmerge.
+
+    Args:
+        layer: The layer.
+        x: The tokens, ``[B, N, C]``.
+        owner: What :func:`owners_of` returned for them.
+        plan: The layer's plan.
+        attend: Attention of a layer's queries, keys and values ``[B, H, M, d]``, the last argument
+            being the agents ``[B, H, n, d]``.
+
+    Returns:
+        ``[B, N, C]``, and the owner ``[B, N]`` of each token.
+    """
+    batch, count = len(x), len(x) * plan.merged_tokens
+    table = merge(x, owner, count + batch * plan.agents)  # [B·M + B·n, C]
+    k, v = layer.keys_and_values(table[:count].unflatten(0, (batch, -1)))
+    rows = layer.queries(table[None])[0]  # [H, B·M + B·n, d]; one projection for both
+    q, agents = (_of_each_image(part, batch) for part in (rows[:, :count], rows[:, count:]))
+    return unmerge(layer.output(attend(layer, q, k, v, agents)), owner[0]), owner[0]
+
+
+def softmax_attention(layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+    """Every merged token attends to all."""
+    return layer.attend(q, k, v, q.shape[-1] ** -0.5)
 
 
 def _of_each_image(rows: Tensor, batch: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ LIMIT = 2**25
 
 class TensorCache:
     """Keeps what functions make of their arguments, up to a limit; the oldest go first.
+
+    Threads may share it.
 
     Args:
         limit: Bytes; a single tensor above it is made anew at each call.
@@ -28,7 +31,11 @@ class TensorCache:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit, self._held = limit, 0
+        self._lock = Lock()  # processors of two pipelines may run in two threads
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[TensorCache], tuple[int]]:
+        return TensorCache, (self._limit,)  # copies and pickles start empty
 
     def get(self, make: Callable[..., Tensor], *args: Any, like: Tensor) -> Tensor:
         """``make(*args)``, or the tensor that an earlier call made of the same arguments.
@@ -42,18 +49,19 @@ class TensorCache:
             return make(*args)  # it becomes part of the graph
         # A fake tensor, as exporters trace with, must not be met in a real call.
         key = make, args, type(like)
-        found = self._kept.get(key)
-        if found is None:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept
             # A tensor of inference mode would be refused wherever gradients are computed.
             with torch.inference_mode(False):
-                found = make(*args)
-            self._kept[key] = found
-            self._held += found.nbytes
+                made = make(*args)
+            self._kept[key] = made
+            self._held += made.nbytes
             while self._held > self._limit:
                 self._held -= self._kept.popitem(last=False)[1].nbytes
-        else:
-            self._kept.move_to_end(key)
-        return found
+            return made
 
 
 def _is_capturing(device: torch.device) -> bool:

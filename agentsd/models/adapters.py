@@ -8,24 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import diffusers
 import torch
-from diffusers import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForText2Image,
-    ControlNetModel,
-    DiffusionPipeline,
-)
+from diffusers import ControlNetModel, DiffusionPipeline
 
 from ..errors import AgentSDError, LoadError, SettingsError
 from ..patching.diffusers_internals import DTYPE
 from ..settings import short_repr
 from .loading import only_variant
 from .options import Lora, PipelineOptions
+from .quiet import quiet_loading
 from .schedulers import scheduler_for
 
 Offload = Literal["model", "sequential", "group"]
 
 
+@quiet_loading()
 def configure_pipeline(
     pipe: DiffusionPipeline,
     options: PipelineOptions,
@@ -56,7 +54,7 @@ def configure_pipeline(
         pipe = _with_controlnet(pipe, options.controlnet, allow_pickle)
     if options.init_image is not None:
         with _load_errors("image to image"):
-            pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+            pipe = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     _load_loras(pipe, options.parsed_loras(), allow_pickle)
     if options.ip_adapter is not None:
         _load_ip_adapter(pipe, options.ip_adapter, allow_pickle)
@@ -84,7 +82,7 @@ def _with_controlnet(pipe: DiffusionPipeline, source: str, allow_pickle: bool) -
             variant=only_variant(Path(source)),
             **{DTYPE: pipe.dtype},
         )
-        return AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(pipe.device))
+        return diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=net.to(pipe.device))
 
 
 def _load_loras(pipe: DiffusionPipeline, loras: Sequence[Lora], allow_pickle: bool) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub.utils import RepositoryNotFoundError  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +18,7 @@ from ..errors import LoadError
 from ..patching.diffusers_internals import DTYPE
 from ..settings import short_repr
 from .fingerprints import fingerprint
+from .quiet import quiet_loading
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
 """Folder of the built-in model."""
@@ -37,12 +37,6 @@ def default_guidance(model: str) -> float:
     return POCKET_GUIDANCE if model == "pocket" else 7.5
 
 
-def hide_loading_bars() -> None:
-    """Turn off the progress bars that diffusers and transformers show while they load."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 """What the id of a model on the hub looks like."""
 
@@ -51,6 +45,7 @@ FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@quiet_loading()
 def load_pipeline(
     model: str | Path = "pocket",
     *,
@@ -195,7 +190,7 @@ def _parts(folder: Path) -> list[Path]:
 def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline]:
     if path.suffix != ".safetensors":
         if allow_pickle:
-            return StableDiffusionPipeline  # type: ignore[no-any-return]
+            return diffusers.StableDiffusionPipeline  # type: ignore[no-any-return]
         raise LoadError(
             f"{path} is not a .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) can "
             "execute arbitrary code and are refused: convert it, or give --allow-pickle"
@@ -211,8 +206,8 @@ def _single_file_class(path: Path, allow_pickle: bool) -> type[DiffusionPipeline
             "and other parts are added to a pipeline, such as with --lora"
         )
     if any(name.startswith("conditioner.") for name in names):
-        return StableDiffusionXLPipeline  # type: ignore[no-any-return]
-    return StableDiffusionPipeline  # type: ignore[no-any-return]
+        return diffusers.StableDiffusionXLPipeline  # type: ignore[no-any-return]
+    return diffusers.StableDiffusionPipeline  # type: ignore[no-any-return]
 
 
 def target_device(device: str | torch.device | None) -> torch.device:

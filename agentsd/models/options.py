@@ -154,9 +154,9 @@ class PipelineOptions(StrictModel):
         share = 1.0 if self.init_image is None else self.strength
         check_steps(settings.num_inference_steps, share)
         if (settings.height is None) != (settings.width is None):
-            self.inputs(settings.height, settings.width)
+            self.call_kwargs(settings.height, settings.width)
 
-    def inputs(self, height: int | None, width: int | None) -> dict[str, Any]:
+    def call_kwargs(self, height: int | None, width: int | None) -> dict[str, Any]:
         """Further arguments of the pipeline's call, for images of this height and width.
 
         Raises:
@@ -172,15 +172,15 @@ class PipelineOptions(StrictModel):
                 f"{LONGEST_SIDE} a side are possible: give a height and a width"
             )
         fitted = {k: image.resize(size) if size else image for k, image in images.items()}
-        inputs: dict[str, Any] = {}
+        kwargs: dict[str, Any] = {}
         if self.init_image is not None:
-            inputs |= {"image": fitted["init_image"], "strength": self.strength}
+            kwargs |= {"image": fitted["init_image"], "strength": self.strength}
         if self.control_image is not None:
             name = "control_image" if self.init_image is not None else "image"
-            inputs[name] = fitted["control_image"]
+            kwargs[name] = fitted["control_image"]
         if self.ip_image is not None:
-            inputs["ip_adapter_image"] = images["ip_image"]
-        return inputs
+            kwargs["ip_adapter_image"] = images["ip_image"]
+        return kwargs
 
 
 class Lora(NamedTuple):

@@ -7,6 +7,7 @@ along its line or parabola (Lagrange) through the last steps that were computed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,56 +16,46 @@ from torch import Tensor
 from ..schedule import Phase, Schedule
 from .step_cache import Feature
 
-FEWEST_INTERVALS = 4
-"""Runs of fewer steps than so many intervals are computed whole.
-
-In shorter runs the features change too much from step to step: on the pocket model, leaving out
-steps altogether came closer to the image in the same time."""
-
-
-def fewest_steps(phase: Phase) -> int:
-    """The length of the shortest run in which a phase with a cache leaves out work."""
-    return FEWEST_INTERVALS * phase.cache_interval
-
 
 def has_light_steps(phase: Phase, num_steps: int) -> bool:
     """Whether a phase leaves out work in a run of ``num_steps``."""
-    return phase.cache_interval > 1 and num_steps >= fewest_steps(phase)
+    return phase.cache is not None and phase.cache.has_light_steps(num_steps)
 
 
 def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Sequence[Feature]:
     """The features that a step is forecast from; none where it is to be computed whole.
 
     Whole are the first step of each phase and the last of the run, and from there every
-    ``cache_interval``-th. Forecasts take as many features as are known, up to one more than
-    ``cache_order``: the first light steps of a run hold the only one there is.
+    ``interval``-th of its cache. Forecasts take as many features as are known, up to one more than
+    the cache's ``order``: the first light steps of a run hold the only one there is.
 
     Args:
         known: Features of earlier steps of the run, the oldest first.
-        phase: The step's phase.
+        phase: The step's phase, which has a cache.
         step: Its number.
         num_steps: The number of steps of the run.
     """
-    known = [feature for feature in known if feature.phase.cache_branch == phase.cache_branch]
+    cache = phase.cache
+    assert cache is not None
+    known = [feature for feature in known if feature.branch == cache.branch]
     begins = not known or known[-1].phase is not phase
-    if begins or (num_steps - 1 - step) % phase.cache_interval == 0:
+    if begins or (num_steps - 1 - step) % cache.interval == 0:
         return []
-    return known[-1 - phase.cache_order :]
+    return known[-1 - cache.order :]
 
 
-def forecast(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Tensor | None:
+def forecast(taken: Sequence[Feature], step: int) -> Tensor:
     """The deep feature that a step builds on, from those that are :func:`usable` for it."""
-    taken = usable(known, phase, step, num_steps)
     values = {float(feature.step): feature.value for feature in taken}
-    return extrapolated(values, float(step)) if values else None
+    return extrapolated(values, float(step))
 
 
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
     """Whether each step of a run from its start is computed whole.
 
     Example:
-        >>> from agentsd import Phase, Schedule
-        >>> schedule = Schedule(phases=[Phase(method="keys", cache_interval=3)])
+        >>> from agentsd import Cache, Keys, Schedule
+        >>> schedule = Schedule(phases=[Keys(cache=Cache(interval=3))])
         >>> "".join("light whole ".split()[w][0] for w in whole_steps(schedule, 12))
         'wlwllwllwllw'
     """
@@ -79,6 +70,25 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
         elif whole[-1]:
             known.append(Feature(step, phase, torch.empty(0)))
     return whole
+
+
+def planned_calls(schedule: Schedule, num_steps: int) -> list[tuple[Phase, bool]]:
+    """The phase of each step of a run from its start, and whether the step is computed whole."""
+    whole = whole_steps(schedule, num_steps)
+    return [(schedule.phase_at(step, num_steps), is_whole) for step, is_whole in enumerate(whole)]
+
+
+def weights(places: Sequence[float], x: float) -> list[float]:
+    """The weight of each value known in the polynomial's value at ``x`` (Lagrange).
+
+    Example:
+        >>> weights([0, 2], 3)
+        [-0.5, 1.5]
+    """
+    return [
+        math.prod((x - other) / (place - other) for other in places if other != place)
+        for place in places
+    ]
 
 
 def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:

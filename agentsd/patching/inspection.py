@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from ..errors import PatchError
 from ..methods import METHODS, Plan
-from ..schedule import Schedule
-from .forecasts import whole_steps
+from .flops import work_left
+from .forecasts import planned_calls
 from .layers import AttentionLayer, find_attention_layers, find_unet
 from .light_steps import why_none
 from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
-from .step_policy import FollowRuns
-from .work import work_left
 
 MOST_STEPS = 1000
 
@@ -25,42 +25,85 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Inspection(dict[str, Any]):
-    """A dict that is displayed as a table, in a terminal and in a notebook.
+class PhaseEffect(NamedTuple):
+    """What a phase does to one layer, after every cap."""
 
-    The table has one row for all layers of a block that are treated alike; the dict lists each.
+    method: str
+    """The method in effect; ``full`` where the phase leaves the layer as it is."""
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """What a patch does to one attention layer."""
+
+    name: str
+    downsample: int
+    """1 at the resolution of the latents, 2 at half of it, and so on."""
+    tokens: int
+    patched: bool
+    reason: str | None
+    """Why nothing changes in it; None where something does."""
+    can_be_patched: bool
+    """False for cross-attention and the like, whatever the schedule."""
+    phases: tuple[PhaseEffect, ...]
+    """One per phase of the schedule; none where the layer is not patched."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect_patch` found; ``print`` and notebooks show it as a table.
+
+    The table has one row for all layers of a block that are treated alike, and one for all that
+    cannot be patched for the same reason.
     """
 
+    height: int
+    """In pixels, as the width; of the latents for a UNet on its own."""
+    width: int
+    layers: list[LayerInspection]
+    whole_steps: list[bool] | None = None
+    """Whether each step of a run computes the whole UNet; None if no run was asked for."""
+    work: float | None = None
+    """Share of the unpatched run's floating-point operations that is left; None if no run was asked
+    for, and for kinds of UNets that cannot be counted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the plan of each phase stands beside its method."""
+        plain = asdict(self)
+        for layer, found in zip(plain["layers"], self.layers, strict=True):
+            layer["phases"] = [{"method": m, **plan._asdict()} for m, plan in found.phases]
+        return plain
+
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        count = max((len(layer["phases"]) for layer in self["layers"]), default=0)
+        count = max((len(layer.phases) for layer in self.layers), default=0)
         header = ["layer", "downsample", "tokens", *(f"phase {i + 1}" for i in range(count)), "why"]
         alike: dict[tuple[str, ...], list[str]] = {}
-        for layer in self["layers"]:
-            shown = [_phase_text(phase) for phase in layer["phases"]]
+        for layer in self.layers:
+            block, role = _ends(layer.name)
+            size, why = (str(layer.downsample), f"{layer.tokens:,}"), layer.reason or "patched"
+            if not layer.can_be_patched:
+                block, size = "", ("", "")
+            shown = [_effect_text(effect) for effect in layer.phases]
             shown += [""] * (count - len(shown))
-            size = str(layer["downsample"]), f"{layer['tokens']:,}"
-            block, role = _ends(layer["name"])
-            row = block, role, *size, *shown, layer["reason"] or "patched"
-            alike.setdefault(row, []).append(layer["name"])
+            alike.setdefault((block, role, *size, *shown, why), []).append(layer.name)
         rows = [
-            [names[0] if len(names) == 1 else f"{block} {role} × {len(names)}", *rest]
+            [names[0] if len(names) == 1 else f"{block} {role} × {len(names)}".strip(), *rest]
             for (block, role, *rest), names in alike.items()
         ]
         return header, rows
 
     @property
     def _title(self) -> str:
-        patched = sum(layer["patched"] for layer in self["layers"])
+        patched = sum(layer.patched for layer in self.layers)
         title = (
-            f"{patched} of {len(self['layers'])} attention layers patched, "
-            f"at {self['height']}×{self['width']}"
+            f"{patched} of {len(self.layers)} attention layers patched, "
+            f"at {self.height}×{self.width}"
         )
-        if whole := self.get("whole_steps"):
-            title += f"; {sum(whole)} of {len(whole)} steps whole"
-        if (work := self.get("work")) is not None:
-            title += f", {work:.0%} of the work left"
-        if (run := self.get("last_run")) is not None:
-            title += f"; in the last run {run['whole']} calls whole, {run['light']} light"
+        if self.whole_steps is not None:
+            title += f"; {sum(self.whole_steps)} of {len(self.whole_steps)} steps whole"
+        if self.work is not None:
+            title += f", {self.work:.0%} of the work left"
         return title
 
     def table(self) -> Table:
@@ -76,19 +119,29 @@ class Inspection(dict[str, Any]):
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = StringIO()
-        Console(file=out, width=240).print(self.table())
-        return out.getvalue()
+        return as_text(self.table())
 
     def _repr_html_(self) -> str:
         header, rows = self._rows()
-        head = "".join(f"<th>{cell}</th>" for cell in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
-        )
-        return f"<p>{self._title}</p><table><tr>{head}</tr>{body}</table>"
+        return as_html(self._title, header, rows)
+
+
+def as_text(table: Table) -> str:
+    """A table as wide as it needs to be."""
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=240).print(table)
+    return out.getvalue()
+
+
+def as_html(title: str, header: list[str], rows: list[list[str]]) -> str:
+    """A table for notebooks."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<p>{escape(title)}</p><table><tr>{head}</tr>{body}</table>"
 
 
 def _ends(name: str) -> tuple[str, str]:
@@ -97,14 +150,10 @@ def _ends(name: str) -> tuple[str, str]:
     return ".".join(parts[:2]) if first.endswith("_blocks") else first, role
 
 
-def _phase_text(phase: dict[str, Any]) -> str:
-    numbers = {name: phase[name] for name in Plan._fields}
-    method = METHODS[phase["method"]]()
-    return (
-        method.method
-        if method == UNTOUCHED
-        else f"{method.method}: {', '.join(method.stages(Plan(**numbers)))}"
-    )
+def _effect_text(effect: PhaseEffect) -> str:
+    if effect.method == UNTOUCHED.method:
+        return UNTOUCHED.method
+    return f"{effect.method}: {', '.join(METHODS[effect.method]().stages(effect.plan))}"
 
 
 def inspect_patch(
@@ -127,13 +176,7 @@ def inspect_patch(
         num_inference_steps: Also describe a run of so many denoising steps.
 
     Returns:
-        A dict, shown as a table by ``print`` and in notebooks: ``height``, ``width``, and
-        ``layers``, each with ``name``, ``downsample``, ``tokens``, ``patched``, ``reason``, and
-        ``phases`` with the ``method`` in effect and the ``merged_tokens``, ``agents`` and
-        ``keys`` after every cap. For a run, also ``whole_steps``, whether each step computes the
-        whole UNet, and ``work``, the share of the unpatched run's floating-point operations that
-        is left (None for kinds of UNets that cannot be counted). Once a UNet has run under a
-        schedule with a cache, also ``last_run``: its ``whole`` and ``light`` calls.
+        The layers, and for a run which steps are whole and how much work is left.
 
     Raises:
         PatchError: If ``x`` has no UNet, a size is not a multiple of the model's factor, or the
@@ -141,9 +184,9 @@ def inspect_patch(
 
     Example:
         >>> from agentsd import apply_patch, inspect_patch, load_pipeline
-        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper"))["layers"]
-        >>> [p["agents"] for p in next(l for l in layers if l["patched"])["phases"]]
-        [256, 0]
+        >>> layers = inspect_patch(apply_patch(load_pipeline("pocket"), "paper")).layers
+        >>> next(layer.phases[0].plan for layer in layers if layer.patched)
+        Plan(tokens=4096, merged_tokens=2458, agents=256, keys=2458)
     """
     unet = find_unet(x)
     factor = 1 if isinstance(x, nn.Module) else int(getattr(x, "vae_scale_factor", 8))
@@ -165,30 +208,27 @@ def inspect_patch(
         _describe_layer(layer, runtime, rows, columns, kind)
         for layer in find_attention_layers(unet)
     ]
-    found = Inspection(height=height, width=width, layers=layers)
-    if num_inference_steps is not None:
-        schedule = runtime.schedule if runtime else Schedule(phases=(UNTOUCHED,))
-        whole = whole_steps(schedule, num_inference_steps)
-        if why_none(unet):  # as a run will find and say
-            whole = [True] * num_inference_steps
-        found["whole_steps"] = whole
-        found["work"] = work_left(unet, runtime, (rows, columns), kind, whole)
-    if runtime is not None and isinstance(runtime.policy, FollowRuns) and runtime.policy.last_run:
-        found["last_run"] = runtime.policy.last_run._asdict()
-    return found
+    if num_inference_steps is None:
+        return Inspection(height, width, layers)
+    if runtime is None:
+        return Inspection(height, width, layers, [True] * num_inference_steps, 1.0)
+    calls = planned_calls(runtime.schedule, num_inference_steps)
+    if why_none(unet):  # as a run will find and say
+        calls = [(phase, True) for phase, _ in calls]
+    work = work_left(unet, runtime, (rows, columns), kind, calls)
+    return Inspection(height, width, layers, [whole for _, whole in calls], work)
 
 
 def _describe_layer(
     layer: AttentionLayer, runtime: Runtime | None, rows: int, columns: int, device: str
-) -> dict[str, Any]:
+) -> LayerInspection:
     installed = isinstance(layer.module.processor, AgentAttnProcessor) and runtime is not None
-    phases = []
+    phases: list[PhaseEffect] = []
     if installed and runtime is not None:
         for phase in runtime.schedule.phases:
             plan = runtime.plan(phase, layer.downsample, rows, columns, device)
-            method = UNTOUCHED.method if plan.untouched else phase.method
-            phases.append({"method": method, **plan._asdict()})
-    works = any(phase["method"] != UNTOUCHED.method for phase in phases)
+            phases.append(PhaseEffect("full" if plan.untouched else phase.method, plan))
+    works = any(method != UNTOUCHED.method for method, _ in phases)
     if layer.unpatchable_reason is not None:
         reason: str | None = layer.unpatchable_reason
     elif runtime is None:
@@ -201,11 +241,12 @@ def _describe_layer(
         reason = "its processor was not diffusers' own when the patch was applied; apply it again"
     else:
         reason = "below max_downsample"
-    return {
-        "name": layer.name,
-        "downsample": layer.downsample,
-        "tokens": -(-rows // layer.downsample) * -(-columns // layer.downsample),
-        "patched": installed,
-        "reason": reason,
-        "phases": phases,
-    }
+    return LayerInspection(
+        layer.name,
+        layer.downsample,
+        -(-rows // layer.downsample) * -(-columns // layer.downsample),
+        installed,
+        reason,
+        layer.unpatchable_reason is None,
+        tuple(phases),
+    )

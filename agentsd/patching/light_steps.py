@@ -20,10 +20,10 @@ from ..errors import PatchError
 from .diffusers_internals import forward_slot
 
 OUTPUT = -1
-"""The ``cache_branch`` that forecasts the output, so that a light step computes nothing."""
+"""The branch that forecasts the output, so that a light step computes nothing."""
 
 NEVER = 1 << 10
-"""Sentinel: a branch that no phase has, of modules that every light step leaves out."""
+"""Sentinel: skipped in every light step."""
 
 OUTER = (
     *("time_proj", "time_embedding", "class_embedding", "add_time_proj", "add_embedding"),
@@ -38,7 +38,7 @@ class Part:
 
     module: nn.Module
     branch: int
-    """The least ``cache_branch`` at which it is computed, all the same."""
+    """The lowest branch at which it is computed all the same."""
     gives_feature: bool = False
     """Whether its output is the feature that the next lower branch forecasts."""
     residuals: int | None = None
@@ -56,8 +56,8 @@ def find_parts(unet: Any) -> list[Part]:
     count = len(getattr(last, "resnets", ()))
     if count < 2:
         raise PatchError(
-            f"cache_interval: {type(unet).__name__} has no last block of two or more layers, of "
-            "which a light step could compute the outermost; drop cache_interval"
+            f"cache: {type(unet).__name__} has no last block of two or more layers, of which a "
+            "light step could compute the outermost; drop the cache"
         )
     outer = [_unwrapped(getattr(unet, name, None)) for name in OUTER]
     parts = [Part(module, 0) for module in outer if isinstance(module, nn.Module)]
@@ -104,7 +104,7 @@ class LightSteps:
 
     Args:
         unet: The UNet.
-        branches: Each ``cache_branch`` of its schedule.
+        branches: Each branch that a cache of its schedule has.
 
     Raises:
         PatchError: As for :func:`find_parts`, or if a branch has nothing left to forecast.
@@ -118,8 +118,8 @@ class LightSteps:
         known = {part.branch - 1 for part in parts if part.gives_feature}
         for branch in sorted(set(branches) - known):
             raise PatchError(
-                f"cache_branch {branch}: this UNet has no layers beneath those that its light "
-                "steps would compute; give a lower cache_branch"
+                f"cache: branch {branch}: this UNet has no layers beneath those that its light "
+                "steps would compute; give a lower branch"
             )
         self._stand_ins = [StandIn(part, self) for part in parts]
         self._armed: list[StandIn] = []
@@ -221,6 +221,6 @@ def why_none(unet: nn.Module) -> str | None:
         if (getattr(forward, "__module__", None) or "").partition(".")[0] == "DeepCache":
             return (
                 "DeepCache leaves out the same layers; use one of the two: call its helper's "
-                "disable(), or choose a schedule without cache_interval"
+                "disable(), or choose a schedule without a cache"
             )
     return None

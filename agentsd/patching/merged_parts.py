@@ -36,9 +36,10 @@ class MergedPart:
         return unmerge(out, owner)
 
     def _owner(self) -> tuple[Plan, Tensor | None]:
-        step, layer = self.layer.runtime.step, self.layer
+        layer, runtime = self.layer, self.layer.runtime
+        step = runtime.step
         if step is None:
             return Plan(0, 0, 0, 0), None
         plan = step.plans[layer.downsample]
-        wanted = step.phase.asks(self.option) and plan.merged_tokens < plan.tokens
-        return plan, step.owners.get(layer.number) if wanted else None
+        wanted = step.phase.enables(self.option) and plan.merged_tokens < plan.tokens
+        return plan, runtime.state.owners.get(layer.number) if wanted else None

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import PatchError, ScheduleError
-from ..schedule import Phase, Schedule
+from ..schedule import METHODS, Schedule
 from .diffusers_internals import AttnProcessor2_0
 from .layers import find_attention_layers, find_unet
 from .light_steps import LightSteps, why_none
@@ -56,9 +56,9 @@ class Patch(NamedTuple):
 def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
     """Patch the self-attention of a UNet, so that each denoising step runs as a schedule says.
 
-    Only the processors of the self-attention modules change (cross-attention, LoRA and
-    IP-Adapter are left alone), in this one UNet. Applying twice equals applying once with the
-    newer settings, and :func:`remove_patch` restores the model bit for bit.
+    The processors of the self-attention modules of this one UNet change (cross-attention, LoRA and
+    IP-Adapter are left alone), and hooks follow its calls. Applying twice equals applying once with
+    the newer settings, and :func:`remove_patch` restores the model bit for bit.
 
     diffusers sees and sets the processors underneath. If it sets another of its own softmax
     processors (``set_default_attn_processor``), the patch stays on top of it. If something sets a
@@ -71,9 +71,10 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
         schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``,
             ``"balanced"``, ``"turbo"``, or ``"paper"``, the published one), or the path of a YAML
             file. ``None`` is ``"faithful"``, the closest to the unpatched image.
-        **overrides: Parameters of :class:`Phase`, under their published names. They change the
-            phases of the schedule that read them; ``method``, without a schedule, makes one
-            constant phase of that method instead.
+        **overrides: Parameters of the methods, under their published names. They change the phases
+            of the schedule that read them; ``cache_interval``, ``cache_branch`` and
+            ``cache_order`` change one parameter of a phase's :class:`Cache`. ``method``, without
+            a schedule, makes one constant phase of that method instead.
 
     Returns:
         ``x``, patched.
@@ -85,8 +86,7 @@ def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides
     Example:
         >>> from agentsd import apply_patch, load_pipeline
         >>> pipe = apply_patch(load_pipeline("pocket"), cache_interval=2)  # faithful, with a cache
-        >>> agents = {"sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95}
-        >>> pipe = apply_patch(pipe, method="agent", **agents)  # in the place of the first patch
+        >>> pipe = apply_patch(pipe, method="agent", ratio=0.3)  # in the place of the first patch
         >>> image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
         >>> image.size
         (128, 128)
@@ -140,14 +140,16 @@ def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
 def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any]) -> Schedule:
     """The schedule that :func:`apply_patch` is asked for."""
     if schedule is None and "method" in overrides:
-        return Schedule(phases=(Phase(**overrides),))
+        return Schedule.from_dict({"phases": [overrides]})
     settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
     if not overrides:
         return settings
     try:
         return settings.override(**overrides)
     except ScheduleError as error:
-        if schedule is not None:
+        unread = [name for name in overrides if not any(p.reads(name) for p in settings.phases)]
+        of_others = any(method.reads(name) for method in METHODS.values() for name in unread)
+        if schedule is not None or not of_others:
             raise
         raise ScheduleError(
             f"{error}; without a schedule, parameters change the default, {DEFAULT_SCHEDULE!r}: "
@@ -163,8 +165,8 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
     hooks.append(unet.register_forward_pre_hook(_warn_if_replaced))
     hooks.append(unet.conv_in.register_state_dict_pre_hook(_warn_of_copied_parts))
     if runtime.schedule.has_cache:
-        caches = [phase for phase in runtime.schedule.phases if phase.cache_interval > 1]
-        runtime.light_steps = LightSteps(unet, [phase.cache_branch for phase in caches])
+        caches = [phase.cache for phase in runtime.schedule.phases if phase.cache is not None]
+        runtime.light_steps = LightSteps(unet, [cache.branch for cache in caches])
         hooks.append(unet.register_forward_hook(runtime.finish, always_call=True))
     modules = dict(unet.named_modules())
     for number, found in enumerate(find_attention_layers(unet)):
@@ -178,7 +180,7 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
         attn.set_processor = partial(set_processor, attn)
         block = modules[found.name.rpartition(".")[0]]
         for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
-            if part is not None and runtime.schedule.asks(option):
+            if part is not None and runtime.schedule.enables(option):
                 merged = MergedPart(layer, option)
                 hooks.append(part.register_forward_pre_hook(merged.enter))
                 hooks.append(part.register_forward_hook(merged.leave))
@@ -245,7 +247,7 @@ def remove_patch(x: T) -> T:
     Example:
         >>> from agentsd import apply_patch, inspect_patch, load_pipeline, remove_patch
         >>> pipe = remove_patch(apply_patch(load_pipeline("pocket")))
-        >>> any(layer["patched"] for layer in inspect_patch(pipe)["layers"])
+        >>> any(layer.patched for layer in inspect_patch(pipe).layers)
         False
     """
     unet = find_unet(x)

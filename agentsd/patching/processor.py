@@ -18,7 +18,7 @@ from .diffusers_internals import (
     FusedAttnProcessor2_0,
     dispatch_attention_fn,
 )
-from .runtime import Runtime, Step
+from .runtime import Runtime, StepPlan
 
 REST_OF_BLOCK = ("merge_crossattn", "merge_mlp")
 """Parameters that merge the tokens of the rest of a block, too."""
@@ -38,7 +38,7 @@ class PatchedLayer:
     original: Any
     """The processor that was there before, which handles all calls that are left unpatched."""
 
-    def step_for(self, tokens: int) -> Step | None:
+    def step_for(self, tokens: int) -> StepPlan | None:
         """The current step, if it changes this layer and its grid has ``tokens`` tokens."""
         step = self.runtime.step
         if step is None or self.downsample not in step.works:
@@ -83,8 +83,8 @@ class AgentAttnProcessor:
         plan = step.plans[layer.downsample]
         projections = Projections(attn, getattr(step.phase, "attn_precision", None) == "fp32")
         out, owner = step.phase.attention(projections, hidden_states, chosen, plan)
-        if owner is not None and any(map(step.phase.asks, REST_OF_BLOCK)):
-            step.owners[layer.number] = owner
+        if owner is not None and any(map(step.phase.enables, REST_OF_BLOCK)):
+            layer.runtime.state.owners[layer.number] = owner
         return out
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..methods.agent import Agent
 from ..methods.base import Draw
 from ..methods.full import Full
 from ..methods.tensor_cache import TensorCache
@@ -32,8 +33,8 @@ INPUTS = ("sample", "timestep", "encoder_hidden_states", *map(str, range(3, 16))
 
 
 @dataclass(frozen=True)
-class Step:
-    """One call of the UNet: its place in the run, its phase, and what the layers need to know."""
+class StepPlan:
+    """What one call of the UNet does: its place in the run, its phase, and the plans of layers."""
 
     position: Position
     phase: Phase
@@ -44,10 +45,16 @@ class Step:
     ``[heads, cells]``."""
     works: frozenset[int]
     """The resolutions at which layers behave other than unpatched."""
-    owners: dict[int, Tensor]
-    """By number of the layer: the owners of its tokens in this call, for the rest of its block."""
     forecast: Tensor | None = None
     """The deep feature that a light step builds on; None if the step is computed whole."""
+
+
+@dataclass
+class StepState:
+    """What the layers of one call leave to each other."""
+
+    owners: dict[int, Tensor] = field(default_factory=dict)
+    """By number of the layer: the owners of its tokens, for the rest of its block."""
 
 
 class Runtime:
@@ -70,7 +77,9 @@ class Runtime:
     ) -> None:
         self.schedule, self.policy, self.device = schedule, policy, device
         self.layers = frozenset(layers)
-        self.step: Step | None = None
+        self.step: StepPlan | None = None
+        """The current call; None between calls."""
+        self.state = StepState()
         self.light_steps: LightSteps | None = None
         """Where the schedule has light steps, what makes them so."""
         self._chosen = TensorCache()
@@ -78,7 +87,7 @@ class Runtime:
         self._warned_of_mask = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"step": None, "_chosen": TensorCache()}
+        return vars(self) | {"step": None, "state": StepState()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
     def follow(
@@ -93,7 +102,7 @@ class Runtime:
         Raises:
             ScheduleError: If a phase ends at a number of steps but the steps are not known.
         """
-        self.step = None
+        self.step, self.state = None, StepState()
         inputs = dict(zip(INPUTS, args, strict=False)) | kwargs
         decision = self.policy.decide(unet, inputs)
         sample, phase = inputs["sample"], decision.phase
@@ -102,6 +111,7 @@ class Runtime:
         if (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._warn_if_idle(height, width, sample.device.type)
+            self._warn_of_no_agents(height, width, sample.device.type)
         if kwargs.get("attention_mask") is not None and not self._warned_of_mask:
             self._warned_of_mask = True
             warnings.warn(
@@ -110,12 +120,12 @@ class Runtime:
                 stacklevel=2,
             )
         self.step = replace(step, forecast=decision.forecast)
-        if self.light_steps is not None:
+        if self.light_steps is not None and phase.cache is not None:
             if decision.forecast is not None:
-                self.light_steps.stand_in(phase.cache_branch, decision.forecast)
-                return args, without_deep_residuals(kwargs, phase.cache_branch)
+                self.light_steps.stand_in(phase.cache.branch, decision.forecast)
+                return args, without_deep_residuals(kwargs, phase.cache.branch)
             if decision.records:
-                self.light_steps.record(phase.cache_branch)
+                self.light_steps.record(phase.cache.branch)
         return None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -134,7 +144,7 @@ class Runtime:
         Returns:
             The deep feature that it recorded.
         """
-        self.step = None
+        self.step, self.state = None, StepState()
         return None if self.light_steps is None else self.light_steps.finish()
 
     def _warn_if_idle(self, height: int, width: int, device: str) -> None:
@@ -154,6 +164,19 @@ class Runtime:
             stacklevel=2,
         )
 
+    def _warn_of_no_agents(self, height: int, width: int, device: str) -> None:
+        """Warn of phases that are to have agents, but at this size only merge tokens."""
+        for phase in self.schedule.phases:
+            plans = [self.plan(phase, d, height, width, device) for d, _ in self.layers]
+            merging = [plan for plan in plans if not plan.untouched]
+            if isinstance(phase, Agent) and merging and not any(plan.agents for plan in merging):
+                warnings.warn(
+                    f"agentsd only merges tokens on latents of {height}×{width}, without agents: "
+                    "they would be half as many as the merged tokens, or more; for fewer agents "
+                    "raise agent_ratio, sx or sy",
+                    stacklevel=2,
+                )
+
     def step_at(
         self,
         position: Position,
@@ -161,7 +184,7 @@ class Runtime:
         height: int,
         width: int,
         sample: Tensor | None = None,
-    ) -> Step:
+    ) -> StepPlan:
         """Prepare a step on latents of ``height × width``.
 
         Args:
@@ -180,7 +203,7 @@ class Runtime:
             for d, heads in self.layers
             if d in works
         }
-        return Step(position, phase, plans, chosen, works, {})
+        return StepPlan(position, phase, plans, chosen, works)
 
     def _choose(
         self, position: Position, phase: Phase, heads: int, grid: tuple[int, int], sample: Tensor

@@ -84,6 +84,11 @@ class Feature(NamedTuple):
     phase: Phase
     value: Tensor
 
+    @property
+    def branch(self) -> int | None:
+        """Which layers it is the input of, as :class:`~agentsd.methods.base.Cache` counts them."""
+        return None if self.phase.cache is None else self.phase.cache.branch
+
 
 class _Seen:
     """A tensor that a UNet was called with, and whether it still has the same values."""

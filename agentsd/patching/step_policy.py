@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ScheduleError
 from ..schedule import Phase, Schedule
 from .denoising_step import Call, Position, find_call, position_of
-from .forecasts import fewest_steps, forecast, has_light_steps
+from .forecasts import forecast, has_light_steps, usable, weights
 from .light_steps import why_none
+from .run_log import RunLog
 from .step_cache import StepCache, Stream
 
 
@@ -44,13 +45,6 @@ class StepPolicy(Protocol):
         """Take the deep feature that the call recorded, if it did, after it has succeeded."""
 
 
-class Calls(NamedTuple):
-    """UNet calls of a run, by kind."""
-
-    whole: int = 0
-    light: int = 0
-
-
 class FollowRuns:
     """The policy of a patch: each call says where in its run it stands, so none are counted.
 
@@ -61,8 +55,8 @@ class FollowRuns:
 
     def __init__(self, schedule: Schedule, pipeline: Any = None) -> None:
         self.schedule = schedule
-        self.last_run: Calls | None = None
-        """The calls of the last run, or of the one that goes on; None before the first."""
+        self.log = RunLog()
+        """The calls of the last run, or of the one that goes on."""
         # Weak, so that a UNet that is kept alone does not keep its pipeline's other models alive.
         # Looked up at every call, so that a scheduler swapped in later counts; the last one is that
         # of pipelines made from it, which may outlive it.
@@ -78,7 +72,7 @@ class FollowRuns:
     def __getstate__(self) -> dict[str, Any]:
         """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
         weak = {"_pipeline": _weak(None), "_scheduler": _weak(None)}
-        return vars(self) | weak | {"_cache": StepCache(), "_stream": None}
+        return vars(self) | weak | {"_cache": StepCache(), "_stream": None, "log": RunLog()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FollowRuns:
         """A copy belongs to the copy of its pipeline, if that is being copied."""
@@ -106,10 +100,14 @@ class FollowRuns:
                 "to no scheduler's list; patch the pipeline rather than its UNet, or use until"
             )
         self._phase = phase = self.schedule.phase_at(position.step, position.num_steps)
-        decision = Decision(position, phase)
+        decision, used = Decision(position, phase), None
         if self.schedule.has_cache:
-            decision = self._with_cache(decision, call, unet, inputs, scheduler)
-            self._count(decision)
+            decision, used = self._with_cache(decision, call, unet, inputs, scheduler)
+        if self._stream is not None and self._stream.opens:
+            self.log.begin()
+        # By number, as a stream holds tensors.
+        run = None if self._stream is None else self._stream.born
+        self.log.add(run, position.step, phase, used, inputs["sample"])
         return decision
 
     def finish(self, feature: Tensor | None) -> None:
@@ -136,11 +134,12 @@ class FollowRuns:
         unet: nn.Module,
         inputs: Mapping[str, Any],
         scheduler: Any,
-    ) -> Decision:
+    ) -> tuple[Decision, dict[int, float] | None]:
+        """A decision with what the cache makes of it, and the weights of its forecast."""
         position, phase, *_ = decision
         if call is None or not (call.is_entry or call.falls(strictly=True)):
             self._warn_of_no_run(scheduler)
-            return decision
+            return decision, None
         expected = getattr(self._pipeline(), "num_timesteps", None)
         expected = expected if call.is_entry and type(expected) is int else None
         self._stream, problem = self._cache.follow(call, inputs, expected)
@@ -148,35 +147,32 @@ class FollowRuns:
             self._warn(
                 problem,
                 f"agentsd begins anew in the middle of a run, since {problem}. Calls that cannot "
-                "be told to go on with a run are computed whole; in a loop of your own, wrap those "
-                "of each run in `with agentsd.cache_context(key)`",
+                "be told to go on with a run are computed in full; in a loop of your own, wrap "
+                "those of each run in `with agentsd.cache_context(key)`",
             )
         steps = self._stream.steps
         if not has_light_steps(phase, len(steps)):
             self._stream.kept.clear()  # the next phase that has a cache begins anew
-            if phase.cache_interval > 1 and problem is None:
+            if phase.cache is not None and problem is None:
                 self._warn(
                     f"short {len(steps)}",
-                    f"this run of {len(steps)} steps computes each step whole: cache_interval "
-                    f"{phase.cache_interval} gains only in runs of {fewest_steps(phase)} steps or "
-                    "more",
+                    f"this run of {len(steps)} steps computes each step in full: a cache of "
+                    f"interval {phase.cache.interval} gains only in runs of "
+                    f"{phase.cache.fewest_steps} steps or more (min_steps)",
                 )
-            return decision
+            return decision, None
         if self._stream.begins == call.place:
             self._refusal = why_none(unet)
             self._warn_of_noise(scheduler)
         if self._refusal is not None:
-            self._warn(self._refusal, f"agentsd computes each step whole: {self._refusal}")
-            return decision
-        found = forecast(self._stream.features, phase, position.step, steps.stop)
-        return decision._replace(forecast=found, records=found is None)
-
-    def _count(self, decision: Decision) -> None:
-        """Add a call to those of its run."""
-        opens = self._stream is not None and self._stream.opens
-        before = Calls() if opens or self.last_run is None else self.last_run
-        light = decision.forecast is not None
-        self.last_run = Calls(before.whole + (not light), before.light + light)
+            self._warn(self._refusal, f"agentsd computes each step in full: {self._refusal}")
+            return decision, None
+        known = usable(self._stream.features, phase, position.step, steps.stop)
+        if not known:
+            return decision._replace(records=True), None
+        earlier = [feature.step for feature in known]
+        used = dict(zip(earlier, weights(earlier, position.step), strict=True))
+        return decision._replace(forecast=forecast(known, position.step)), used
 
     def _warn_of_no_run(self, scheduler: Any) -> None:
         what = (
@@ -186,8 +182,8 @@ class FollowRuns:
         )
         self._warn(
             "no run",
-            "agentsd computes each step whole: no run of steps can be told from the timesteps that "
-            f"the UNet was called with (numbers, copies, random noise levels); {what}",
+            "agentsd computes each step in full: no run of steps can be told from the timesteps "
+            f"that the UNet was called with (numbers, copies, random noise levels); {what}",
         )
 
     def _warn_of_noise(self, scheduler: Any) -> None:

@@ -1,1 +1,1 @@
-"""The fastest schedule that a model, a device and an eye allow, found by measuring."""
+"""Find the fastest schedule for a model, device and quality budget, by measuring."""

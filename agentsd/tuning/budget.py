@@ -1,4 +1,4 @@
-"""What a tuned schedule must keep to: a likeness to unpatched images, or a speed-up."""
+"""The budget of a tuned schedule: a minimum similarity to unpatched images, or a speed-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..similarity import psnr
 
 SPEED = "speed"
 SHARE = 0.9
-"""Share of images that a budget of likeness is meant for."""
+"""Share of images that must meet a similarity budget."""
 
 SIGNS = {"psnr": ">=", "ssim": ">=", "lpips": "<=", SPEED: ">="}
 UNITS = {"psnr": " dB", SPEED: "×"}
@@ -27,7 +27,7 @@ UNITS = {"psnr": " dB", SPEED: "×"}
 class Budget(NamedTuple):
     """A bound on a metric: ``psnr``, ``ssim``, ``lpips``, or ``speed``.
 
-    A bound on likeness is one on each image: it is to hold for 9 of 10.
+    A similarity bound applies to single images: 9 of 10 must meet it.
     """
 
     metric: str
@@ -38,7 +38,7 @@ class Budget(NamedTuple):
         """Read a budget, such as ``psnr>=40``, ``ssim>=0.98``, ``lpips<=0.1`` or ``speed>=3``.
 
         Raises:
-            SettingsError: If it is not one; says what is allowed.
+            SettingsError: If the text is not a budget; says what is allowed.
         """
         found = re.fullmatch(r"\s*(\w+)\s*([<>]=?|=)\s*([\d.]+)\s*", text)
         metric = found[1].lower() if found else ""
@@ -57,17 +57,17 @@ class Budget(NamedTuple):
         return f"{self.metric}{SIGNS[self.metric]}{self.bound:g}"
 
     @property
-    def likeness(self) -> str:
-        """The metric of likeness that is measured: PSNR for a budget of speed."""
+    def similarity(self) -> str:
+        """The similarity metric that is measured: PSNR for a speed budget."""
         return "psnr" if self.metric == SPEED else self.metric
 
     def is_met(self, value: float) -> bool:
-        """Whether an image's likeness (or a speed-up) meets the bound."""
+        """Whether an image's similarity, or a speed-up, meets the bound."""
         return value <= self.bound if SIGNS[self.metric] == "<=" else value >= self.bound
 
     def shown(self, value: float) -> str:
-        """A value of the budget's likeness, with its unit."""
-        return f"{value:.4g}{UNITS.get(self.likeness, '')}"
+        """Format a value of the similarity metric, with its unit."""
+        return f"{value:.4g}{UNITS.get(self.similarity, '')}"
 
 
 def _is_possible(metric: str, bound: float) -> bool:
@@ -77,9 +77,9 @@ def _is_possible(metric: str, bound: float) -> bool:
 
 
 def decibels(metric: str, value: float) -> float:
-    """A likeness on a scale where more is closer and errors of images multiply to sums.
+    """A similarity in decibels: higher is closer, and multiplied errors become sums.
 
-    PSNR is on one; 1 − SSIM and LPIPS grow with the squared error as well.
+    PSNR already is; 1 − SSIM and LPIPS grow with the squared error as well.
 
     Example:
         >>> decibels("psnr", 40.0), round(decibels("ssim", 0.99), 6)
@@ -94,11 +94,11 @@ Measure = Callable[[Image.Image, Image.Image], float]
 
 
 def measures_for(budget: Budget) -> dict[str, Measure]:
-    """The likenesses to measure, by name: PSNR, and that of the budget.
+    """The similarity metrics to measure, by name: PSNR, and that of the budget.
 
     Raises:
-        EvaluationError: If torchmetrics is missing.
-        SettingsError: If the weights of LPIPS are.
+        MissingPackageError: If torchmetrics is not installed.
+        SettingsError: If the weights of LPIPS are missing.
     """
     found: dict[str, Measure] = {"psnr": lambda a, b: psnr(np.asarray(a), np.asarray(b))}
     if budget.metric == "ssim":

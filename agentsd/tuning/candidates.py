@@ -1,4 +1,4 @@
-"""What tuning chooses from: an attention method and a cache for each stretch of a run."""
+"""The candidates of tuning: an attention method and a cache for each segment of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from itertools import product
 from typing import Any, NamedTuple
 
+from ..methods import Cache
+from ..patching.light_steps import OUTPUT
 from ..schedule import Schedule
 
 ATTENTION: tuple[dict[str, Any], ...] = (
@@ -14,57 +16,57 @@ ATTENTION: tuple[dict[str, Any], ...] = (
     {"method": "keys", "sx": 4, "sy": 4, "keys": 256},
     {"method": "full"},
 )
-"""Attention of a phase; the most useful first, in case time runs out."""
+"""Attention settings of a phase; the most useful first, in case time runs out."""
 
-CACHES: tuple[dict[str, int], ...] = (
-    {},
+CACHES: tuple[Cache | None, ...] = (
+    None,
     *(
-        {"cache_interval": interval, "cache_branch": branch, "cache_order": order}
-        for interval, branch, order in product((2, 3, 4, 5), (0, -1), (0, 1, 2))
+        Cache.model_validate({"interval": interval, "branch": branch, "order": order})
+        for interval, branch, order in product((2, 3, 4, 5), (0, OUTPUT), (0, 1, 2))
     ),
 )
-"""Cache of a phase; the first computes every step whole."""
+"""Cache settings of a phase; the first computes every step in full."""
 
 MOST_SEGMENTS = 4
 
 
 class Segment(NamedTuple):
-    """A stretch of the run with one attention and one cache."""
+    """A stretch of the run with one attention setting and one cache setting."""
 
     attention: int
     """Index into :data:`ATTENTION`."""
     cache: int
     """Index into :data:`CACHES`."""
     end: int
-    """The step before which it ends."""
+    """The step it ends before."""
 
 
 Candidate = tuple[Segment, ...]
-"""The segments of a run in order; the last ends with the run."""
+"""The segments of a run, in order; the last one ends with the run."""
 
 
 def uniform_candidates(num_steps: int) -> list[Candidate]:
-    """Each attention with each cache, from the first step to the last."""
+    """Every attention setting with every cache setting, for the whole run."""
     choices = product(range(len(ATTENTION)), range(len(CACHES)))
     return [(Segment(attention, cache, num_steps),) for attention, cache in choices]
 
 
 def schedule_of(candidate: Candidate, num_steps: int) -> Schedule:
-    """The schedule that a candidate stands for, with its borders as shares of the run.
+    """The schedule of a candidate, its borders as fractions of the run.
 
     Example:
-        >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache_interval
+        >>> schedule_of((Segment(3, 0, 3), Segment(0, 1, 10)), 10).phase_at(3, 10).cache.interval
         2
     """
     phases = []
     for attention, cache, end in candidate:
         until = {} if end == num_steps else {"until": _share(end, num_steps)}
-        phases.append({**until, **ATTENTION[attention], **CACHES[cache]})
+        phases.append({**until, **ATTENTION[attention], "cache": CACHES[cache]})
     return Schedule.from_dict({"phases": phases})
 
 
 def _share(step: int, num_steps: int) -> float:
-    """A share of the run that ends a phase before a step: rounded down, as it must not pass it."""
+    """A step as a fraction of the run, rounded down so that a phase ends before it."""
     return math.floor(10_000 * step / num_steps) / 10_000
 
 
@@ -77,13 +79,13 @@ def describe(schedule: Schedule) -> str:
     """
     parts = []
     for number, phase in enumerate(schedule.phases):
-        words = phase.method
+        words: str = phase.method
         if hasattr(phase, "sx"):
             words += f" {getattr(phase, 'sx')}×{getattr(phase, 'sy')}"  # noqa: B009
-        if phase.cache_interval > 1:
-            nth = {2: "2nd", 3: "3rd"}.get(phase.cache_interval, f"{phase.cache_interval}th")
-            what = {-1: "output"}.get(phase.cache_branch, "feature")
-            how = {0: "held", 1: "linear", 2: "quadratic"}.get(phase.cache_order, "adaptive")
+        if (cached := phase.cache) is not None:
+            nth = {2: "2nd", 3: "3rd"}.get(cached.interval, f"{cached.interval}th")
+            what = "output" if cached.branch == OUTPUT else "feature"
+            how = ("held", "linear", "quadratic")[cached.order]
             words += f", every {nth} step whole, {what} {how}"
         if phase.until is not None:
             words = f"until {100 * phase.until:.3g} %: {words}"

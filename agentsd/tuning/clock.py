@@ -1,4 +1,4 @@
-"""The time that tuning may take, how it is shown, and how it is stopped."""
+"""The time limit of tuning, its progress, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 
 class TuningProgress(NamedTuple):
-    """How far tuning has come."""
+    """Progress of tuning."""
 
     stage: str
     seconds: float
-    """Since it began."""
+    """Since tuning began."""
     limit: float
-    """Seconds that it may take in all."""
+    """Time limit in seconds."""
     best: str
     """The best schedule so far, in a few words; empty before there is one."""
 
 
-class Stopped(Exception):  # noqa: N818  # no error: tuning ends with the best so far
+class TuningStopped(Exception):  # noqa: N818  # not an error: tuning ends with the best so far
     """Someone asked tuning to stop."""
 
 
@@ -28,12 +28,12 @@ class OutOfTime(Exception):  # noqa: N818
 
 
 class Clock:
-    """Counts the time of tuning, and shows it.
+    """Keeps time for tuning and reports its progress.
 
     Args:
-        minutes: That it may take.
+        minutes: Time limit.
         progress: Called with the progress.
-        cancelled: Asked often whether to stop.
+        cancelled: Called often; returns whether to stop.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Clock:
         self._begun = time.monotonic()
         self.limit = 60 * minutes
         self.reserved = 0.0
-        """Seconds that are kept for later stages."""
+        """Seconds reserved for later stages."""
         self.stage = ""
         self.best = ""
         self._stage_ends = self.limit
@@ -58,7 +58,7 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, without those reserved."""
+        """Seconds left, not counting those reserved."""
         return self.limit - self.reserved - self.seconds
 
     def begin(self, stage: str, share: float | None = 1.0) -> None:
@@ -66,24 +66,24 @@ class Clock:
 
         Args:
             stage: Its name.
-            share: Of the time that is left; ``None`` lets it take whatever it needs.
+            share: Of the time left; ``None`` sets no limit.
         """
         self.stage = stage
         self._stage_ends = float("inf") if share is None else self.seconds + share * self.left
         self.check()
 
     def check(self) -> None:
-        """Show the progress.
+        """Report the progress.
 
         Raises:
-            Stopped: If someone asked to stop.
+            TuningStopped: If someone asked to stop.
         """
         self._progress(TuningProgress(self.stage, self.seconds, self.limit, self.best))
         if self._cancelled():
-            raise Stopped
+            raise TuningStopped
 
     def goes_on(self) -> bool:
-        """Whether the stage has time left; as :meth:`check`."""
+        """Whether the stage has time left; otherwise as :meth:`check`."""
         self.check()
         return self.seconds < self._stage_ends
 

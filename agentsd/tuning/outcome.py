@@ -1,33 +1,40 @@
-"""What tuning found, as figures, words and a schedule file."""
+"""What tuning found: judged on held-out images, as figures, as words and as a schedule file."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
+
 from ..evaluation.intervals import Interval, bootstrap, small_sample_warning
+from ..evaluation.protocol import UNPATCHED
 from ..evaluation.summary import interval_to_json, pareto_front
 from ..generation.records import VERSIONS
+from ..measured import Measured, TunedFor
 from ..schedule import Schedule
-from ..tuned_for import TunedFor
 from .budget import SHARE, SPEED, Budget
 from .candidates import describe
-from .judgement import UNPATCHED, faster_by, judge
-from .race import Entry
+from .race import RaceEntry
 from .tuner import CHOSEN, Tuner
 
+Judged = list[dict[str, dict[str, float]]]
+"""For each image, for each variant, its ``seconds`` and similarities."""
+
+NUMBERS = ("num_inference_steps", "guidance_scale")
 WIDTH = 98
 """Characters in a line of comment."""
 
 
 def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, Any]:
-    """All figures of a tuning run that has a best schedule, as plain values for JSON.
+    """All figures of a tuning run that has found a schedule, as plain values for JSON.
 
     Args:
-        tuner: After its stages, or those that it came to.
+        tuner: The tuner, after its last stage.
         conditions: What it tuned for.
-        stopped: Whether someone stopped it.
+        stopped: Whether it was stopped early.
     """
     budget, race, best = tuner.budget, tuner.race, tuner.best()
     assert race is not None
@@ -36,7 +43,7 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     whole = [entry for entry in entries if race.is_known(entry)]
     chosen = best.name if best.predicted is None else CHOSEN
     table = {chosen if entry is best else entry.name: _tuning_row(entry, tuner) for entry in whole}
-    front = pareto_front(_higher_is_better(table, budget), budget.likeness)
+    front = pareto_front(_higher_is_better(table, budget), budget.similarity)
     preset = tuner.best_preset()
     found: dict[str, Any] = {
         "budget": str(budget),
@@ -63,7 +70,7 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     return found
 
 
-def _tuning_row(entry: Entry, tuner: Tuner) -> dict[str, Any]:
+def _tuning_row(entry: RaceEntry, tuner: Tuner) -> dict[str, Any]:
     budget, race = tuner.budget, tuner.race
     assert race is not None
     prompts = [settings.prompt for settings in tuner.images.tuning[: race.first]]
@@ -71,8 +78,8 @@ def _tuning_row(entry: Entry, tuner: Tuner) -> dict[str, Any]:
     values = list(entry.values.values())
     return {
         "time": {"mean": entry.time, "low": None, "high": None},
-        budget.likeness: interval_to_json(bootstrap(first, prompts)[0]),
-        "worst": max(values) if budget.likeness == "lpips" else min(values),
+        budget.similarity: interval_to_json(bootstrap(first, prompts)[0]),
+        "worst": max(values) if budget.similarity == "lpips" else min(values),
         "met": None if budget.metric == SPEED else sum(map(budget.is_met, values)),
         "images": len(values),
         "what": describe(entry.schedule),
@@ -80,13 +87,13 @@ def _tuning_row(entry: Entry, tuner: Tuner) -> dict[str, Any]:
 
 
 def _higher_is_better(table: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    if budget.likeness != "lpips":
+    if budget.similarity != "lpips":
         return table
     return {name: row | {"lpips": {"mean": -row["lpips"]["mean"]}} for name, row in table.items()}
 
 
 def _held_out(tuner: Tuner) -> dict[str, Any]:
-    """What the held-out images say of each variant that they were made with."""
+    """Results of each variant on the held-out images."""
     if not tuner.judged:
         return {}
     judged, budget = tuner.judged, tuner.budget
@@ -104,6 +111,58 @@ def _held_out(tuner: Tuner) -> dict[str, Any]:
     return found | {"warning": small_sample_warning(prompts)}
 
 
+def judge(judged: Judged, prompts: list[str], name: str, budget: Budget) -> dict[str, Any]:
+    """Judge a variant on held-out images.
+
+    Args:
+        judged: At least one image.
+        prompts: The prompt of each image; images of one prompt are correlated.
+        name: The variant.
+        budget: The budget that it must meet.
+
+    Returns:
+        ``time`` (as a share of the unpatched run's) and the budget's similarity with their 95 %
+        intervals, the values of both, ``images``, how many of them ``met`` the budget with the
+        interval of that share, and by how much the worst misses it (``short``; 0 if it does not).
+    """
+    times = [image[name]["seconds"] / image[UNPATCHED]["seconds"] for image in judged]
+    values = [image[name][budget.similarity] for image in judged]
+    time, similarity = bootstrap(np.stack([times, values], 1), prompts)
+    bounded = [1 / time for time in times] if budget.metric == SPEED else values
+    met = sum(map(budget.is_met, bounded))
+    worst = max(bounded) if budget.metric == "lpips" else min(bounded)
+    return {
+        "time": time,
+        budget.similarity: similarity,
+        "values": {"time": times, budget.similarity: values},
+        "images": len(judged),
+        "met": met,
+        "met_share": share_interval(met, len(judged)),
+        "worst": worst,
+        "short": 0.0 if budget.is_met(worst) else abs(worst - budget.bound),
+    }
+
+
+def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
+    """A proportion with its confidence interval (Wilson, 1927).
+
+    Example:
+        >>> [round(end, 2) for end in share_interval(9, 10)]
+        [0.9, 0.6, 0.98]
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = count / total, z**2 / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(share * (1 - share) / total + spread / total / 4)
+    return Interval(share, float(middle - half), float(middle + half))
+
+
+def faster_by(judged: Judged, prompts: list[str], name: str, than: str) -> Interval:
+    """Time that a variant saves over another, as a share of the other's; paired by image."""
+    saved = [1 - image[name]["seconds"] / image[than]["seconds"] for image in judged]
+    return bootstrap(saved, prompts)[0]
+
+
 def words(found: dict[str, Any], budget: Budget) -> list[str]:
     """What was found and why, in sentences."""
     chosen = found["chosen"]
@@ -113,21 +172,22 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
     lines = [f"Chosen for {budget}: {kind} ({row['what']})."]
     count = row["images"]
     if not found["met_on_tuning_images"]:
-        lines.append("Nothing that was tried meets the budget; this comes closest.")
+        lines.append("No schedule that was tried meets the budget; this one comes closest.")
     elif budget.metric == SPEED:
-        lines.append(f"Of all that are that fast, it is the closest on {count} tuning images.")
+        lines.append(
+            f"On {count} tuning images, it is the closest schedule that meets the speed budget."
+        )
     else:
         lines.append(
-            f"Of {found['raced']} schedules that were run it is the fastest of which so many "
-            f"tuning images meet the budget ({row['met']} of {count}, the worst: "
-            f"{budget.shown(row['worst'])}), and by such a margin, that nine in ten new ones "
-            "should."
+            f"Of {found['raced']} schedules that were run, it is the fastest with enough margin "
+            f"that about 9 in 10 new images should meet the budget; {row['met']} of {count} tuning "
+            f"images do (the worst: {budget.shown(row['worst'])})."
         )
     if found["stopped"]:
-        lines.append("Tuning was stopped before its end.")
+        lines.append("Tuning was stopped early.")
     held_out = found["held_out"]
     if not held_out:
-        return [*lines, "Not judged on held-out images: these figures are of the tuning images."]
+        return [*lines, "Not judged on held-out images: these figures come from the tuning images."]
     lines.append(_verdict(chosen, held_out[chosen], budget))
     preset = found["best_preset"]
     if preset != chosen and preset in held_out:
@@ -136,7 +196,7 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
         if found["best_preset_meets"]:
             kind = "the best preset for this budget"
         else:
-            kind = "the preset that comes closest to the budget; none that was run whole meets it"
+            kind = "the preset closest to the budget; none measured in full meets it"
             seen = found["variants"].get(preset, {})
             if seen.get("met") is not None:
                 kind += f" ({preset} on {seen['met']} of {seen['images']} tuning images)"
@@ -145,25 +205,25 @@ def words(found: dict[str, Any], budget: Budget) -> list[str]:
         )
     elif is_preset and found["met_on_tuning_images"]:
         lines.append(
-            f"None of {found['screened']} candidates that were screened and "
-            f"{found['candidates_run']} that were run beats it: the preset is on the front."
+            f"No candidate beats this preset ({found['screened']} were screened, "
+            f"{found['candidates_run']} were run)."
         )
     if held_out["warning"]:
-        lines.append(f"Mind: {held_out['warning']}.")
+        lines.append(f"Note: {held_out['warning']}.")
     return lines
 
 
 def _verdict(name: str, row: dict[str, Any], budget: Budget) -> str:
-    time, likeness = row["time"], row[budget.likeness]
+    time, similarity = row["time"], row[budget.similarity]
     wanted = math.ceil(SHARE * row["images"])
     share = {key: 100 * value for key, value in row["met_share"].items()}
     text = (
         f"On {row['images']} held-out images, {name} takes {_percent(time)} of the unpatched time "
-        f"at {budget.shown(likeness['mean'])} {_ends(likeness, 1)}; {row['met']} of "
+        f"at {budget.shown(similarity['mean'])} {_ends(similarity, 1)}; {row['met']} of "
         f"{row['images']} meet the budget [{share['low']:.0f} %, {share['high']:.0f} %]"
     )
     if row["met"] < wanted:
-        text += f", fewer than the {wanted} wanted"
+        text += f", fewer than the required {wanted}"
     if row["short"]:
         unit = "×" if budget.metric == SPEED else ""
         text += f"; the worst misses it by {row['short']:.3g}{unit}"
@@ -181,9 +241,13 @@ def _ends(interval: dict[str, Any], scale: float) -> str:
 
 
 def tuned_yaml(found: dict[str, Any]) -> str:
-    """The schedule as YAML, with its figures in comments and what it was tuned for."""
-    schedule = Schedule.from_dict(found["schedule"])
-    tuned = schedule.model_copy(update={"tuned_for": TunedFor(**found["tuned_for"])})
+    """The schedule as YAML, with what was found in comments, its figures and conditions."""
+    row = found["held_out"].get(found["chosen"]) or found["variants"][found["chosen"]]
+    conditions = TunedFor(**found["tuned_for"])
+    shared = conditions.model_dump(include={"model", "scheduler", *NUMBERS})
+    likeness = {name: row[name]["mean"] for name in ("psnr", "ssim", "lpips") if name in row}
+    measured = Measured(time=row["time"]["mean"], images=row["images"], **likeness, **shared)
+    tuned = Schedule(**found["schedule"] | {"tuned_for": conditions, "measured": [measured]})
     versions = ", ".join(f"{name} {version}" for name, version in found["made_with"].items())
     head = ["Found by agentsd tune.", *found["words"], f"With {versions}."]
     lines = [part for line in head for part in wrap(line, WIDTH)]

@@ -1,4 +1,4 @@
-"""Single calls of a UNet, each as a whole or light step of any candidate."""
+"""Run single UNet calls, each as a whole or light step of any candidate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..schedule import Schedule
 from .candidates import ATTENTION, CACHES
 from .trajectories import UNetCall, moved
 
-BRANCHES = sorted({cache.get("cache_branch", OUTPUT) for cache in CACHES} - {OUTPUT})
+BRANCHES: list[int] = sorted({cache.branch for cache in CACHES if cache is not None} - {OUTPUT})
 
 
 class Probe:
-    """Calls a UNet with the arguments of a recorded call; see :func:`probing`."""
+    """Repeats recorded UNet calls; see :func:`probing`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Probe:
         return output, feature.cpu()
 
     def light(self, call: UNetCall, attention: int, branch: int, feature: Tensor) -> Tensor:
-        """The output of a light step that builds on a feature, on the CPU."""
+        """The output of a light step that uses a cached feature, on the CPU."""
         return self._call(call, attention, branch, feature)
 
     def _call(self, call: UNetCall, attention: int, branch: int, feature: Tensor | None) -> Tensor:
@@ -57,14 +57,14 @@ class Probe:
 
 @contextmanager
 def probing(pipe: DiffusionPipeline, check: Callable[[], None]) -> Iterator[Probe]:
-    """Let a UNet be called step by step, until the end of the ``with`` block.
+    """Allow single steps of a UNet to be run, until the end of the ``with`` block.
 
     Args:
         pipe: Unpatched, and again so afterwards.
-        check: Called before each call; may raise to stop.
+        check: Called before each UNet call; may raise to stop.
     """
     kinds = [
-        attention | {"cache_interval": 2, "cache_branch": branch}
+        attention | {"cache": {"interval": 2, "branch": branch}}
         for attention in ATTENTION
         for branch in BRANCHES
     ]

@@ -1,35 +1,18 @@
-"""The page that shows what tuning found: the front, the judgement, samples and the schedule."""
+"""The report of a tuning run: the front, the results on held-out images, samples, the schedule."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..errors import SettingsError
+from ..evaluation.protocol import UNPATCHED
 from ..evaluation.report import LABELS, as_jpeg, data_uri, plot
 from ..generation.image_files import side_by_side, write_whole
-from .judgement import UNPATCHED
 
 SAMPLES = 4
-"""Held-out images on the page: those with the least likeness."""
-
-
-def require_packages() -> None:
-    """Check that the packages for the page are installed.
-
-    Raises:
-        SettingsError: Names the missing one.
-    """
-    for package in ("jinja2", "matplotlib"):
-        try:
-            import_module(package)
-        except ImportError:
-            raise SettingsError(
-                f"tuning requires {package}; run `pip install matplotlib jinja2`"
-            ) from None
+"""Number of held-out images on the page, the least similar ones."""
 
 
 def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
@@ -72,14 +55,14 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
 
 
 def samples(found: dict[str, Any], folder: Path, metric: str) -> list[Image.Image]:
-    """The held-out images that are least like the unpatched ones, side by side with these."""
+    """The held-out images least similar to the unpatched ones, side by side with them."""
     chosen = found["chosen"]
     if chosen not in found["held_out"]:
         return []
     names = [name for name in found["held_out"] if name != "warning"]
     values = {name: found["held_out"][name]["values"] for name in names}
-    likeness = values[chosen][metric]
-    numbers = sorted(range(len(likeness)), key=likeness.__getitem__, reverse=metric == "lpips")
+    similarity = values[chosen][metric]
+    numbers = sorted(range(len(similarity)), key=similarity.__getitem__, reverse=metric == "lpips")
     rows = []
     for number in numbers[:SAMPLES]:
         panels = {UNPATCHED: _image(folder, number, UNPATCHED)}

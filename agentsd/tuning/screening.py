@@ -1,9 +1,18 @@
-"""Which candidates are worth real images: predictions from single steps on a few trajectories."""
+"""Which candidates are worth real images: a search over errors predicted from single steps.
+
+It looks for the candidates of least predicted error for every time at once. Those found are kept in
+classes of time, a few in each, and new ones are made by changing one of them: another attention or
+cache in a segment, a border moved, a segment split or dropped. So one search finds the whole front,
+whatever the budget (the idea is MAP-Elites': Mouret and Clune, 2015, arXiv 1504.04909).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -14,10 +23,17 @@ from numpy.typing import NDArray
 from ..generation.images import make_batch
 from ..generation.prompt_encoding import PromptEncoder
 from ..schedule import Schedule
-from .candidates import CACHES, Candidate, schedule_of, uniform_candidates
-from .clock import Clock
+from .candidates import (
+    ATTENTION,
+    CACHES,
+    MOST_SEGMENTS,
+    Candidate,
+    Segment,
+    schedule_of,
+    uniform_candidates,
+)
+from .clock import Clock, OutOfTime
 from .probing import probing
-from .search import search
 from .step_costs import StepCosts
 from .step_errors import StepErrors, weights_of_steps
 from .trajectories import Trajectory
@@ -25,10 +41,17 @@ from .workspace import Workspace
 
 LIST = "screened"
 SHARE = 0.4
-"""Of the time left, that the search may take."""
+"""Share of the time left that the search may take."""
 
 ROUNDS = 3000
-"""Candidates to look at, at most."""
+"""Maximum number of candidates to look at."""
+
+
+CLASS = 0.01
+"""Width of a class of time, as a share of an unpatched run."""
+
+KEPT = 3
+"""Candidates kept per class."""
 
 
 class Screened(NamedTuple):
@@ -38,7 +61,7 @@ class Screened(NamedTuple):
     time: float
     """As a share of an unpatched run."""
     psnr: float
-    """What is predicted, in dB."""
+    """Predicted, in dB."""
 
 
 def screen(
@@ -47,17 +70,17 @@ def screen(
     costs: StepCosts,
     workspace: Workspace,
     clock: Clock,
-    inputs: Mapping[str, Any],
+    call_kwargs: Mapping[str, Any],
 ) -> list[Screened]:
-    """The most promising candidates for each time, the fastest first; kept for later runs.
+    """The most promising candidates for each time, fastest first; saved for later runs.
 
     Args:
         pipe: Unpatched, and again so afterwards.
-        trajectories: One or more, of one number of steps.
-        costs: For the candidates' times.
-        workspace: Holds what an earlier run found.
+        trajectories: One or more, all with the same number of steps.
+        costs: Times of single steps.
+        workspace: Holds the result of an earlier run.
         clock: Ends the search.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
     """
     num_steps = trajectories[0].calls[0].position.num_steps
     unpatched = costs.run(None, trajectories[0])
@@ -74,7 +97,7 @@ def screen(
         return sorted(known, key=lambda each: each.time)
     if len(trajectories[0].calls) < 3:
         return []
-    weights = [_weights(pipe, each, clock, inputs) for each in trajectories]
+    weights = [_weights(pipe, each, clock, call_kwargs) for each in trajectories]
     with probing(pipe, clock.check_stage) as probe:
         errors = [
             StepErrors(probe, each, found)
@@ -101,13 +124,112 @@ def screen(
 
 
 def _weights(
-    pipe: DiffusionPipeline, trajectory: Trajectory, clock: Clock, inputs: Mapping[str, Any]
+    pipe: DiffusionPipeline, trajectory: Trajectory, clock: Clock, call_kwargs: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     encode = PromptEncoder(pipe)
 
     def draw() -> NDArray[np.float64]:
         clock.check()
-        (raw,) = make_batch(pipe, [trajectory.settings], encode, inputs)
+        (raw,) = make_batch(pipe, [trajectory.settings], encode, call_kwargs)
         return np.asarray(raw.pixels, np.float64)
 
     return weights_of_steps(trajectory, pipe, draw)
+
+
+class Prediction(NamedTuple):
+    """A candidate with its predicted error and time."""
+
+    error: float
+    """Root mean square over pixels in [0, 1] and over trajectories."""
+    time: float
+    """As a share of an unpatched run."""
+    candidate: Candidate
+
+    @property
+    def psnr(self) -> float:
+        """The error in dB."""
+        return -20 * math.log10(max(self.error, 1e-9))
+
+
+def search(
+    num_steps: int,
+    time: Callable[[Candidate], float],
+    error: Callable[[Candidate], float],
+    *,
+    rounds: int,
+    seed: int = 0,
+) -> list[Prediction]:
+    """The candidates with the least predicted error in each class of time, fastest first.
+
+    Args:
+        num_steps: Denoising steps of a run.
+        time: Predicts a candidate's time, as a share of an unpatched run.
+        error: Predicts its error; :class:`OutOfTime` ends the search.
+        rounds: Candidates to look at besides the uniform ones.
+        seed: Seed of the random changes.
+    """
+    draw = random.Random(seed)
+    classes: dict[int, list[Prediction]] = {}
+    seen: set[Candidate] = set()
+
+    def look_at(candidate: Candidate) -> None:
+        if candidate in seen:
+            return
+        seen.add(candidate)
+        predicted = Prediction(error(candidate), time(candidate), candidate)
+        best = classes.setdefault(int(predicted.time / CLASS), [])
+        best.append(predicted)
+        best.sort()
+        del best[KEPT:]
+
+    with suppress(OutOfTime):
+        for candidate in uniform_candidates(num_steps):
+            look_at(candidate)
+        for _ in range(rounds):
+            parent = draw.choice(classes[draw.choice(list(classes))]).candidate
+            for _ in range(draw.choice((1, 1, 2))):
+                parent = _changed(parent, num_steps, draw)
+            look_at(parent)
+    found = sorted((p for best in classes.values() for p in best), key=lambda p: p.time)
+    return list(_useful(found))
+
+
+def _useful(found: list[Prediction]) -> Iterator[Prediction]:
+    """The candidates that fewer than KEPT others beat in both predicted time and error."""
+    errors: list[float] = []
+    for each in found:
+        if sum(error <= each.error for error in errors) < KEPT:
+            yield each
+        errors.append(each.error)
+
+
+def _changed(candidate: Candidate, num_steps: int, draw: random.Random) -> Candidate:
+    """A candidate with one random change."""
+    segments = list(candidate)
+    place = draw.randrange(len(segments))
+    attention, cache, end = segments[place]
+    start = segments[place - 1].end if place else 0
+    change = draw.choice(("attention", "cache", "cache", "border", "border", "split", "drop"))
+    if change == "attention":
+        segments[place] = Segment(draw.randrange(len(ATTENTION)), cache, end)
+    elif change == "cache":
+        segments[place] = Segment(attention, draw.randrange(len(CACHES)), end)
+    elif change == "border" and place < len(segments) - 1:
+        end = min(max(end + draw.choice((-2, -1, 1, 2)), start + 1), segments[place + 1].end - 1)
+        segments[place] = Segment(attention, cache, end)
+    elif change == "split" and len(segments) < MOST_SEGMENTS and end - start > 1:
+        middle = draw.randrange(start + 1, end)
+        other = Segment(draw.randrange(len(ATTENTION)), draw.randrange(len(CACHES)), middle)
+        segments.insert(place, other)
+    elif change == "drop" and len(segments) > 1:
+        del segments[place]
+    segments[-1] = segments[-1]._replace(end=num_steps)
+    return tuple(_merged(segments))
+
+
+def _merged(segments: list[Segment]) -> Iterator[Segment]:
+    """Merge neighbouring segments with equal settings."""
+    for one, after in pairwise(segments):
+        if one[:2] != after[:2] and one.end < after.end:
+            yield one
+    yield segments[-1]

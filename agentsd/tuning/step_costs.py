@@ -1,4 +1,4 @@
-"""What a step costs on this device, whole and light, and the time of a run that follows from it."""
+"""Time whole and light steps on this device, and predict the time of a run from them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..methods import Phase
+from ..methods import Full, Phase
+from ..methods.base import ENDS
 from ..models.devices import wait_for
 from ..patching.forecasts import whole_steps
+from ..patching.light_steps import OUTPUT
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .trajectories import Trajectory, moved
 
 ROUNDS = 3
 CALLS = 7
-"""UNet calls of which those that are light steps are timed in a round, for each kind of them."""
+"""UNet calls per round and kind of light step; only the light ones are timed."""
 
 
 class Kind(NamedTuple):
-    """All that the time of a step depends on."""
+    """What the time of a step depends on."""
 
     attention: str
     """The phase without its cache."""
     light: tuple[int, object] | None = None
-    """``cache_branch`` and ``cache_order`` of a light step."""
+    """Branch and order of the cache of a light step."""
 
     @classmethod
     def of(cls, phase: Phase, whole: bool) -> Kind:
         """The kind of a whole or light step of a phase."""
-        light = None if whole else (phase.cache_branch, phase.cache_order)
-        if light is not None and phase.cache_branch == -1:
-            return cls("", light)  # nothing is computed
-        return cls(json.dumps(_without_cache(phase).to_dict()), light)
+        attention = json.dumps(_attention_of(phase).to_dict())
+        if whole or phase.cache is None:
+            return cls(attention)
+        light = phase.cache.branch, phase.cache.order
+        return cls("" if phase.cache.branch == OUTPUT else attention, light)
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Kind:
@@ -46,9 +49,9 @@ class Kind(NamedTuple):
         return cls(line["attention"], line["light"] and tuple(line["light"]))
 
 
-def _without_cache(phase: Phase) -> Phase:
-    kept = {k: v for k, v in phase.to_dict().items() if not k.startswith(("until", "cache_"))}
-    return Phase(**kept)
+def _attention_of(phase: Phase) -> Phase:
+    """A phase without its end and its cache."""
+    return phase.without(*ENDS, "cache")
 
 
 class StepCosts:
@@ -56,21 +59,21 @@ class StepCosts:
 
     Args:
         seconds: By kind.
-        rest: Seconds of a run beside its UNet: text encoder, scheduler and VAE.
+        rest: Seconds of a run outside its UNet: text encoder, scheduler and VAE.
     """
 
     def __init__(self, seconds: dict[Kind, float], rest: float) -> None:
         self.seconds, self.rest = seconds, rest
 
     def run(self, schedule: Schedule | None, trajectory: Trajectory) -> float:
-        """Seconds of a run like an unpatched one, with a schedule.
+        """Predicted seconds of a run with a schedule; ``None`` for unpatched.
 
         Raises:
-            KeyError: If it has a kind of step that was not measured.
+            KeyError: If the schedule has a kind of step that was not measured.
         """
         positions = [call.position for call in trajectory.calls]
         if schedule is None:
-            unpatched = self.seconds[Kind.of(Phase(method="full"), True)]
+            unpatched = self.seconds[Kind.of(Full(), True)]
             return self.rest + unpatched * len(positions)
         num_steps = positions[0].num_steps
         whole = whole_steps(schedule, num_steps)
@@ -86,26 +89,24 @@ def measure_steps(
     schedules: Iterable[Schedule],
     check: Callable[[], None] = lambda: None,
 ) -> dict[Kind, float]:
-    """Time each kind of step that schedules have, in turns.
+    """Time each kind of step that occurs in schedules, interleaved.
 
     Args:
         pipe: Unpatched, and again so afterwards.
-        trajectory: The UNet is called with what it was called with there.
-        schedules: What has to be timed.
-        check: Called now and then; may raise to stop.
+        trajectory: Provides the arguments of the UNet calls.
+        schedules: The schedules.
+        check: Called regularly; may raise to stop.
 
     Returns:
-        Median seconds of a step, by kind; those of an unpatched one are among them.
+        Median seconds of each kind of step, the unpatched step included.
     """
-    unpatched = Phase(method="full")
-    phases = {Kind.of(unpatched, True): unpatched}
+    unpatched = Full()
+    phases: dict[Kind, Phase] = {Kind.of(unpatched, True): unpatched}
     for schedule in schedules:
         for phase in schedule.phases:
-            alone = _without_cache(phase)
-            phases.setdefault(Kind.of(phase, True), alone)
-            if phase.cache_interval > 1:
-                cache = {"cache_branch": phase.cache_branch, "cache_order": phase.cache_order}
-                cached = Phase(**alone.to_dict(), cache_interval=CALLS, **cache)
+            phases.setdefault(Kind.of(phase, True), _attention_of(phase))
+            if phase.cache is not None:
+                cached = phase.without(*ENDS).override(cache_interval=CALLS)
                 phases.setdefault(Kind.of(phase, False), cached)
     measured: dict[Kind, list[float]] = defaultdict(list)
     for _ in range(ROUNDS):
@@ -118,10 +119,10 @@ def measure_steps(
 def _timed(
     pipe: DiffusionPipeline, trajectory: Trajectory, phase: Phase, *, light: bool
 ) -> list[float]:
-    """Seconds of a few light steps, or of a whole one after another that warms up."""
+    """Seconds of a few light steps, or of one whole step after a warm-up step."""
     device = pipe._execution_device
     arguments = moved(trajectory.calls[0].arguments, device)
-    steps = torch.arange(999, 0, -20, device=device)  # a list, in which a call has its place
+    steps = torch.arange(999, 0, -20, device=device)  # from which a call's step is derived
     schedule = Schedule(phases=(phase,))
     wanted = [False, True]
     if light:

@@ -1,10 +1,10 @@
-"""The error that each choice makes in a single step, and what these errors add up to.
+"""Predict a candidate's error from the errors of its single steps.
 
-Everything happens along an unpatched trajectory: a step is computed as a candidate would, from the
-latents that the unpatched run had there, and compared with what the unpatched UNet returned. How
-much an error in one step moves the final image is measured too, at a few steps: the run goes on
-from there with the error in it. The error of a whole candidate is then predicted as the sum of its
-steps' errors, each times that weight: as vectors, since errors of a kind add up and others cancel.
+Errors are measured along an unpatched trajectory: each step is computed as the candidate would,
+from the latents of the unpatched run, and compared with the output of the unpatched UNet. How far
+an error in one step moves the final image is measured at a few steps, by continuing the run with
+the error in it. The error of a candidate is the sum of its steps' errors, each times that weight:
+as vectors, since errors of one kind add up and others cancel.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .probing import BRANCHES, Probe
 from .trajectories import Trajectory
 
 VALUES = 4096
-"""Values of a prediction, drawn once, that stand for all of them."""
+"""Size of the random sample of values that represents a prediction."""
 
 Vector = NDArray[np.float32]
 Source = tuple[int, int]
-"""A call that was computed whole, and with which attention."""
+"""The number of a call that was computed in full, and the index of its attention setting."""
 
 
 class StepErrors:
-    """Errors of single steps on one trajectory; what was computed once is remembered.
+    """Errors of single steps on one trajectory; results are cached.
 
     Args:
-        probe: Calls the trajectory's pipeline.
-        trajectory: Of the pipeline.
+        probe: Runs single steps of the trajectory's pipeline.
+        trajectory: An unpatched run of the pipeline.
         weights: How far an error of 1 (root mean square) in the prediction of each call moves the
             final image.
     """
@@ -63,7 +63,7 @@ class StepErrors:
         return float(np.sqrt(np.mean(np.square(total))))
 
     def _step_errors(self, candidate: Candidate) -> Iterator[Vector]:
-        """The error of each call, were the others those of the unpatched run."""
+        """The error of each call, assuming that all others are unpatched."""
         calls = self._trajectory.calls
         num_steps = calls[0].position.num_steps
         schedule = schedule_of(candidate, num_steps)
@@ -84,7 +84,8 @@ class StepErrors:
             else:
                 error = self._light(source, phase, earlier[-MOST_FEATURES:])
                 if error is None:
-                    value = self._feature(source, phase.cache_branch)
+                    assert phase.cache is not None
+                    value = self._feature(source, phase.cache.branch)
                     earlier.append((Feature(step, phase, value), source))
                     error = self._whole(source)
                 yield error
@@ -98,19 +99,19 @@ class StepErrors:
     def _light(
         self, source: Source, phase: Phase, known: list[tuple[Feature, Source]]
     ) -> Vector | None:
-        """The error of a light step; None where the step is computed whole."""
+        """The error of a light step; ``None`` if the step is computed in full."""
         number, attention = source
-        call, branch = self._trajectory.calls[number], phase.cache_branch
+        assert phase.cache is not None
+        call, branch, order = self._trajectory.calls[number], phase.cache.branch, phase.cache.order
         step, num_steps, _ = call.position
         sources = {id(feature): each for feature, each in known}
         taken = usable([feature for feature, _ in known], phase, step, num_steps)
         if not taken:
             return None
         attended = attention if branch != OUTPUT else None
-        key = number, attended, branch, phase.cache_order, *(sources[id(f)] for f in taken)
+        key = number, attended, branch, order, *(sources[id(f)] for f in taken)
         if key not in self._errors:
-            value = forecast(taken, phase, step, num_steps)
-            assert value is not None
+            value = forecast(taken, step)
             output = (
                 value if branch == OUTPUT else self._probe.light(call, attention, branch, value)
             )
@@ -124,7 +125,7 @@ class StepErrors:
         return found
 
     def _feature(self, source: Source, branch: int) -> Tensor:
-        """What a whole step leaves for later ones: its deep feature, or its output."""
+        """What a whole step caches for later ones: its deep feature, or its output."""
         if (branch, source) not in self._features:
             number, attention = source
             call = self._trajectory.calls[number]
@@ -143,17 +144,18 @@ def weights_of_steps(
 ) -> NDArray[np.float64]:
     """How far an error of 1 in the prediction of each call moves the image.
 
-    It is measured at a few calls, with the error of a linear forecast of the output, and drawn out
-    between them. The calls before are not computed again.
+    It is measured at a few calls, with the error of a linear forecast of the output, and
+    interpolated between them. Earlier calls are replayed, not recomputed.
 
     Args:
-        trajectory: Of the pipeline; of at least three calls.
+        trajectory: A run of the pipeline, of at least three calls.
         pipe: Unpatched.
-        draw: Makes the trajectory's image with the pipeline: ``[H, W, 3]`` in [0, 1].
+        draw: Runs the pipeline with the trajectory's settings; returns the image ``[H, W, 3]`` in
+            [0, 1].
         places: Number of calls at which to measure.
 
     Returns:
-        One for each call.
+        A weight for each call.
     """
     calls = trajectory.calls
     with _replayed(pipe, trajectory, len(calls), None):
@@ -174,7 +176,7 @@ def weights_of_steps(
 def _replayed(
     pipe: DiffusionPipeline, trajectory: Trajectory, place: int, error: Tensor | None
 ) -> Iterator[None]:
-    """Let the UNet return what it did before ``place``, there that with an error, then compute."""
+    """Replay the UNet's outputs up to ``place``, adding the error there, then compute as usual."""
     unet, number = pipe.unet, -1
     forward = unet.forward
 

@@ -1,5 +1,4 @@
-"""Unpatched runs, made once and kept: their images, and for some all that their UNet was called
-with and returned."""
+"""Recorded unpatched runs: the inputs and outputs of every UNet call."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ from ..patching.denoising_step import Position, locate
 
 @dataclass(frozen=True)
 class UNetCall:
-    """A call of the UNet in an unpatched run."""
+    """A UNet call of an unpatched run."""
 
     position: Position
     arguments: dict[str, Any]
-    """All of its arguments, by name; tensors are on the CPU."""
+    """Its arguments by name; tensors are on the CPU."""
     output: Tensor
     """``[B, C, H, W]``, on the CPU."""
 
@@ -37,20 +36,20 @@ class UNetCall:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The calls of the UNet in an unpatched run, in order."""
+    """The UNet calls of an unpatched run, in order."""
 
     settings: ImageSettings
     calls: list[UNetCall]
 
     def guided(self, output: Tensor) -> Tensor:
-        """The prediction ``[B, C, H, W]`` that guidance makes of a UNet's output."""
+        """Apply classifier-free guidance to a UNet output; returns ``[B, C, H, W]``."""
         if self.settings.guidance_scale <= 1 or len(output) < 2:
             return output
         negative, positive = output.chunk(2)
         return negative + self.settings.guidance_scale * (positive - negative)
 
     def save(self, file: Path) -> None:
-        """Write it to a file.
+        """Write the trajectory to a file.
 
         Raises:
             OutputError: If the file cannot be written.
@@ -88,7 +87,7 @@ def recorded_calls(pipe: DiffusionPipeline) -> Iterator[list[UNetCall]]:
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """A copy of an argument on a device, with all tensors in it."""
+    """A copy of an argument with all of its tensors on a device."""
     if isinstance(value, Tensor):
         return value.detach().clone().to(device)
     if isinstance(value, Mapping):

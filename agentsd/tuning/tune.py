@@ -1,28 +1,31 @@
-"""Tune a schedule for a model, a device and an eye."""
+"""Tune a schedule for a model, device and quality budget."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from ..errors import GenerationError, SettingsError
+from ..evaluation.report import require_packages
 from ..generation.conditions import conditions
-from ..generation.image_files import prepare_folder, write_whole
+from ..generation.image_files import write_whole
 from ..models.fingerprints import fingerprint
 from ..models.loading import POCKET, default_guidance
 from ..patching.patch import remove_patch
 from ..schedule import Schedule
 from .budget import Budget
-from .clock import Clock, Stopped, TuningProgress
+from .clock import Clock, TuningProgress, TuningStopped
 from .outcome import figures, tuned_yaml
-from .prompts import split_prompts
-from .report import require_packages, write_report
+from .report import write_report
+from .split import split_prompts
 from .tuner import Tuner
 from .workspace import Workspace
 
@@ -32,26 +35,26 @@ class Tuning:
     """What tuning found.
 
     Args:
-        schedule: The best, with what it was tuned for.
-        front: Schedules that no other beats in both time and likeness, the fastest first: for
-            each its ``name``, ``time`` (as a share of an unpatched run), the likeness and what it
+        schedule: The best schedule, with what it was tuned for.
+        front: Schedules that no other beats in both time and similarity, the fastest first: for
+            each its ``name``, ``time`` (as a share of an unpatched run), the similarity and what it
             does.
         report: All figures, as plain values.
-        yaml: The file of the schedule.
-        page: The report.
-        stopped: Whether it was stopped before its end.
+        yaml: File of the schedule, if one was written.
+        page: The HTML report, likewise.
+        stopped: Whether tuning was stopped before its end.
     """
 
     schedule: Schedule
     front: list[dict[str, Any]]
     report: dict[str, Any]
-    yaml: Path
-    page: Path
+    yaml: Path | None
+    page: Path | None
     stopped: bool
 
     @property
     def words(self) -> str:
-        """What was found, in sentences."""
+        """The result in sentences."""
         return " ".join(self.report["words"])
 
 
@@ -60,12 +63,12 @@ def tune(
     budget: str,
     prompts: Sequence[str],
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     minutes: float = 10,
     resume: bool = False,
     model: str | None = None,
     weights: str | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[TuningProgress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -81,38 +84,40 @@ def tune(
         budget: ``"psnr>=40"`` (dB), ``"ssim>=0.98"`` or ``"lpips<=0.1"``, which are to hold for 9
             of 10 images, or ``"speed>=3"``.
         prompts: Two or more, 40 are better; ten of them (of fewer than 19 about half) are held out.
-        out: A ``.yaml`` file for the schedule. The report and all that is measured go into a folder
-            beside it, of the same name with ``.tuning``.
-        minutes: That it may take. More finds better schedules.
-        resume: Use what is in that folder already; another budget may be given then.
+        out: A ``.yaml`` file for the schedule. The report and all measurements go into a folder
+            beside it, of the same name with ``.tuning``. ``None`` keeps no files.
+        minutes: Time limit. More time finds better schedules.
+        resume: Reuse the measurements in that folder; the budget may differ.
         model: What the pipeline was loaded from, for the record.
-        weights: The fingerprint of that.
-        inputs: Further arguments of the pipeline's call.
+        weights: Fingerprint of its weights, likewise.
+        call_kwargs: Further arguments of the pipeline's call.
         progress: Called often with a :class:`TuningProgress`.
-        cancelled: Called often; true ends tuning.
+        cancelled: Called often; returns whether to stop.
         **settings: Of the images, as for :class:`agentsd.image_settings.ImageSettings`:
             ``num_inference_steps``, ``guidance_scale``, ``height``, ``width``, ``seed``.
 
     Returns:
-        A :class:`Tuning`: the ``schedule``, the ``front`` of likeness against time, what was found
-        in ``words``, all figures as ``report``, and where they are (``yaml``, ``page``).
+        The best schedule, the front of similarity against time, the result in words, all figures,
+        and the files if ``out`` was given.
 
     Raises:
-        SettingsError: If an argument is not valid, or the time is too short.
+        SettingsError: If an argument is invalid, or the time is too short.
+        MissingPackageError: If ``out`` is given and jinja2 or matplotlib is not installed, or the
+            budget is SSIM or LPIPS and torchmetrics is not.
         OutputError: If a file cannot be written.
-        GenerationError: If it is stopped before any schedule has all of its images
+        GenerationError: If it is stopped before any schedule was measured in full
             (``KeyboardInterrupt`` on Ctrl-C), or the pipeline fails.
 
     Example:
         >>> from agentsd import apply_patch, load_pipeline, tune
         >>> pipe, prompts = load_pipeline("pocket"), ["a red circle", "a blue star"]
-        >>> tuning = tune(pipe, "psnr>=40", prompts, out="mine.yaml")  # doctest: +SKIP
+        >>> tuning = tune(pipe, "psnr>=40", prompts)  # doctest: +SKIP
         >>> pipe = apply_patch(pipe, tuning.schedule)  # doctest: +SKIP
     """
-    wanted, out = Budget.parse(budget), Path(out)
-    if out.suffix not in (".yaml", ".yml") or out.is_dir():
-        raise SettingsError(f"out: must be the name of a .yaml file (got {str(out)!r})")
-    require_packages()
+    wanted = Budget.parse(budget)
+    if out is None and resume:
+        raise SettingsError("resume: needs out, the file of the run to resume")
+    file = None if out is None else _checked(Path(out))
     source = model or str(pipe.config.get("_name_or_path") or "unknown")
     is_pocket = source in ("pocket", str(POCKET))
     settings = {"guidance_scale": default_guidance("pocket" if is_pocket else source)} | settings
@@ -121,34 +126,48 @@ def tune(
         weights = fingerprint(POCKET if is_pocket else source)
     source = "pocket" if is_pocket else source
     now = conditions(pipe, images.tuning[0].model_dump(), source, weights)
-    prepare_folder(out.parent)
     about = now.model_dump() | {
-        "tuning": [each.model_dump() for each in images.tuning],
-        "held_out": [each.model_dump() for each in images.held_out],
-        "more": [each.model_dump() for each in images.more],
+        name: [image.model_dump() for image in part] for name, part in images._asdict().items()
     }
-    workspace = Workspace(out.with_suffix(".tuning"), about, resume=resume)
-    remove_patch(pipe)
-    clock = Clock(minutes, progress, cancelled)
-    tuner = Tuner(pipe, wanted, images, workspace, clock, inputs or {})
-    stopped = False
+    kept = None if file is None else file.with_suffix(".tuning")
+    with nullcontext(kept) if kept else TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder), about, resume=resume)
+        remove_patch(pipe)
+        clock = Clock(minutes, progress, cancelled)
+        tuner = Tuner(pipe, wanted, images, workspace, clock, call_kwargs or {})
+        stopped = _run(tuner)
+        found = figures(tuner, now, stopped=stopped)
+        text = tuned_yaml(found)
+        page = None
+        if file is not None:
+            write_whole(workspace.folder / "report.json", json.dumps(found, indent=1).encode())
+            write_whole(file, text.encode())
+            page = write_report(found, workspace.folder, text)
+    front = [{"name": name, **found["variants"][name]} for name in found["front"]]
+    return Tuning(Schedule.from_yaml(text), front, found, file, page, stopped)
+
+
+def _checked(out: Path) -> Path:
+    """A file for the schedule, for which a report can be written."""
+    if out.suffix not in (".yaml", ".yml") or out.is_dir():
+        raise SettingsError(f"out: must be the name of a .yaml file (got {str(out)!r})")
+    require_packages("a tuning report", "jinja2", "matplotlib")
+    return out
+
+
+def _run(tuner: Tuner) -> bool:
+    """Run all stages; returns whether they were stopped, with a best schedule so far."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="this agentsd schedule changes nothing")
             for stage in (tuner.prepare, tuner.screen, tuner.find, tuner.judge):
                 stage()
-    except (KeyboardInterrupt, Stopped) as stop:
-        stopped = True
-        if tuner.best() is None:
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            raise GenerationError(
-                "tuning was stopped before it knew any schedule; resume it (--resume)"
-            ) from None
-    found = figures(tuner, now, stopped=stopped)
-    write_whole(workspace.folder / "report.json", json.dumps(found, indent=1).encode())
-    text = tuned_yaml(found)
-    write_whole(out, text.encode())
-    page = write_report(found, workspace.folder, text)
-    front = [{"name": name, **found["variants"][name]} for name in found["front"]]
-    return Tuning(Schedule.from_yaml(text), front, found, out, page, stopped)
+    except (KeyboardInterrupt, TuningStopped) as stop:
+        if tuner.best() is not None:
+            return True
+        if isinstance(stop, KeyboardInterrupt):
+            raise
+        raise GenerationError(
+            "tuning was stopped before any schedule was measured in full; resume it (--resume)"
+        ) from None
+    return False

@@ -1,4 +1,4 @@
-"""The stages of tuning, each of which begins with what is in the workspace already."""
+"""The stages of tuning; each starts from what is already in the workspace."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ..errors import GenerationError, SettingsError
+from ..evaluation.protocol import UNPATCHED
 from ..generation.images import HIDDEN, TimedImage, make_image
+from ..generation.interleaving import interleaved, warm_up, with_schedule
 from ..generation.records import schedule_hash
-from ..generation.turns import in_turns, warm_up, with_schedule
 from ..image_settings import ImageSettings, warm_up_settings
 from ..patching.patch import patched
 from ..schedule import Schedule
 from .budget import SPEED, Budget, measures_for
 from .candidates import schedule_of, uniform_candidates
 from .clock import Clock, OutOfTime
-from .judgement import UNPATCHED
-from .prompts import TUNING, Images
-from .race import Entry, Race
+from .race import Race, RaceEntry
 from .screening import screen
+from .split import TUNING, Images
 from .step_costs import Kind, StepCosts, measure_steps
 from .trajectories import Trajectory, recorded_calls
 from .workspace import Workspace
 
 CHOSEN = "tuned"
 ANCHOR = "balanced"
-"""The preset that tells which images are hard."""
+"""The preset that shows which images are hard."""
 
-LEAST, ALL = 30, 70
-"""Unpatched images whose time tuning needs at least, and needs for all of its images."""
+MIN_IMAGE_BUDGET, FULL_IMAGE_BUDGET = 30, 70
+"""Time limits, in unpatched images: the least that tuning needs, and enough for all its images."""
 
 TRAJECTORIES = 2
-"""Unpatched images whose runs are recorded."""
+"""Number of unpatched runs that are recorded."""
 
 EXPLORED = 6
-"""Candidates that tell how predictions are to be read."""
+"""Number of candidates that calibrate the predictions."""
 
 FRONT_SHARE = 0.3
-"""Share of the time left that the other schedules of the front may take."""
+"""Share of the time left for the other schedules of the front."""
 
-HOPES = (0.0, 0.5, 1.0, 1.5)
-"""How hopefully candidates are looked at, one after the other while there is time."""
+OPTIMISM = (0.0, 0.5, 1.0, 1.5)
+"""Optimism bonuses for candidates, in standard deviations, one after the other in the time left."""
 
 FRONT = (-9, -6, -3, 3, 6, 9)
-"""Likeness, in dB from that of the winner, of the other schedules of the front."""
+"""Similarity of the other schedules of the front, in dB relative to the winner."""
 
-Likeness = dict[str, float]
+Similarity = dict[str, float]
 
 
 class Tuner:
@@ -57,11 +57,11 @@ class Tuner:
 
     Args:
         pipe: Unpatched, and again so after each stage.
-        budget: What the schedule must keep to.
-        images: To tune and to judge on; their numbers may be cut to the time there is.
-        workspace: Where everything measured is kept.
-        clock: Counts the time.
-        inputs: Further arguments of the pipeline's call.
+        budget: The budget that the schedule must meet.
+        images: To tune and to judge on; their number may be cut to fit the time limit.
+        workspace: Keeps all measurements.
+        clock: Keeps the time.
+        call_kwargs: Further arguments of the pipeline's call.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Tuner:
         images: Images,
         workspace: Workspace,
         clock: Clock,
-        inputs: Mapping[str, Any],
+        call_kwargs: Mapping[str, Any],
     ) -> None:
         self.pipe, self.budget, self.workspace, self.clock = pipe, budget, workspace, clock
-        self.inputs, self.images = inputs, images
+        self.call_kwargs, self.images = call_kwargs, images
         self.measures = measures_for(budget)
         self.made: dict[str, TimedImage] = {}
         """Images of an earlier run, by name."""
@@ -91,8 +91,8 @@ class Tuner:
         """
         self.clock.begin("unpatched images", None)
         self.made = self.workspace.images()
-        short = warm_up_settings(self.images.tuning[0], 2, self.inputs)
-        make_image(self.pipe, short, inputs=self.inputs)
+        short = warm_up_settings(self.images.tuning[0], 2, self.call_kwargs)
+        make_image(self.pipe, short, call_kwargs=self.call_kwargs)
         number = 0
         while number < len(self.images.tuning):
             found = self._reference(number)
@@ -116,14 +116,15 @@ class Tuner:
         self.costs.rest = max(whole - unpatched, 0.0)
 
     def _cut_to_time(self, seconds: float, there: int) -> None:
-        """Take fewer images where an unpatched one takes long, but those that are there already."""
+        """Use fewer images if an unpatched one takes long, but at least those already made."""
         affordable = self.clock.limit / seconds
-        share = min(1.0, max(affordable / ALL, there / TUNING))
-        if affordable < LEAST and not there:
-            minutes = LEAST * seconds / 60
+        share = min(1.0, max(affordable / FULL_IMAGE_BUDGET, there / TUNING))
+        if affordable < MIN_IMAGE_BUDGET and not there:
+            minutes = MIN_IMAGE_BUDGET * seconds / 60
             raise SettingsError(
-                f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs the "
-                f"time of {LEAST}; give {minutes:.1f} or more, fewer steps or a smaller size"
+                f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs at "
+                f"least {MIN_IMAGE_BUDGET} times that; give {minutes:.1f} or more, fewer steps or "
+                "a smaller size"
             )
         first, held_out, more = self.images
         tuning, judging = (max(2, round(share * len(each))) for each in (first, held_out))
@@ -132,12 +133,12 @@ class Tuner:
         self.clock.reserved = 2.2 * seconds * judging
 
     def _trajectories(self) -> list[Trajectory]:
-        """Those that are kept, of the first images; only one where there is little time."""
+        """The recorded trajectories; only one if there is little time."""
         kept = list(self.workspace.trajectories().values())
         return kept if len(self.images.tuning) == TUNING else kept[:1]
 
     def _reference(self, number: int) -> TimedImage:
-        """Take up or make the next unpatched image."""
+        """Load or make the next unpatched image."""
         name = f"{UNPATCHED}-{number}"
         found = self.made[name] if name in self.made else self._make_reference(number, name)
         self.references.append(found)
@@ -156,7 +157,7 @@ class Tuner:
         return made
 
     def _make(self, settings: ImageSettings) -> TimedImage:
-        made = make_image(self.pipe, settings, inputs=self.inputs)
+        made = make_image(self.pipe, settings, call_kwargs=self.call_kwargs)
         if made.nsfw_content_detected:
             raise GenerationError(f"{settings.prompt!r}: {HIDDEN}; tune with other prompts")
         return made
@@ -166,46 +167,48 @@ class Tuner:
         self.clock.begin("screening", None)
         assert self.costs is not None
         trajectories = self._trajectories()
-        found = screen(self.pipe, trajectories, self.costs, self.workspace, self.clock, self.inputs)
+        found = screen(
+            self.pipe, trajectories, self.costs, self.workspace, self.clock, self.call_kwargs
+        )
         unpatched = self.costs.run(None, trajectories[0])
         entries = [
-            Entry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
+            RaceEntry(name, preset, self.costs.run(preset, trajectories[0]) / unpatched)
             for name in Schedule.presets()
             for preset in [Schedule.preset(name)]
         ]
         presets = {entry.schedule.phases for entry in entries}
         for number, each in enumerate(found, start=1):
             if each.schedule.phases not in presets and each.time < 1:
-                entries.append(Entry(f"candidate {number}", *each))
+                entries.append(RaceEntry(f"candidate {number}", *each))
         self.race = Race(entries, self.budget, len(self.images.tuning), self._measure)
         self._recall(range(self.race.images))
 
     def _recall(self, images: Container[int]) -> None:
-        """Take up what an earlier run measured of images, by number."""
+        """Load what an earlier run measured on images, by number."""
         assert self.race is not None
         entries = {schedule_hash(entry.schedule): entry for entry in self.race.entries.values()}
         for line in self.workspace.lines("values"):
             entry = entries.get(line["schedule"])
-            if entry is not None and line["image"] in images and self.budget.likeness in line:
-                entry.values[line["image"]] = line[self.budget.likeness]
+            if entry is not None and line["image"] in images and self.budget.similarity in line:
+                entry.values[line["image"]] = line[self.budget.similarity]
 
-    def _measure(self, entry: Entry, image: int) -> float:
+    def _measure(self, entry: RaceEntry, image: int) -> float:
         self._show_best()
         self.clock.check_stage()
         with patched(self.pipe, entry.schedule):
             made = self._make(self.images.tuning[image])
-        found = self._likeness(made, self.references[image])
+        found = self._similarity(made, self.references[image])
         line = {"schedule": schedule_hash(entry.schedule), "image": image, **found}
         self.workspace.append("values", line)
-        return found[self.budget.likeness]
+        return found[self.budget.similarity]
 
-    def _likeness(self, made: TimedImage, reference: TimedImage) -> Likeness:
+    def _similarity(self, made: TimedImage, reference: TimedImage) -> Similarity:
         return {
             name: measure(made.image, reference.image) for name, measure in self.measures.items()
         }
 
     def find(self) -> None:
-        """Find the best preset and the best candidate, then others of the front, on real images."""
+        """Find the best preset and candidate, then others of the front, on real images."""
         race = self.race
         assert race is not None
         self.clock.begin("presets", None)
@@ -219,8 +222,8 @@ class Tuner:
         self.clock.begin("candidates", 0.75)
         with suppress(OutOfTime):
             race.explore(race.entries.values(), EXPLORED)
-            for hope in HOPES:
-                race.winner(race.entries.values(), hope=hope)
+            for optimism in OPTIMISM:
+                race.winner(race.entries.values(), optimism=optimism)
         self._show_best()
         self.clock.begin("front", FRONT_SHARE)
         with suppress(OutOfTime):
@@ -230,11 +233,13 @@ class Tuner:
             self._confirm(race)
 
     def _confirm(self, race: Race) -> None:
-        """See the best on further images while there is time, since it was lucky on the first; if
-        it fails too often, choose again."""
+        """Re-test the best on further images while there is time; choose again if it fails.
+
+        Selection favours lucky candidates.
+        """
         _, held_out, more = self.images
         best, preset = self.best(), self.best_preset()
-        if best is None or self.budget.metric == SPEED:  # images have no say in how fast it is
+        if best is None or self.budget.metric == SPEED:  # images do not change how fast it is
             return
         for number, settings in enumerate(more, start=race.first):
             self.clock.check_stage()
@@ -263,17 +268,17 @@ class Tuner:
                 race.run_whole(min(close, key=lambda entry: entry.time))
 
     @property
-    def presets(self) -> list[Entry]:
+    def presets(self) -> list[RaceEntry]:
         """The entries that are presets."""
         assert self.race is not None
         return [self.race.entries[name] for name in Schedule.presets()]
 
-    def best(self) -> Entry | None:
-        """The best entry so far, of those that have the first images."""
+    def best(self) -> RaceEntry | None:
+        """The best entry so far, of those that have all of the first images."""
         race = self.race
         return race.best(race.entries.values()) if race else None
 
-    def best_preset(self) -> Entry | None:
+    def best_preset(self) -> RaceEntry | None:
         """The best preset so far, likewise."""
         return self.race.best(self.presets) if self.race else None
 
@@ -286,7 +291,7 @@ class Tuner:
             self.clock.best = f"{1 / best.time:.2f}×, worst {self.budget.shown(worst)}{misses}"
 
     def judge(self) -> None:
-        """Make the held-out images: unpatched, with the winner and the best preset, in turns."""
+        """Make the held-out images unpatched, with the winner and the best preset, interleaved."""
         best, preset = self.best(), self.best_preset()
         assert best is not None
         self.clock.reserved = 0.0
@@ -300,8 +305,8 @@ class Tuner:
         known = {
             line["image"]: line for line in self.workspace.lines("judged") if line["of"] == key
         }
-        warm = warm_up_settings(self.images.held_out[0], 4, self.inputs)
-        warm_up(self.pipe, variants, warm, inputs=self.inputs)
+        warm = warm_up_settings(self.images.held_out[0], 4, self.call_kwargs)
+        warm_up(self.pipe, variants, warm, call_kwargs=self.call_kwargs)
         for number in range(len(self.images.held_out)):
             if number not in known:
                 known[number] = {"image": number, "of": key, **self._turn(variants, number)}
@@ -310,13 +315,13 @@ class Tuner:
             self.judged.append({name: found[name] for name in schedules})
             self.clock.check()
 
-    def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Likeness]:
+    def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Similarity]:
         settings = self.images.held_out[number]
-        turns = in_turns(self.pipe, variants, settings, number, inputs=self.inputs)
-        made = dict(turns)
+        images = interleaved(self.pipe, variants, settings, number, call_kwargs=self.call_kwargs)
+        made = dict(images)
         line = {}
         for name, each in made.items():
             self.workspace.save_image(f"held-out-{number}-{name}", each)
-            likeness = {} if name == UNPATCHED else self._likeness(each, made[UNPATCHED])
-            line[name] = {"seconds": each.seconds, **likeness}
+            similarity = {} if name == UNPATCHED else self._similarity(each, made[UNPATCHED])
+            line[name] = {"seconds": each.seconds, **similarity}
         return line

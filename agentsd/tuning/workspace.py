@@ -1,4 +1,4 @@
-"""The folder of a tuning run: what was measured stays, so that a run can be resumed."""
+"""The folder of a tuning run, which keeps all measurements so that the run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SETTINGS = "settings.json"
 
 
 class Workspace:
-    """A folder with all that a tuning run measures.
+    """The folder of all measurements of a tuning run.
 
     Args:
-        folder: Made if missing.
-        settings: All that the measurements depend on; JSON values.
-        resume: Whether the folder may hold a run already, which must have the same settings.
+        folder: Created if missing.
+        settings: Everything that the measurements depend on, as JSON values.
+        resume: Whether the folder may already hold a run, which must have the same settings.
 
     Raises:
         SettingsError: If it holds a run and ``resume`` is false, or that run had other settings.
@@ -46,12 +46,12 @@ class Workspace:
         write_whole(file, json.dumps(settings, indent=1).encode())
 
     def save_image(self, name: str, made: TimedImage) -> None:
-        """Keep an image, and the seconds that it took."""
+        """Save an image and the seconds that it took."""
         save_image(made.image, self.folder / f"{name}.png")
         self.append("images", {"name": name, "seconds": made.seconds})
 
     def images(self) -> dict[str, TimedImage]:
-        """The images that are there, by name, with their seconds."""
+        """The saved images by name, with their seconds."""
         found = {}
         for line in self.lines("images"):
             file = self.folder / f"{line['name']}.png"
@@ -61,21 +61,21 @@ class Workspace:
         return found
 
     def trajectory_file(self, number: int) -> Path:
-        """Where the trajectory of an image is kept."""
+        """File of an image's trajectory."""
         return self.folder / f"trajectory-{number}.pt"
 
     def trajectories(self) -> dict[int, Trajectory]:
-        """The trajectories that are there, by the number of their image."""
+        """The saved trajectories, by the number of their image."""
         files = {int(f.stem.partition("-")[2]): f for f in self.folder.glob("trajectory-*.pt")}
         return {number: Trajectory.load(file) for number, file in sorted(files.items())}
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add a line to a list."""
+        """Append a line to a JSON Lines file."""
         with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The lines of a list, except one that was cut off as it was written."""
+        """The lines of a JSON Lines file, skipping one that was cut off by a kill."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
             return

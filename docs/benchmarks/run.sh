@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 out=${OUT:-docs/benchmarks}
 ours=(--schedule faithful --schedule fast --schedule paper)
 agents=(--schedule docs/benchmarks/agents-256.yaml)
-cached=(--schedule faithful --schedule balanced --schedule turbo --no-peers --steps 25)
+cached=(--schedule faithful --schedule balanced --schedule turbo --no-baselines --steps 25)
 
 measure() { # NAME OPTION...
   ${AGENTSD:-agentsd} benchmark "${ours[@]}" "${@:2}" --out "$out/$1.csv"
@@ -24,7 +24,7 @@ measure_runs() { # NAME OPTION...
 on_cpu() {
   local core=(--device cpu --threads 1)
   measure sd15-512-cpu --model sd15 --size 512 "${agents[@]}" "${core[@]}" --rounds 5
-  measure sd15-512-cpu-compile --model sd15 --size 512 "${core[@]}" --no-peers --compile --rounds 3
+  measure sd15-512-cpu-compile --model sd15 --size 512 "${core[@]}" --no-baselines --compile --rounds 3
   measure sd15-1024-cpu --model sd15 --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 3
   measure sdxl-1024-cpu --model sdxl --size 1024 --batch 1 "${agents[@]}" "${core[@]}" --rounds 2
   measure_runs sd15-512-cpu-runs --model sd15 "${core[@]}" --rounds 3
@@ -33,7 +33,7 @@ on_cpu() {
   measure sd15-top-cpu --model sd15-top --size 512 --size 768 --size 1024 --size 1536 --batch 1 \
     "${agents[@]}" "${core[@]}" --rounds 3
   # Where there is least to gain: no preset may be slower than unpatched.
-  measure sd15-small-cpu --model sd15 --size 256 --size 384 "${core[@]}" --no-peers --rounds 5
+  measure sd15-small-cpu --model sd15 --size 256 --size 384 "${core[@]}" --no-baselines --rounds 5
   measure pocket-cpu --model pocket --size 64 --size 128 --size 192 --size 256 \
     "${agents[@]}" "${core[@]}" --rounds 25
 }
@@ -51,7 +51,7 @@ on_cuda() {
 }
 
 quick() {
-  local card=(--device cuda --dtype float16 --no-peers)
+  local card=(--device cuda --dtype float16 --no-baselines)
   measure sd15-quick --model sd15 --size 512 --size 1024 "${card[@]}" --rounds 10
   measure sdxl-quick --model sdxl --size 1024 "${card[@]}" --rounds 10
   measure sd15-quick-compile --model sd15 --size 512 "${card[@]}" --rounds 5 --compile

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from .batches import HardGroups, stream, to_unit
 from .checkpoints import Clock, load, rng_state, save_atomically, set_rng_state
-from .progress import Watch, plot_logs, say
+from .progress import Watch, say
 from .scenes import LABEL_CLASSES, SHAPES
 from .settings import Settings
 from .tokenizer import MAX_LENGTH, build_tokenizer
@@ -189,5 +189,4 @@ def train_clip(settings: Settings, seconds: float) -> CLIPModel:
                 save()
                 saved_at = time.monotonic()
     save()
-    plot_logs(watch.log, settings.work / "clip-loss.png")
     return clip.eval()

@@ -12,7 +12,7 @@ from agentsd.models.loading import POCKET_GUIDANCE
 
 from .checkpoints import Clock
 from .export import judging_processor
-from .progress import append, plot_logs, save_grid
+from .progress import append, save_grid
 from .scenes import caption
 from .scores import Judge, unseen
 from .settings import Settings
@@ -24,7 +24,7 @@ STEPS = 15
 
 
 class Preview:
-    """Writes to the work folder grids `whole.jpg` and `close-up.jpg`, `scores.csv`, and a plot.
+    """Writes to the work folder grids `whole.jpg` and `close-up.jpg`, and `scores.csv`.
 
     Args:
         settings: of the run.
@@ -44,7 +44,7 @@ class Preview:
     @torch.no_grad()
     def __call__(self, trainer: Trainer, clock: Clock) -> None:
         """Sample the evaluation's first captions, whole and, unjudged, in part."""
-        work, scenes = self.settings.work, unseen(self.settings, self.count)
+        scenes = unseen(self.settings, self.count)
         captions = [caption(scene) for scene in scenes]
         side = 16 if self.settings.smoke else 64
         self.paint(trainer, [f"{CLOSE_UP} {text}" for text in captions], side // 2, "close-up")
@@ -53,7 +53,6 @@ class Preview:
         figures = {"cosine": found["cosine"]}
         figures |= {name: figure["right"] for name, figure in found["attributes"].items()}
         append(self.log, trainer.step, clock.spent, figures)
-        plot_logs(work / "unet.csv", work / "unet.png", self.log)
 
     def paint(self, trainer: Trainer, captions: list[str], side: int, name: str) -> np.ndarray:
         """Samples as a grid in the work folder and as uint8 pictures [B, H, W, 3]."""

@@ -1,4 +1,4 @@
-"""What a run shows: a bar on stderr, a log of figures, a plot of the loss, grids of pictures."""
+"""What a run shows: a bar on stderr, a log of figures, grids of pictures."""
 
 from __future__ import annotations
 
@@ -74,33 +74,6 @@ def append(log: Path, step: int, seconds: float, figures: dict[str, float]) -> N
         writer = csv.writer(file)
         for name, value in figures.items():
             writer.writerow([step, f"{seconds:.1f}", name, f"{value:.6g}"])
-
-
-def plot_logs(losses: Path, picture: Path, shares: Path | None = None) -> None:
-    """Draw a log of losses, and below it one of shares in 0..1, over the seconds of training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    logs = [log for log in (losses, shares) if log and log.exists()]
-    if not logs:  # ended before its first line
-        return
-    figure, rows = plt.subplots(len(logs), 1, figsize=(8, 4.5 * len(logs)), squeeze=False)
-    for log, axes in zip(logs, rows[:, 0], strict=True):
-        curves: dict[str, tuple[list[float], list[float]]] = {}
-        with log.open(newline="") as file:
-            for _, seconds, name, value in csv.reader(file):
-                xs, ys = curves.setdefault(name, ([], []))
-                xs.append(float(seconds))
-                ys.append(float(value))
-        for name, (xs, ys) in curves.items():
-            axes.plot(xs, ys, label=name, linewidth=1)
-        scale = {"yscale": "log"} if log == losses else {"ylim": (0, 1.02)}
-        axes.set(xlabel="seconds of training", title=log.stem, **scale)
-        axes.legend(fontsize=7)
-    figure.savefig(picture, dpi=90)
-    plt.close(figure)
 
 
 def save_grid(pictures: np.ndarray, columns: int, path: Path) -> None:

@@ -19,8 +19,8 @@ class Settings:
 
     Args:
         out: folder for the exported model.
-        work: folder for checkpoints, plots and sample grids.
-        device: "cpu", "cuda" or "auto".
+        work: folder for checkpoints, logs and sample grids.
+        device: a CPU or a GPU.
         seed: start of every random stream.
         smoke: a few steps at the smallest sizes, to try the machinery.
         steps: where each stage's training ends at the latest; 0 leaves it to the time.

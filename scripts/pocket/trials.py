@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from agentsd import Phase, Schedule, load_pipeline, patched
+from agentsd import Keys, Schedule, load_pipeline, patched
 from agentsd.benchmark.variants import floor
 from agentsd.models.adapters import configure_pipeline
 from agentsd.models.loading import POCKET_GUIDANCE
@@ -57,7 +57,7 @@ class Trial:
             return floor(pipe.unet)
         if self.keys == 1:
             return nullcontext()
-        phase = Phase(method="keys", sx=self.keys, sy=self.keys, select="grid", min_tokens=0)
+        phase = Keys(sx=self.keys, sy=self.keys, select="grid", min_tokens=0)
         return patched(pipe, Schedule(phases=[phase]))
 
 

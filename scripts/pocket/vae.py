@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 
 from .batches import ScenePictures, stream, to_unit
 from .checkpoints import Clock, load, save_atomically
-from .progress import Watch, plot_logs, save_grid, say
+from .progress import Watch, save_grid, say
 from .scenes import render, sample_scene
 from .settings import EVALUATION_SEED, Settings
 from .shards import Shards
@@ -198,7 +198,6 @@ def report(vae: AutoencoderKL, settings: Settings, count: int = 32) -> float:
         shown.append(torch.cat([target, output], 3))
     pairs = torch.cat(shown)[:12].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
     save_grid(pairs.cpu().numpy(), 3, settings.work / "vae.png")
-    plot_logs(settings.work / "vae.csv", settings.work / "vae-loss.png")
     psnr = sum(scores) / len(scores)
     say(f"vae: {psnr:.2f} dB at {size} pixels")
     return psnr

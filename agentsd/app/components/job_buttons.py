@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..jobs.job import Progress, Stopped
+from ..jobs.job import JobProgress, JobStopped
 from ..jobs.worker import Finished, Queued, Worker
 from . import markup
 from .events import DEVICE, PRIVATE, QUICK
@@ -64,7 +64,7 @@ class JobButtons:
                             updates = job.finish(event.result)
                         else:
                             yield {self._status: _status(event)}
-            except Stopped:
+            except JobStopped:
                 updates = {self._status: markup.note("Stopped.")}
             except Exception as error:
                 updates = {self._status: markup.error(message(error))}
@@ -87,7 +87,7 @@ class JobButtons:
         }
 
 
-def _status(event: Queued | Progress | None) -> Any:
+def _status(event: Queued | JobProgress | None) -> Any:
     if isinstance(event, Queued):
         return markup.queued(event)
     return gr.skip() if event is None else markup.progress(event)

@@ -9,11 +9,11 @@ from io import BytesIO
 
 from PIL import Image
 
-from ..jobs.job import Progress
+from ..jobs.job import JobProgress
 from ..jobs.worker import Queued
 
 
-def progress(event: Progress) -> str:
+def progress(event: JobProgress) -> str:
     """A bar with the step, the time left and, if there is one, a preview of the image."""
     step = f": step {event.step} of {event.steps}" if event.step else ""
     text = escape(f"{event.label}{step}{_left(event.seconds_left)}")

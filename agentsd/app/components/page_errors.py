@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import gradio as gr
 
 from ...errors import AgentSDError
-from ..jobs.job import Stopped
+from ..jobs.job import JobStopped
 from . import markup
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ def message(error: Exception) -> str:
     """
     if isinstance(error, AgentSDError | gr.Error):
         return FOLDERS.sub("", str(getattr(error, "message", error)))
-    if isinstance(error, Stopped):
+    if isinstance(error, JobStopped):
         return "stopped: the server is closing"
     log.error("a visitor's request failed", exc_info=error)
     return "unexpected error; the server's log has the details"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..jobs.pace import PlannedImage
+from ..jobs.time_estimator import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest, ModelCatalog
 from .image_controls import ImageControls

@@ -58,7 +58,7 @@ class Prediction:
     def _line(self, *values: Any) -> str | None:
         try:
             request, image = asked_image(self._worker, self._catalog, *values)
-            ratio = self._worker.pace.speedup(image)
+            ratio = self._worker.estimator.speedup(image)
         except AgentSDError:  # shown by the control that is wrong
             return None
         name = self._library.name_of(request.schedule)
@@ -69,8 +69,11 @@ class Prediction:
 
 
 def _measured(library: ScheduleLibrary, name: str) -> str:
-    if name not in library or library[name].time is None or library[name].psnr is None:
+    measured = library[name].measured if name in library else None
+    if measured is None or measured.psnr is None:
         return ""
-    found = library[name]
-    times, psnr = 1 / (found.time or 1), found.psnr
-    return f"<small>Its file says: measured {times:.1f}× as fast, {psnr:.0f} dB.</small>"
+    return (
+        f"<small>Measured: {escape(speed(1 / measured.time))}, {measured.psnr:.0f} dB to the "
+        f"unpatched image ({escape(measured.model)}, {escape(measured.scheduler)}, "
+        f"{measured.num_inference_steps} steps, guidance {measured.guidance_scale:g}).</small>"
+    )

@@ -87,7 +87,7 @@ class SizeChoice:
     def _show(self, measured: list[Measured], *values: Any) -> list[Any]:
         try:
             request, image = asked_image(self._worker, self._catalog, *values)
-            found = size_estimates(self._worker.pace, image, self._sizes(request.model))
+            found = size_estimates(self._worker.estimator, image, self._sizes(request.model))
         except AgentSDError:  # shown by the control that is wrong
             return [gr.skip(), gr.skip()]
         choices = [(size_label(each), _value(each.height, each.width)) for each in found]

@@ -7,6 +7,7 @@ from math import floor, log10
 from typing import Any, NamedTuple
 
 from ...methods import Phase
+from ...methods.base import INTERVAL, MAX_INTERVAL
 
 TYPES = {"integer": int, "number": float, "boolean": bool, "string": str}
 """Types of parameters that there is a control for, by their names in a JSON schema."""
@@ -35,12 +36,18 @@ class Parameter(NamedTuple):
         return self[: self._fields.index("description")]
 
 
+CACHE_INTERVAL = Parameter(
+    "cache_interval", int, 1, MAX_INTERVAL, 1, (), False, False, INTERVAL, 1, []
+)
+"""``interval`` of a phase's cache; 1 for none."""
+
+
 @cache
 def parameters(method: type[Phase]) -> dict[str, Parameter]:
-    """The parameters of a method that have a description, by name."""
+    """The parameters of a method that have a description, by name, and its cache's interval."""
     fields = method.model_json_schema()["properties"]
-    found = (_read(name, fields[name]) for name in method.parameters())
-    return {parameter.name: parameter for parameter in found if parameter is not None}
+    own = (_read(name, fields[name]) for name in method.parameters())
+    return {one.name: one for one in (*own, CACHE_INTERVAL) if one is not None}
 
 
 def _read(name: str, field: dict[str, Any]) -> Parameter | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from ...methods import METHODS, Phase
-from .parameters import Parameter, parameters
-from .phase_edits import method_of
+from ...methods import METHODS
+from .parameters import CACHE_INTERVAL, Parameter, parameters
+from .phase_edits import cache_interval, method_name, method_of
 
 MIDDLE = 0.5
 """Where ``until`` stands unless a phase says otherwise."""
@@ -89,7 +89,8 @@ class PhaseControls:
             return {self.box: gr.update(visible=False)}
         method = method_of(phase)
         own = {p.control: p for p in parameters(method).values()} if method else {}
-        idle = method.idle(phase) if method else set()
+        ignored = method.ignored_parameters(phase) if method else set()
+        shown = {**phase, CACHE_INTERVAL.name: cache_interval(phase)}
         updates: dict[Any, Any] = {
             self.box: gr.update(visible=True),
             self.remove: gr.update(interactive=not only),
@@ -101,15 +102,15 @@ class PhaseControls:
                 changes["value"] = value
             updates[control] = gr.update(**changes)
 
-        update(self._method, phase.get("method", Phase().method))
+        update(self._method, method_name(phase))
         has_until = not last and "until_step" not in phase
         update(self._until, phase.get("until", MIDDLE), visible=has_until)
         for key, control in self._controls.items():
             parameter = own.get(key, self._parameters[key])
             update(
                 control,
-                phase.get(parameter.name, _default(parameter)),
-                visible=key in own and parameter.name not in idle,
+                shown.get(parameter.name, _default(parameter)),
+                visible=key in own and parameter.name not in ignored,
                 info=_info(parameter),
             )
         return updates

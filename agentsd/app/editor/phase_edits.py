@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from itertools import chain
-from pprint import pformat
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from ...errors import ScheduleError
-from ...methods import METHODS, Phase
-from ...methods.base import ENDS
+from ...methods import METHODS, BasePhase, Cache, Phase
+from ...methods.base import ENDS, nest_cache
 from ...patching.patch import DEFAULT_SCHEDULE
-from ...schedule import Schedule
+from ...schedule import DEFAULT_METHOD, Schedule
 from ..requests.schedule_text import read_yaml
-from .parameters import parameters
+from .parameters import CACHE_INTERVAL, parameters
 
 
 def concise(schedule: Schedule) -> dict[str, Any]:
     """A schedule as plain values, without those that are the default."""
     phases = []
     for phase in schedule.phases:
-        fields = type(phase).model_fields
-        phases.append(
-            {
-                name: value
-                for name, value in phase.to_dict().items()
-                if name == "method" or value != fields[name].default
-            }
-        )
+        values = {"method": phase.method} | _given(phase)
+        if phase.cache is not None:
+            values["cache"] = _given(phase.cache)
+        phases.append({name: values[name] for name in phase.to_dict() if name in values})
     return {"phases": phases} | ({"seed": schedule.seed} if schedule.seed else {})
+
+
+def _given(model: Phase | Cache) -> dict[str, Any]:
+    """Parameters other than the defaults."""
+    fields = type(model).model_fields
+    return {k: v for k, v in model.to_dict().items() if v != fields[k].default}
 
 
 def as_python(schedule: Schedule) -> str:
     """Code that patches a pipeline with a schedule."""
-    phases = pformat(concise(schedule)["phases"], sort_dicts=False, width=60)
+    phases = []
+    for phase in schedule.phases:
+        given = {name: repr(value) for name, value in _given(phase).items()}
+        if phase.cache is not None:
+            given["cache"] = _call(Cache, {k: repr(v) for k, v in _given(phase.cache).items()})
+        phases.append(f"    {_call(type(phase), given)},\n")
     seed = f", seed={schedule.seed}" if schedule.seed else ""
     return (
         "import agentsd\n\n"
-        f"phases = {phases}\n"
+        f"phases = [\n{''.join(phases)}]\n"
         f"agentsd.apply_patch(pipe, agentsd.Schedule(phases=phases{seed}))\n"
     )
+
+
+def _call(kind: type, arguments: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    return f"agentsd.{kind.__name__}({listed})"
 
 
 def read_phases(text: Any) -> list[dict[str, Any]]:
@@ -66,7 +78,19 @@ def method_of(phase: Mapping[str, Any]) -> type[Phase] | None:
 
 def method_name(phase: Mapping[str, Any]) -> Any:
     """The name of a phase's method, which may be none."""
-    return phase.get("method", Phase().method)
+    return phase.get("method", DEFAULT_METHOD)
+
+
+def cache_interval(phase: Mapping[str, Any]) -> Any:
+    """The interval of a phase's cache, in either spelling; 1 for none."""
+    cache = _nested(phase).get("cache")
+    return cache.get("interval", 1) if isinstance(cache, Mapping) else 1
+
+
+def _nested(phase: Mapping[str, Any]) -> dict[str, Any]:
+    with suppress(ScheduleError):  # which the schedule's own check shows
+        return nest_cache(phase)
+    return dict(phase)
 
 
 def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) -> dict[str, Any]:
@@ -83,37 +107,35 @@ def edit_phase(phase: Mapping[str, Any], values: Mapping[str, Any], last: bool) 
     if method is None:
         return {**end, "method": values["method"]}
     controls = parameters(method)
-    idle = method.idle(values)
-    stays = set(method.parameters()) - controls.keys() - idle
-    kept = {name: value for name, value in phase.items() if name in stays}
+    ignored = method.ignored_parameters(values)
+    stays = set(method.parameters()) - controls.keys() - ignored
+    kept = {name: value for name, value in _nested(phase).items() if name in stays}
+    cache = {CACHE_INTERVAL.name: values[CACHE_INTERVAL.name]}
     changes = {
         name: values[name]
         for name, parameter in controls.items()
-        if name not in idle
+        if name not in ignored | cache.keys()
         and values[name] != parameter.default
         and not (parameter.optional and not values[name])
     }
-    return {**end, "method": values["method"], **changes, **kept}
+    return {**end, "method": values["method"], **changes, **nest_cache(kept | cache)}
 
 
 def switch_method(
     phase: Mapping[str, Any], values: Mapping[str, Any], last: bool
 ) -> dict[str, Any]:
-    """A phase with another method, at values with which the method does something.
-
-    They are those of the first preset that has the method; its defaults may do nothing, as those
-    of ``agent``, which leave too many agents to be used.
+    """A phase with another method, at the values of the first preset that has it.
 
     Args:
         phase: The phase before. What all methods share stays.
         values: The new method, and ``until``.
         last: Whether it is the last phase.
     """
-    name, shared = values["method"], Phase.model_fields.keys() - {"method", *ENDS}
+    name, shared = values["method"], BasePhase.model_fields.keys() - {"method", *ENDS}
     presets = (concise(Schedule.preset(preset))["phases"] for preset in Schedule.presets())
     usual: dict[str, Any] = next((one for one in chain(*presets) if one["method"] == name), {})
     start = {key: value for key, value in usual.items() if key not in {*shared, "method", *ENDS}}
-    kept = {key: value for key, value in phase.items() if key in shared}
+    kept = {key: value for key, value in _nested(phase).items() if key in shared}
     return {**_end(phase, values, last), "method": name, **start, **kept}
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
 
 from ...methods import METHODS
 from ...models.architectures import Architecture
-from ...patching.inspection import inspect_patch
+from ...patching.inspection import LayerInspection, inspect_patch
 from ...patching.patch import patched
 from ...schedule import Phase, Plan, Schedule
 from .phase_borders import border
@@ -51,13 +51,13 @@ class Timeline:
         """
         with self._lock, patched(self._architecture, schedule):
             inspection = inspect_patch(self._architecture, height, width, self._device)
-        by_downsample: dict[int, list[dict[str, Any]]] = {}
-        for layer in inspection["layers"]:
-            if layer["phases"]:
-                by_downsample.setdefault(layer["downsample"], []).append(layer)
+        by_downsample: dict[int, list[LayerInspection]] = {}
+        for layer in inspection.layers:
+            if layer.phases:
+                by_downsample.setdefault(layer.downsample, []).append(layer)
         return [
             [
-                Level(downsample, len(layers), _plan(layers[0]["phases"][number]))
+                Level(downsample, len(layers), layers[0].phases[number].plan)
                 for downsample, layers in sorted(by_downsample.items())
             ]
             for number in range(len(schedule.phases))
@@ -89,10 +89,6 @@ class Timeline:
             "<th>query–key pairs kept</th><th>note</th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div></div>"
         )
-
-
-def _plan(phase: dict[str, Any]) -> Plan:
-    return Plan(**{name: phase[name] for name in Plan._fields})
 
 
 def colour(phase: Phase) -> str:
@@ -139,7 +135,8 @@ def notes(phase: Phase, plan: Plan) -> list[str]:
     """Where a phase differs from what its parameters ask for, and why.
 
     Example:
-        >>> phase = Phase(method="merge", sx=2, sy=2, ratio=0.9)
+        >>> from agentsd import Merge
+        >>> phase = Merge(ratio=0.9)
         >>> notes(phase, phase.plan(64, 64))
         ['ratio 0.9 is capped to 0.75: one token of each cell stays']
     """

@@ -81,13 +81,15 @@ def explain(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> Explain
     """Make a request's image again and record what its places listen to.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings
-    inputs = request.options.inputs(settings.height, settings.width)
+    call_kwargs = request.options.call_kwargs(settings.height, settings.width)
     with with_options(pipe, request.options) as pipe, recorded(pipe, request) as maps:
-        made = job.make(pipe, settings, request.schedule, request.scheduler, "recording", inputs)
+        made = job.make(
+            pipe, settings, request.schedule, request.scheduler, "recording", call_kwargs
+        )
     return Explained(made.image, maps)
 
 

@@ -14,7 +14,7 @@ from ...image_settings import ImageSettings
 from ...methods.base import Plan
 from ...patching.layers import AttentionLayer, find_attention_layers, find_unet
 from ...patching.processor import LAYER, PatchedLayer
-from ...patching.runtime import Step
+from ...patching.runtime import StepPlan
 
 
 class PatchedCall(NamedTuple):
@@ -25,7 +25,7 @@ class PatchedCall(NamedTuple):
     x: Tensor
     """Its input, ``[B, N, C]``."""
     layer: PatchedLayer
-    step: Step
+    step: StepPlan
 
     @property
     def number(self) -> int:

@@ -70,14 +70,16 @@ def record_layers(job: Job, pipe: DiffusionPipeline, request: ImageRequest) -> R
     """Make a request's image again and record what each patched layer does.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     snapshots: dict[tuple[int, str], LayerSnapshot] = {}
     settings = request.settings
-    inputs = request.options.inputs(settings.height, settings.width)
+    call_kwargs = request.options.call_kwargs(settings.height, settings.width)
     with with_options(pipe, request.options) as pipe, _hooks(pipe, request, snapshots):
-        made = job.make(pipe, settings, request.schedule, request.scheduler, "recording", inputs)
+        made = job.make(
+            pipe, settings, request.schedule, request.scheduler, "recording", call_kwargs
+        )
     return Recording(made.image, snapshots)
 
 

@@ -12,11 +12,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ...generation.images import TimedImage, make_image
-from ...generation.turns import warm_up, with_schedule
+from ...generation.interleaving import warm_up, with_schedule
 from ...image_settings import ImageSettings, warm_up_settings
 from ...models.schedulers import scheduled
 from ...schedule import Schedule
-from .pace import Pace, PlannedImage
+from .time_estimator import PlannedImage, TimeEstimator
 
 ORIGINAL, OURS = "Original", "agentsd"
 """What visitors read for an unpatched and a patched image."""
@@ -28,11 +28,11 @@ PREVIEW_SIDE = 256
 """Pixels of a preview's longer side."""
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
+class JobStopped(Exception):  # noqa: N818 - not an error
     """The visitor stopped the job or left, or the server is closing."""
 
 
-class Progress(NamedTuple):
+class JobProgress(NamedTuple):
     """The progress of a job."""
 
     label: str
@@ -51,24 +51,24 @@ class Job:
     """The work of one visitor, which makes images and can be stopped.
 
     Args:
-        report: Called in the worker's thread with each :class:`Progress`.
+        report: Called in the worker's thread with each :class:`JobProgress`.
         images: The images that it will make, in order.
-        pace: How fast images are made here, which the job adds to.
+        estimator: Estimates times, and learns from this job.
         owner: Whose job it is, for :meth:`Worker.stop`.
         seconds: How long it takes, where that does not follow from its images.
     """
 
     def __init__(
         self,
-        report: Callable[[Progress], None],
+        report: Callable[[JobProgress], None],
         images: Sequence[PlannedImage],
-        pace: Pace,
+        estimator: TimeEstimator,
         owner: Hashable = None,
         seconds: float | None = None,
     ) -> None:
         self._report = report
         self._images = images
-        self._pace = pace
+        self._estimator = estimator
         self.owner = owner
         self.running = False
         self._made = 0
@@ -93,15 +93,15 @@ class Job:
         return self._stopped.is_set()
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if the job was stopped."""
+        """Raise :class:`JobStopped` if the job was stopped."""
         if self.stopping:
-            raise Stopped
+            raise JobStopped
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the job is done; ``None`` where nothing is known yet."""
         if self._left is None:
-            return self._pace.seconds([*map(_one_step, self._cold_images()), *self._images])
+            return self._estimator.seconds([*map(_one_step, self._cold_images()), *self._images])
         passed = time.perf_counter() - self._reported if self.running else 0.0
         return max(0.0, self._left - passed)
 
@@ -110,37 +110,39 @@ class Job:
         kinds = {
             (image.settings.height, image.settings.width, image.schedule is None): image
             for image in self._images
-            if not self._pace.is_warm(image)
+            if not self._estimator.is_warm(image)
         }
         return list(kinds.values())
 
-    def warm_up(self, pipe: DiffusionPipeline, inputs: Mapping[str, Any] | None = None) -> None:
+    def warm_up(
+        self, pipe: DiffusionPipeline, call_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         """Run a step of each kind of image whose size is new, so that no time includes it.
 
         Args:
             pipe: The planned images' pipeline, or one that shares its models.
-            inputs: Further arguments of its call.
+            call_kwargs: Further arguments of its call.
         """
         for number, image in enumerate(cold := self._cold_images()):
             name = ORIGINAL if image.schedule is None else OURS
-            left = self._pace.seconds([*map(_one_step, cold[number:]), *self._images])
+            left = self._estimator.seconds([*map(_one_step, cold[number:]), *self._images])
             self.tell(f"Warm-up, as this size is new ({name})", left)
             with scheduled(pipe, image.scheduler):
                 variants = {name: with_schedule(image.schedule)}
-                short = warm_up_settings(image.settings, 1, inputs)
+                short = warm_up_settings(image.settings, 1, call_kwargs)
                 begun = time.perf_counter()
-                warm_up(pipe, variants, short, make=self._make_unseen, inputs=inputs)
-            self._pace.learn(_one_step(image), time.perf_counter() - begun)
+                warm_up(pipe, variants, short, make=self._make_unseen, call_kwargs=call_kwargs)
+            self._estimator.learn(_one_step(image), time.perf_counter() - begun)
 
     def _make_unseen(
         self,
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         self.check()
-        return make_image(pipe, settings, label, inputs)
+        return make_image(pipe, settings, label, call_kwargs)
 
     def make(
         self,
@@ -149,7 +151,7 @@ class Job:
         schedule: Schedule | None = None,
         scheduler: str | None = None,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         """Make one image; patch and scheduler are undone afterwards, even after an error.
 
@@ -159,25 +161,25 @@ class Job:
             schedule: ``None`` for the unpatched image.
             scheduler: As for :class:`agentsd.models.options.PipelineOptions`.
             label: What the progress calls the image.
-            inputs: Further arguments of the pipeline's call.
+            call_kwargs: Further arguments of the pipeline's call.
 
         Returns:
             The image and its seconds, not counting previews.
 
         Raises:
-            Stopped: If the job is stopped.
+            JobStopped: If the job is stopped.
             AgentSDError: As :func:`agentsd.generation.images.make_image` and ``patched`` do.
         """
         self.check()
         with scheduled(pipe, scheduler), with_schedule(schedule)(pipe):
-            return self.make_shown(pipe, settings, label, inputs)
+            return self.make_shown(pipe, settings, label, call_kwargs)
 
     def make_shown(
         self,
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
         on_step: Callable[[float, torch.Tensor], None] | None = None,
     ) -> TimedImage:
         """Make the next planned image with the pipeline as it is, and show its progress.
@@ -194,16 +196,18 @@ class Job:
             if on_step is not None:
                 on_step(seconds, tensors["latents"])
             done, steps = index + 1, pipe.num_timesteps
-            self._pace.learn(image, seconds, done / steps)
+            self._estimator.learn(image, seconds, done / steps)
             preview = self._preview(pipe, tensors["latents"]) if done < steps else None
-            left = seconds / done * (steps - done) + (self._pace.seconds(later) or 0)
+            left = seconds / done * (steps - done) + (self._estimator.seconds(later) or 0)
             self.tell(label, left, done, steps, preview)
             return tensors
 
         self.check()
-        made = make_image(pipe, settings, inputs={"callback_on_step_end": step, **(inputs or {})})
+        made = make_image(
+            pipe, settings, call_kwargs={"callback_on_step_end": step, **(call_kwargs or {})}
+        )
         made = made._replace(seconds=made.seconds - (self._previews - before))
-        self._pace.learn(image, made.seconds)
+        self._estimator.learn(image, made.seconds)
         self._made += 1
         return made
 
@@ -219,7 +223,7 @@ class Job:
         self._left, self._reported = left, time.perf_counter()
         elapsed = self._reported - self._begun
         share = 0.0 if left is None else elapsed / (elapsed + left)
-        self._report(Progress(label, step, steps, share, left, preview))
+        self._report(JobProgress(label, step, steps, share, left, preview))
 
     def _preview(self, pipe: Any, latents: torch.Tensor) -> Image.Image | None:
         """Decode the latents, unless previews have taken too much of the time so far."""

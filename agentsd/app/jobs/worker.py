@@ -12,8 +12,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from diffusers import DiffusionPipeline
 
 from ...errors import AgentSDError, LoadError
-from .job import Job, Progress, Stopped
-from .pace import Pace, PlannedImage
+from .job import Job, JobProgress, JobStopped
+from .time_estimator import PlannedImage, TimeEstimator
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Finished(NamedTuple, Generic[T]):
     result: T
 
 
-Event = Queued | Progress | Finished[T] | None
+Event = Queued | JobProgress | Finished[T] | None
 """What happens to a job; ``None`` where nothing has for a while."""
 
 
@@ -68,7 +68,7 @@ class Worker:
         self._accepted: set[Job] = set()  # a visitor may stop these before they are queued
         self._jobs: dict[Job, Future[Any]] = {}
         self._closed = False
-        self.pace = Pace(*pipes.values())
+        self.estimator = TimeEstimator(*pipes.values())
 
     @property
     def waiting(self) -> int:
@@ -115,22 +115,22 @@ class Worker:
             seconds: How long it takes, where that does not follow from its images.
 
         Yields:
-            :class:`Queued` while other jobs come first, each :class:`Progress`, ``None`` when there
-            has been none for a while, and at the end :class:`Finished` with the result. Raises what
-            the work raises, :class:`~agentsd.app.jobs.job.Stopped`, and :class:`QueueFullError` if
+            :class:`Queued` while other jobs come first, each :class:`JobProgress`, ``None`` after a
+            while without either, and finally :class:`Finished` with the result. Raises what the
+            work raises, :class:`~agentsd.app.jobs.job.JobStopped`, and :class:`QueueFullError` if
             too many jobs are waiting.
         """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Progress | Future[T]] = asyncio.Queue()
+        queue: asyncio.Queue[JobProgress | Future[T]] = asyncio.Queue()
 
-        def report(event: Progress | Future[T]) -> None:
+        def report(event: JobProgress | Future[T]) -> None:
             with suppress(RuntimeError):  # the loop is closed once the server ends
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        job = Job(report, images, self.pace, owner, seconds)
+        job = Job(report, images, self.estimator, owner, seconds)
 
         async def events() -> AsyncIterator[Event[T]]:
-            await asyncio.to_thread(self.pace.prepare, images)
+            await asyncio.to_thread(self.estimator.prepare, images)
             job.check()
             self._submit(job, work).add_done_callback(report)
             async for event in self._events(job, queue):
@@ -158,7 +158,7 @@ class Worker:
         return future
 
     async def _events(
-        self, job: Job, queue: asyncio.Queue[Progress | Future[T]]
+        self, job: Job, queue: asyncio.Queue[JobProgress | Future[T]]
     ) -> AsyncIterator[Event[T]]:
         yield self._wait(job)
         while True:
@@ -171,7 +171,7 @@ class Worker:
                 try:
                     result = event.result()
                 except CancelledError:
-                    raise Stopped from None
+                    raise JobStopped from None
                 yield Finished(result)
                 return
             yield event

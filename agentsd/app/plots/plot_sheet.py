@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...generation.comparison import visible_psnr
 from ...generation.images import TimedImage
-from ..jobs.job import Job, Stopped
+from ..jobs.job import Job, JobStopped
 from .xy_plot import Cell, Plot
 
 MAX_SIDE = 4096
@@ -30,7 +30,7 @@ def make(job: Job, pipe: DiffusionPipeline, plot: Plot, prompt: str) -> Sheet:
     """Make the images of a plot and draw them; those made before the job is stopped are kept.
 
     Raises:
-        Stopped: If the job is stopped before any image is made.
+        JobStopped: If the job is stopped before any image is made.
         AgentSDError: As :meth:`Job.make`.
     """
     made: dict[Cell, TimedImage] = {}
@@ -39,7 +39,7 @@ def make(job: Job, pipe: DiffusionPipeline, plot: Plot, prompt: str) -> Sheet:
         for number, cell in enumerate(plot.images, start=1):
             label = f"image {number} of {len(plot.images)}"
             made[cell] = job.make(pipe, *cell, label=label)
-    except Stopped:
+    except JobStopped:
         if not made.keys() & set(plot.cells):
             raise
     images = [made[cell].image if cell in made else None for cell in plot.cells]

@@ -17,7 +17,7 @@ from ..components import markup
 from ..components.events import on_choice
 from ..components.job_buttons import JobButtons, PageJob
 from ..jobs.job import Job
-from ..jobs.pace import PlannedImage
+from ..jobs.time_estimator import PlannedImage
 from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest, ModelCatalog
 from ..requests.schedule_text import CUSTOM

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import ScheduleError
-from ...schedule import PRESETS, Schedule
+from ...measured import Measured
+from ...schedule import Schedule
 from ...settings import dump_yaml
-from ...text_files import read_text
 from .schedule_text import CUSTOM
-
-TIME = re.compile(r"(\d+(?:\.\d+)?) % of the unpatched time")
-SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*[×x] (?:as fast|faster)")
-PSNR = re.compile(r"(\d+(?:\.\d+)?) dB")
-"""How the comments of a schedule's file state what was measured."""
 
 MAX_TUNED = 16
 """Schedules read from a folder; the rest are left out."""
 
 
 class NamedSchedule(NamedTuple):
-    """A schedule with what was measured of it."""
+    """A schedule and its name."""
 
     name: str
     schedule: Schedule
-    time: float | None
-    """Share of the unpatched time, from the comments of its file."""
-    psnr: float | None
-    """Of its images to the unpatched ones, in dB, likewise."""
-    about: str
-    """The comments of its file."""
+
+    @property
+    def measured(self) -> Measured | None:
+        """What it brought where it was measured."""
+        return next(iter(self.schedule.measured), None)
 
 
 class ScheduleLibrary:
@@ -46,13 +39,13 @@ class ScheduleLibrary:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        presets = [read_named(PRESETS / f"{name}.yaml") for name in Schedule.presets()]
-        self._all = {each.name: each for each in [*presets, *_read_folder(folder)]}
+        presets = [NamedSchedule(name, Schedule.preset(name)) for name in Schedule.presets()]
+        self._all = {named.name: named for named in [*presets, *_read_folder(folder)]}
 
     def names(self) -> list[str]:
         """From the closest to the fastest, then those that another one beats in both."""
         front, rest = ordered(self._all.values())
-        return [each.name for each in [*front, *rest]]
+        return [named.name for named in [*front, *rest]]
 
     def __getitem__(self, name: str) -> NamedSchedule:
         return self._all[name]
@@ -67,39 +60,26 @@ class ScheduleLibrary:
 
     def name_of(self, schedule: Schedule) -> str:
         """Under which name a schedule is here; :data:`CUSTOM` if it is not."""
-        data = schedule.to_dict()
-        found = (each.name for each in self._all.values() if each.schedule.to_dict() == data)
-        return next(found, CUSTOM)
-
-
-def read_named(file: Path) -> NamedSchedule:
-    """Read a schedule and what the comments of its file say was measured.
-
-    Raises:
-        ScheduleError: If it is not a schedule.
-    """
-    schedule = Schedule.from_yaml(file)
-    lines = [line.strip() for line in read_text(file, ScheduleError).splitlines()]
-    about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
-    share, times, psnr = TIME.search(about), SPEED.search(about), PSNR.search(about)
-    time = float(share[1]) / 100 if share else 1 / float(times[1]) if times else None
-    return NamedSchedule(file.stem, schedule, time, float(psnr[1]) if psnr else None, about)
+        alike = (name for name, known in self._all.items() if known.schedule.does_as(schedule))
+        return next(alike, CUSTOM)
 
 
 def ordered(
     schedules: Iterable[NamedSchedule],
 ) -> tuple[Sequence[NamedSchedule], Sequence[NamedSchedule]]:
     """Those that no other is both closer and faster than, from slow to fast; and the rest."""
-    measured = [each for each in schedules if each.time and each.psnr]
-    front = [each for each in measured if not any(_beats(other, each) for other in measured)]
-    names = {each.name for each in front}
-    rest = [each for each in schedules if each.name not in names]
-    return sorted(front, key=lambda each: -(each.time or 0)), rest
-
-
-def _beats(one: NamedSchedule, other: NamedSchedule) -> bool:
-    mine, yours = (one.time or 0, -(one.psnr or 0)), (other.time or 0, -(other.psnr or 0))
-    return mine != yours and mine[0] <= yours[0] and mine[1] <= yours[1]
+    schedules = list(schedules)
+    measured = [(m.time, m.psnr, named) for named in schedules if (m := named.measured) and m.psnr]
+    front = [
+        (time, psnr, named)
+        for time, psnr, named in measured
+        if not any(t <= time and p >= psnr and (t, p) != (time, psnr) for t, p, _ in measured)
+    ]
+    names = [named.name for *_, named in front]
+    return (
+        [named for *_, named in sorted(front, key=lambda row: -row[0])],
+        [named for named in schedules if named.name not in names],
+    )
 
 
 def _read_folder(folder: Path | None) -> list[NamedSchedule]:
@@ -109,7 +89,9 @@ def _read_folder(folder: Path | None) -> list[NamedSchedule]:
         raise ScheduleError(f"{folder}: is not a folder of schedules")
     files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
     taken = {*Schedule.presets(), CUSTOM}
-    found = [read_named(file) for file in files[:MAX_TUNED]]
     return [
-        each._replace(name=f"{each.name} (tuned)") if each.name in taken else each for each in found
+        NamedSchedule(
+            f"{file.stem} (tuned)" if file.stem in taken else file.stem, Schedule.from_yaml(file)
+        )
+        for file in files[:MAX_TUNED]
     ]

@@ -12,8 +12,8 @@ from ...evaluation.features import Clip, load_clip
 from ...evaluation.metrics import clip_score
 from ...generation.comparison import visible_psnr
 from ...generation.images import TimedImage
+from ...generation.interleaving import interleaved, with_schedule
 from ...generation.records import ImageRecord
-from ...generation.turns import in_turns, with_schedule
 from ...image_settings import ImageSettings
 from ...models.schedulers import scheduled
 from ...patching.forecasts import whole_steps
@@ -21,7 +21,7 @@ from ...patching.inspection import inspect_patch
 from ...patching.patch import patched
 from ...schedule import Schedule
 from ..jobs.job import ORIGINAL, OURS, Job
-from ..jobs.pace import PlannedImage
+from ..jobs.time_estimator import PlannedImage
 from ..requests.catalog import ImageRequest
 from ..requests.request_options import public_record, with_options
 from .race import Trace
@@ -72,7 +72,7 @@ def compare(
         number: Of the seed among several; the patched image comes first at every other one.
 
     Raises:
-        Stopped: If the job is stopped.
+        JobStopped: If the job is stopped.
         AgentSDError: As :meth:`Job.make`.
     """
     settings = request.settings
@@ -81,20 +81,23 @@ def compare(
     traces = {name: Trace() for name in variants}
 
     def make(
-        pipe: Any, settings: ImageSettings, label: str = "", inputs: Mapping[str, Any] | None = None
+        pipe: Any,
+        settings: ImageSettings,
+        label: str = "",
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage:
         name = label.partition(",")[0]
-        return job.make_shown(pipe, settings, label, inputs, on_step=traces[name].add)
+        return job.make_shown(pipe, settings, label, call_kwargs, on_step=traces[name].add)
 
-    inputs = request.options.inputs(settings.height, settings.width)
+    call_kwargs = request.options.call_kwargs(settings.height, settings.width)
     with with_options(pipe, request.options) as pipe:
-        job.warm_up(pipe, inputs)
+        job.warm_up(pipe, call_kwargs)
         with scheduled(pipe, request.scheduler):
             label = "{}" if request.images == 1 else f"{{}}, seed {settings.seed}"
-            turns = in_turns(
-                pipe, variants, settings, number, make=make, inputs=inputs, label=label
+            images = interleaved(
+                pipe, variants, settings, number, make=make, call_kwargs=call_kwargs, label=label
             )
-            made = dict(turns)
+            made = dict(images)
             records = (recorded(pipe, request, None), recorded(pipe, request, request.schedule))
     unpatched, ours = made[ORIGINAL], made[OURS]
     figures: dict[str, Any] = {
@@ -128,8 +131,8 @@ def planned(pipe: DiffusionPipeline, request: ImageRequest) -> list[PlannedImage
 def changes_nothing(pipe: DiffusionPipeline, settings: ImageSettings, schedule: Schedule) -> bool:
     """Whether a schedule leaves every layer and every step of an image as it is."""
     with patched(pipe, schedule):
-        layers = inspect_patch(pipe, settings.height, settings.width)["layers"]
-    methods = {phase["method"] for layer in layers for phase in layer["phases"]}
+        layers = inspect_patch(pipe, settings.height, settings.width).layers
+    methods = {phase.method for layer in layers for phase in layer.phases}
     return methods <= {"full"} and all(whole_steps(schedule, settings.num_inference_steps))
 
 

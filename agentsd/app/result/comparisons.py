@@ -15,7 +15,7 @@ from ...generation.image_files import encode_image, read_record, write_whole
 from ...generation.images import HIDDEN
 from ...generation.prompt_encoding import warnings_for
 from ...generation.records import ImageRecord
-from ..jobs.job import ORIGINAL, OURS, Job, Stopped
+from ..jobs.job import ORIGINAL, OURS, Job, JobStopped
 from ..jobs.worker import Worker
 from ..requests.catalog import ImageRequest, ModelCatalog
 from ..requests.request_options import read_options, restored_options
@@ -23,7 +23,7 @@ from ..requests.schedule_library import ScheduleLibrary
 from . import race
 from .compare import ClipScorer, Compared, compare, planned, pocket_clip_scorer
 from .difference_views import Pair, Runner
-from .saved_files import Entry, new_folder
+from .saved_files import SavedImage, new_folder
 
 SUMMARY = "comparison.json"
 """File beside a comparison's images, with its figures."""
@@ -38,8 +38,8 @@ class SavedComparison(NamedTuple):
     key: str
     """Name of its folder, which nobody can guess."""
     request: ImageRequest
-    unpatched: Entry
-    patched: Entry
+    unpatched: SavedImage
+    patched: SavedImage
     figures: dict[str, Any]
     notes: list[str]
     """What a visitor should know: which images are hidden, which part of a prompt is not used."""
@@ -81,7 +81,9 @@ class Comparisons:
         try:
             data = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
             unpatched, patched = (
-                Entry(str(folder / one["file"]), one["label"], read_record(folder / one["file"]))
+                SavedImage(
+                    str(folder / one["file"]), one["label"], read_record(folder / one["file"])
+                )
                 for one in data["images"]
             )
             request = self._request(patched.record, data["scheduler"], starting_image(folder))
@@ -116,7 +118,7 @@ class Comparisons:
         try:
             for number, one in enumerate(request.seeds()):
                 done.append(self._make(job, one, number))
-        except Stopped:
+        except JobStopped:
             if not done:
                 raise
         return done

@@ -15,7 +15,7 @@ FILES_LAST = 3 * 3600
 """Seconds after which files that visitors made are deleted."""
 
 
-class Entry(NamedTuple):
+class SavedImage(NamedTuple):
     """An image of the history."""
 
     file: str

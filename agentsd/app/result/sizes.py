@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..jobs.pace import Pace, PlannedImage
+from ..jobs.time_estimator import PlannedImage, TimeEstimator
 
 
 class SizeEstimate(NamedTuple):
@@ -21,15 +21,15 @@ class SizeEstimate(NamedTuple):
 
 
 def size_estimates(
-    pace: Pace, image: PlannedImage, sizes: Iterable[tuple[int, int]]
+    estimator: TimeEstimator, image: PlannedImage, sizes: Iterable[tuple[int, int]]
 ) -> list[SizeEstimate]:
     """Estimates of a patched image at several sizes, as ``(height, width)``."""
     found = []
     for height, width in sizes:
         settings = image.settings.model_copy(update={"height": height, "width": width})
         ours = image._replace(settings=settings)
-        unpatched = pace.seconds([ours._replace(schedule=None)])
-        patched, ratio = pace.seconds([ours]), pace.speedup(ours)
+        unpatched = estimator.seconds([ours._replace(schedule=None)])
+        patched, ratio = estimator.seconds([ours]), estimator.speedup(ours)
         found.append(SizeEstimate(height, width, unpatched, patched, ratio))
     return found
 

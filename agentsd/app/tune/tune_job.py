@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 
 from ...errors import GenerationError
 from ...models.schedulers import scheduled
-from ...tuning.clock import Stopped, TuningProgress
-from ...tuning.prompts import split_prompts
+from ...tuning.clock import TuningProgress, TuningStopped
+from ...tuning.split import split_prompts
 from ...tuning.tune import Tuning, tune
 from ..jobs.job import Job
 from ..requests.catalog import ImageRequest
@@ -67,7 +67,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
         folder: Where to keep the schedule and its report; all else is deleted.
 
     Raises:
-        Stopped: If it was stopped before it knew any schedule.
+        JobStopped: If it was stopped before it knew any schedule.
         AgentSDError: As :func:`agentsd.tune`.
     """
     image = request.image
@@ -75,7 +75,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
 
     def check_stop(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if job.stopping:
-            raise Stopped
+            raise TuningStopped
         return tensors
 
     told = -math.inf
@@ -88,7 +88,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
         best = f" · best so far: {now.best}" if now.best else ""
         job.tell(f"Tuning, {now.stage}{best}", max(0.0, now.limit - now.seconds))
 
-    inputs = image.options.inputs(image.settings.height, image.settings.width)
+    call_kwargs = image.options.call_kwargs(image.settings.height, image.settings.width)
     with TemporaryDirectory() as work:
         out = Path(work) / "tuned.yaml"
         with with_options(pipe, image.options) as chosen, scheduled(chosen, image.scheduler):
@@ -100,7 +100,7 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
                     out=out,
                     minutes=request.minutes,
                     model=image.model,
-                    inputs=inputs | {"callback_on_step_end": check_stop},
+                    call_kwargs=call_kwargs | {"callback_on_step_end": check_stop},
                     progress=show,
                     cancelled=lambda: job.stopping,
                     **settings,
@@ -112,6 +112,8 @@ def run_tuning(job: Job, pipe: DiffusionPipeline, request: TuneRequest, folder: 
 
 
 def _kept(found: Tuning, folder: Path) -> Tuned:
+    assert found.yaml is not None
+    assert found.page is not None
     files = []
     for file, name in (
         (found.yaml, "tuned.yaml"),

@@ -85,7 +85,7 @@ class TuneTab:
         self._status = gr.HTML(elem_id="tune-status")
         with gr.Column(visible=False, elem_id="tuned") as self._result:
             self._plot = gr.Image(
-                label="Likeness against time, with the chosen schedule",
+                label="Similarity against time, with the chosen schedule",
                 show_label=False,
                 type="filepath",
                 format="png",

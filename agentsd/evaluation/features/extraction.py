@@ -12,8 +12,8 @@ from PIL import Image
 from ...errors import EvaluationError
 from ..image_sets import ImageEntry
 from ..reading import ReadOptions, decode_image, open_image
-from .cache import FeatureCache, Floats, cache_folder
-from .extractor import Extractor
+from .extractors import Extractor
+from .storage import FeatureCache, Floats, cache_folder
 
 
 class Features(NamedTuple):

@@ -1,4 +1,7 @@
-"""The Inception network of FID, for its weights of 2015-12-05; does not need torchvision."""
+"""The Inception network of FID, for its weights of 2015-12-05.
+
+Our own, because torch-fidelity, whose network torchmetrics uses, imports torchvision.
+"""
 
 from __future__ import annotations
 

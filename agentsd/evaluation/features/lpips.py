@@ -1,4 +1,7 @@
-"""The LPIPS network: AlexNet with torchvision's weights, and torchmetrics' channel weights."""
+"""The LPIPS network: AlexNet with torchvision's weights, and torchmetrics' channel weights.
+
+Our own, because torchmetrics and torch-fidelity both build theirs with torchvision.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ...errors import EvaluationError
-from ..metrics import lpips_distance
+from ...errors import EvaluationError, MissingPackageError
 
 FILE = "alexnet-owt-7be5be79.pth"
 """torchvision's name for AlexNet's weights in the cache of torch.hub."""
@@ -50,11 +52,13 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances ``[B]`` of images ``[B, 3, H, W]`` in [-1, 1], sides at least 32 pixels."""
-        maps = self.feature_maps(torch.cat([a, b]))
-        return lpips_distance(
-            [x[: len(a)] for x in maps], [x[len(a) :] for x in maps], self.channels
-        )
+        """Distances ``[B]`` of images ``[B, 3, H, W]`` in [-1, 1], each side at least 32 pixels."""
+        total = a.new_zeros(len(a))
+        for x, weight in zip(self.feature_maps(torch.cat([a, b])), self.channels, strict=True):
+            unit = x / torch.sqrt(x.square().sum(1, keepdim=True) + 1e-8)
+            squared = (unit[: len(a)] - unit[len(a) :]).square()  # [B, C, H, W]
+            total = total + torch.einsum("bchw,c->bhw", squared, weight).mean((1, 2))  # equation 1
+        return total
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The outputs ``[B, C, H, W]`` of the five convolutions, after the ReLU."""
@@ -84,7 +88,8 @@ def load_if_cached() -> Lpips | None:
     """Load LPIPS, or return ``None`` if its weights are not in the cache of torch.hub.
 
     Raises:
-        EvaluationError: If the weights are broken, or torchmetrics is not installed.
+        EvaluationError: If the weights are broken.
+        MissingPackageError: If torchmetrics is not installed.
     """
     file = weights_file()
     if not file.is_file():
@@ -94,10 +99,8 @@ def load_if_cached() -> Lpips | None:
         with resources.as_file(shipped) as path:
             channels = torch.load(path, map_location="cpu", weights_only=True)
         return Lpips(torch.load(file, map_location="cpu", weights_only=True), channels)
-    except ImportError:
-        raise EvaluationError(
-            "LPIPS requires torchmetrics; run `pip install torchmetrics`"
-        ) from None
+    except ImportError as error:
+        raise MissingPackageError("torchmetrics", "LPIPS", "evaluate") from error
     except Exception as error:  # unpickling and copying raise errors of many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EvaluationError(f"{file}: not AlexNet's weights ({reason})") from error

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import EvaluationError
-from .entry import HIDDEN, SUFFIXES, ImageEntry, visible
-from .folder import read_folder
-from .manifest import MANIFEST, read_manifest
-from .prompts import prompt_lines, with_prompts
-from .run import RUN, is_run_or_manifest, read_run
+from .entry import HIDDEN, SUFFIXES, ImageEntry, visible, with_prompts
+from .folder import MANIFEST, RUN, is_run_or_manifest, read_folder, read_manifest, read_run
 from .tar import read_tar
 
 __all__ = [
     "HIDDEN",
     "MANIFEST",
     "ImageEntry",
-    "prompt_lines",
     "read_image_set",
     "read_manifest",
     "visible",

@@ -1,4 +1,4 @@
-"""One image of a set: how to read its file, and its metadata."""
+"""The images of a set: how to read their files, and their metadata."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import EvaluationError
+from ...text_files import prompt_lines
 
 SUFFIXES = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),
@@ -60,6 +61,23 @@ def visible(images: list[ImageEntry]) -> list[ImageEntry]:
     if not left:
         raise EvaluationError(f"{HIDDEN}: all {len(images)} images, such as {images[0].name}")
     return left
+
+
+def with_prompts(images: list[ImageEntry], file: Path) -> list[ImageEntry]:
+    """The images with prompts from a text file, in the order of its lines.
+
+    Raises:
+        EvaluationError: If the numbers of lines and images differ, or a line is empty.
+    """
+    lines = prompt_lines(file, EvaluationError)
+    if len(lines) != len(images):
+        raise EvaluationError(
+            f"{file} has {len(lines)} prompts for {len(images)} images; write one line per image"
+        )
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise EvaluationError(f"{file}:{number}: empty")
+    return [image._replace(prompt=line) for image, line in zip(images, lines, strict=True)]
 
 
 def read_bytes(file: Path) -> bytes:

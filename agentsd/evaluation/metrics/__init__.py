@@ -1,17 +1,20 @@
-"""Metrics as pure functions: arrays in, figures out, in float64 (LPIPS in its network's dtype).
+"""Metrics as pure functions: arrays in, figures out, in float64.
 
 They know nothing of files, networks or the patch; :mod:`agentsd.evaluation.features` turns images
 into the arrays.
 """
 
-from .clip_score import clip_score, cosine_similarity
+from .distribution import (
+    FeatureStatistics,
+    feature_statistics,
+    fid,
+    fid_bias_warning,
+    fid_infinity,
+    kid,
+    precision_recall,
+)
 from .estimates import Estimate, paired_difference
-from .fid import fid, fid_bias_warning, fid_infinity
-from .kid import kid
-from .lpips import lpips_distance
-from .precision_recall import precision_recall
-from .ssim import ssim
-from .statistics import FeatureStatistics, feature_statistics
+from .per_image import clip_score, cosine_similarity, ssim
 
 __all__ = [
     "Estimate",
@@ -23,7 +26,6 @@ __all__ = [
     "fid_bias_warning",
     "fid_infinity",
     "kid",
-    "lpips_distance",
     "paired_difference",
     "precision_recall",
     "ssim",

@@ -118,7 +118,7 @@ def _prepare(
         size = old.get("batch_size")  # the same batches as before
     if type(size) is not int or size < 1:
         (job,) = islice(jobs(folder.prompts, request.base, request.schedule), 1)
-        size = largest_batch(pipe, job.settings, request.options.inputs)
+        size = largest_batch(pipe, job.settings, request.options.call_kwargs)
     folder.describe({"config": config, "batch_size": size, "versions": VERSIONS})
 
 
@@ -130,7 +130,7 @@ def _work(folder: RunFolder, request: BatchRequest) -> Work:
     def inputs(height: int | None, width: int | None) -> dict[str, Any]:
         now = request.options.recorded()  # a file may change during the hours of a run
         check_unchanged(recorded_fingerprints(options), recorded_fingerprints(now))
-        return request.options.inputs(height, width)
+        return request.options.call_kwargs(height, width)
 
     return Work(
         jobs=lambda: jobs(folder.prompts, request.base, request.schedule),

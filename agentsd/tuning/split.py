@@ -1,4 +1,4 @@
-"""The images that schedules are tuned on, and those that judge the winner."""
+"""Split prompts into the images to tune on and the held-out images that judge the winner."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..errors import SettingsError
 from ..image_settings import ImageSettings, image_seed
 
 TUNING, HELD_OUT = 9, 10
-"""Most images. That a schedule's worst of nine images meets a bound makes it nine in ten that the
-next one does (if it was not chosen among many for that)."""
+"""Maximum numbers of images. If all of nine images meet a bound, the next one does with a
+probability of 9 in 10 (unless the schedule was selected for that)."""
 
 MORE = 20
-"""Most images to confirm the choice on, where time is left."""
+"""Maximum number of further images to confirm the choice on, if time is left."""
 
 
 class Images(NamedTuple):
-    """Settings of images whose prompts do not overlap."""
+    """Settings of the images; tuning and held-out images share no prompts."""
 
     tuning: list[ImageSettings]
     held_out: list[ImageSettings]
     more: list[ImageSettings]
-    """To tune on as well, while there is time."""
+    """Further tuning images, for while there is time."""
 
 
 def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images:
-    """Share out prompts, at random but always alike; few prompts come again with other seeds.
+    """Split prompts at random, but reproducibly; few prompts are repeated with other seeds.
 
     Args:
         prompts: Two or more; those beyond the first images confirm the choice.
-        settings: Of all images, besides their prompt; the seeds follow from the one given.
+        settings: Of all images, besides their prompt; the images' seeds are derived from ``seed``.
 
     Raises:
         SettingsError: If a prompt or a setting is not valid, or there are too few prompts.
@@ -40,8 +40,8 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
     different = list(dict.fromkeys(text.strip() for text in prompts if text.strip()))
     if len(different) < 2:
         raise SettingsError(
-            "prompts: at least two different ones, as those that judge a schedule must not be "
-            f"those it was tuned on; 40 are better (got {len(different)})"
+            "prompts: at least two different ones are needed, as a schedule is not judged on those "
+            f"that it was tuned on; 40 are better (got {len(different)})"
         )
     random.Random(base.seed).shuffle(different)
     both = TUNING + HELD_OUT

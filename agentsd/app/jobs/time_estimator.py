@@ -11,9 +11,9 @@ import numpy as np
 from diffusers import DiffusionPipeline
 
 from ...image_settings import ImageSettings
-from ...patching.work import Operations
+from ...patching.flops import Flops
 from ...schedule import Schedule
-from .operation_counter import OperationCounter
+from .flop_counter import FlopCounter
 
 KEPT = 64
 """Kinds of images that rates are fitted to, of all models; those longest unused go first."""
@@ -59,11 +59,11 @@ class _Kind(NamedTuple):
 class _Seen(NamedTuple):
     """What was measured of a kind of images."""
 
-    operations: Operations
+    operations: Flops
     seconds: float
 
 
-class Pace:
+class TimeEstimator:
     """Estimates of how long images take, which follow the images that were made.
 
     The patched and the unpatched image of one comparison differ in their share of attention, so
@@ -74,7 +74,7 @@ class Pace:
     """
 
     def __init__(self, *pipes: DiffusionPipeline) -> None:
-        self._counters = {id(pipe): OperationCounter(pipe) for pipe in pipes}
+        self._counters = {id(pipe): FlopCounter(pipe) for pipe in pipes}
         self._seen: OrderedDict[_Kind, _Seen] = OrderedDict()
         self._rates: dict[int, Rates | None] = {}
         self._lock = Lock()
@@ -139,23 +139,23 @@ class Pace:
             return seen.seconds * operations.total / seen.operations.total
         return rates[0] * operations.attention + rates[1] * operations.other
 
-    def _operations(self, image: PlannedImage) -> Operations | None:
+    def _operations(self, image: PlannedImage) -> Flops | None:
         counter = self._counters[id(image.pipe)]
         found = counter.count(image.settings, image.schedule, image.scheduler)
         return None if found is None else found.times(image.strength)
 
 
-def fit_rates(seen: Iterable[tuple[Operations, float]]) -> Rates | None:
+def fit_rates(seen: Iterable[tuple[Flops, float]]) -> Rates | None:
     """Seconds per operation of attention and of all else, by least squares on relative errors.
 
     Args:
-        seen: Operations that were done, and the seconds that they took.
+        seen: Flops that were done, and the seconds that they took.
 
     Returns:
         The rates, none of them negative; ``None`` if nothing was done.
 
     Example:
-        >>> done = [(Operations(1e9, 1e9), 3.0), (Operations(0, 1e9), 2.0)]
+        >>> done = [(Flops(1e9, 1e9), 3.0), (Flops(0, 1e9), 2.0)]
         >>> [round(rate * 1e9, 6) for rate in fit_rates(done)]
         [1.0, 2.0]
     """

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline
 from ...image_settings import ImageSettings
 from ...models.architectures import Architecture
 from ...models.schedulers import unet_calls
-from ...patching.forecasts import whole_steps
+from ...patching.flops import Flops, run_flops, unpatched_flops
+from ...patching.forecasts import planned_calls
 from ...patching.layers import find_unet
 from ...patching.patch import patch_of, patched
-from ...patching.work import Operations, run_operations
 from ...schedule import Schedule
 
 MAX_COUNTS = 256
@@ -24,7 +24,7 @@ Run = tuple[Schedule | None, tuple[int, int], int]
 """A schedule, the size of the latents and the number of steps."""
 
 
-class OperationCounter:
+class FlopCounter:
     """Counts the operations of one model's images.
 
     Args:
@@ -38,13 +38,13 @@ class OperationCounter:
         self._architecture = Architecture(twin, pipe.vae_scale_factor)
         self._device = pipe.device.type
         self._lock = Lock()
-        self._counts: dict[Run, Operations | None] = {}
+        self._counts: dict[Run, Flops | None] = {}
         own = pipe.scheduler
         self._calls = lru_cache(MAX_COUNTS)(lambda name, steps: unet_calls(own, name, steps))
 
     def count(
         self, settings: ImageSettings, schedule: Schedule | None, scheduler: str | None = None
-    ) -> Operations | None:
+    ) -> Flops | None:
         """The operations of an image; half without guidance, which doubles the batch.
 
         Args:
@@ -63,9 +63,7 @@ class OperationCounter:
         runs = self._calls(scheduler, steps) / (1 if schedule is None else steps)
         return found.times(runs * (1 if settings.guidance_scale > 1 else 0.5))
 
-    def _count(
-        self, schedule: Schedule | None, size: tuple[int, int], steps: int
-    ) -> Operations | None:
+    def _count(self, schedule: Schedule | None, size: tuple[int, int], steps: int) -> Flops | None:
         run = schedule, size, steps
         try:
             return self._counts[run]  # without the lock: another count may take a second
@@ -79,11 +77,13 @@ class OperationCounter:
 
     def _count_anew(
         self, schedule: Schedule | None, size: tuple[int, int], steps: int
-    ) -> Operations | None:
+    ) -> Flops | None:
         unet = self._architecture.unet
         if schedule is None:
-            return run_operations(unet, None, size, self._device, [True] * steps)
+            one = unpatched_flops(unet, size)
+            return None if one is None else one.times(steps)
         with patched(self._architecture, schedule):
             patch = patch_of(unet)
-            runtime = patch.runtime if patch else None
-            return run_operations(unet, runtime, size, self._device, whole_steps(schedule, steps))
+            assert patch is not None
+            calls = planned_calls(schedule, steps)
+            return run_flops(unet, patch.runtime, size, self._device, calls)

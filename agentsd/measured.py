@@ -1,11 +1,42 @@
-"""What a tuned schedule was tuned for."""
+"""What a schedule was measured at, and what it was tuned for."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from .errors import ScheduleError
 from .settings import StrictModel
+
+
+class Measured(StrictModel):
+    """What a schedule brought in one measurement.
+
+    Args:
+        time: Of a run, as a share of the unpatched run's time.
+        psnr, ssim, lpips: Mean likeness of its images to the unpatched ones (PSNR in dB); ``None``
+            where it was not measured.
+        images: Number of images.
+        model: Name of the model.
+        scheduler: Name of the scheduler.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Weight of the prompt.
+        source: Where the measurement is described.
+    """
+
+    error: ClassVar = ScheduleError
+
+    time: Annotated[float, Field(gt=0)]
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    images: Annotated[int, Field(ge=1)]
+    model: str
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    source: str | None = None
 
 
 class TunedFor(StrictModel):

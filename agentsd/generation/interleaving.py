@@ -26,7 +26,7 @@ class Make(Protocol):
         pipe: DiffusionPipeline,
         settings: ImageSettings,
         label: str = "",
-        inputs: Mapping[str, Any] | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
     ) -> TimedImage: ...
 
 
@@ -41,7 +41,7 @@ def warm_up(
     settings: ImageSettings,
     *,
     make: Make = make_image,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Run each variant once, since its first steps are slower.
 
@@ -50,23 +50,23 @@ def warm_up(
         variants: By name.
         settings: Of a short run; see :func:`agentsd.image_settings.warm_up_settings`.
         make: Makes an image.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
     """
     for name, apply in variants.items():
         with apply(pipe), warnings.catch_warnings():
             # That of a short run, which is what this is.
-            warnings.filterwarnings("ignore", "this run of .* computes each step whole")
-            make(pipe, settings, f"warm-up, {name}", inputs)
+            warnings.filterwarnings("ignore", "this run of .* computes each step in full")
+            make(pipe, settings, f"warm-up, {name}", call_kwargs)
 
 
-def in_turns(
+def interleaved(
     pipe: DiffusionPipeline,
     variants: Mapping[str, Apply],
     settings: ImageSettings,
     number: int = 0,
     *,
     make: Make = make_image,
-    inputs: Mapping[str, Any] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
     label: str = "{}",
     skip: Container[str] = (),
 ) -> Iterator[tuple[str, TimedImage]]:
@@ -78,7 +78,7 @@ def in_turns(
         settings: Of the image.
         number: Of the image; decides which variant goes first.
         make: Makes an image.
-        inputs: Further arguments of the pipeline's call.
+        call_kwargs: Further arguments of the pipeline's call.
         label: Names the image on the progress bar; ``{}`` stands for the variant.
         skip: Variants to leave out.
 
@@ -90,5 +90,5 @@ def in_turns(
     for name in names[first:] + names[:first]:
         if name not in skip:
             with variants[name](pipe):
-                made = make(pipe, settings, label.replace("{}", name), inputs)
+                made = make(pipe, settings, label.replace("{}", name), call_kwargs)
             yield name, made

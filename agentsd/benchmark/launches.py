@@ -1,4 +1,4 @@
-"""Count the operations that a device is asked for: on a fast card they, not the work, take time."""
+"""Count the operations that a call launches: on a fast GPU at small sizes they take the time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FREE = {
     "new_empty",
     "new_empty_strided",
 }
-"""Operations that launch nothing, apart from those whose schema says that they return a view."""
+"""Operations that launch nothing, besides those whose schema says that they return a view."""
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts the operations of its ``with`` block by name; views and allocations are none.
+class LaunchCounter(TorchDispatchMode):
+    """Counts the operations launched in its ``with`` block, by name, without views and allocations.
 
     Example:
         >>> import torch
         >>> x = torch.ones(2, 8)
-        >>> with OperationCounter() as counter:
+        >>> with LaunchCounter() as counter:
         ...     y = (x.T.reshape(16) + 1).view(4, 4)
         >>> dict(counter.by_name)
         {'clone': 1, 'add': 1}
@@ -37,7 +37,7 @@ class OperationCounter(TorchDispatchMode):
 
     @property
     def total(self) -> int:
-        """How many operations there were."""
+        """Operations launched in total."""
         return sum(self.by_name.values())
 
     def __torch_dispatch__(

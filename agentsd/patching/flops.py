@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..schedule import Phase
 from .denoising_step import Position
 from .patch import install
 from .runtime import Runtime
@@ -17,7 +18,7 @@ from .step_policy import Decision, GivenSteps
 TEXT_TOKENS = 77
 
 
-class Operations(NamedTuple):
+class Flops(NamedTuple):
     """Floating-point operations."""
 
     attention: float
@@ -29,70 +30,74 @@ class Operations(NamedTuple):
         """All of them."""
         return self.attention + self.other
 
-    def times(self, factor: float) -> Operations:
-        """As many, so many times."""
-        return Operations(factor * self.attention, factor * self.other)
+    def times(self, factor: float) -> Flops:
+        """The operations of that many runs."""
+        return Flops(factor * self.attention, factor * self.other)
 
 
 def work_left(
     unet: torch.nn.Module,
-    runtime: Runtime | None,
+    runtime: Runtime,
     size: tuple[int, int],
     device: str,
-    whole: Sequence[bool],
+    calls: Sequence[tuple[Phase, bool]],
 ) -> float | None:
-    """The share of the floating-point operations of an unpatched run that a patched one needs.
+    """The share of the floating-point operations of unpatched calls that patched ones need.
 
     Args:
         unet: The UNet.
-        runtime: Its patch, or None.
+        runtime: Its patch.
         size: Height and width of the latents.
         device: Kind of device, which decides how many tokens a layer needs to be patched.
-        whole: Whether each denoising step of the run computes the whole UNet.
+        calls: The phase of each call, and whether it computes the whole UNet.
 
     Returns:
         The share, at most 1, or None if the inputs of this kind of UNet are not known.
     """
-    if runtime is None:
-        return 1.0
-    unpatched = run_operations(unet, None, size, device, [True])
-    ours = run_operations(unet, runtime, size, device, whole)
-    return None if ours is None or unpatched is None else ours.total / len(whole) / unpatched.total
+    unpatched = unpatched_flops(unet, size)
+    ours = run_flops(unet, runtime, size, device, calls)
+    return None if ours is None or unpatched is None else ours.total / len(calls) / unpatched.total
 
 
-def run_operations(
+def unpatched_flops(unet: torch.nn.Module, size: tuple[int, int]) -> Flops | None:
+    """The operations of an unpatched call with guidance; ``None`` as for :func:`work_left`."""
+    twin = _twin(unet, size)
+    return None if twin is None else _flops(*twin)
+
+
+def run_flops(
     unet: torch.nn.Module,
-    runtime: Runtime | None,
+    runtime: Runtime,
     size: tuple[int, int],
     device: str,
-    whole: Sequence[bool],
-) -> Operations | None:
-    """The operations of a run with guidance; arguments and ``None`` as for :func:`work_left`."""
+    calls: Sequence[tuple[Phase, bool]],
+) -> Flops | None:
+    """The operations of a patched run with guidance; as for :func:`work_left`."""
+    twin = _twin(unet, size)
+    if twin is None:
+        return None
+    policy = GivenSteps()
+    install(twin[0], Runtime(runtime.schedule, runtime.layers, policy, device))
+    costs = {}
+    for phase in runtime.schedule.phases:
+        policy.decision = Decision(Position(0, len(calls)), phase, records=phase.cache is not None)
+        costs[phase, True] = _flops(*twin)
+        if policy.feature is not None:
+            policy.decision = policy.decision._replace(forecast=policy.feature)
+            costs[phase, False] = _flops(*twin)
+            policy.feature = None
+    run = [costs[call] for call in calls]
+    return Flops(sum(call.attention for call in run), sum(call.other for call in run))
+
+
+def _twin(unet: torch.nn.Module, size: tuple[int, int]) -> tuple[Any, dict[str, Any]] | None:
+    """A copy of the UNet without weights, and arguments to call it with."""
     if not isinstance(unet, UNet2DConditionModel):
         return None
     with torch.device("meta"):
         twin = UNet2DConditionModel.from_config(unet.config)
     inputs = _inputs(twin, size)
-    if inputs is None:
-        return None
-    if runtime is None:
-        return _operations(twin, inputs).times(len(whole))
-    policy = GivenSteps()
-    install(twin, Runtime(runtime.schedule, runtime.layers, policy, device))
-    costs = {}
-    for phase in runtime.schedule.phases:
-        policy.decision = Decision(Position(0, len(whole)), phase, records=phase.cache_interval > 1)
-        costs[phase, True] = _operations(twin, inputs)
-        if policy.feature is not None:
-            policy.decision = policy.decision._replace(forecast=policy.feature)
-            costs[phase, False] = _operations(twin, inputs)
-            policy.feature = None
-    schedule = runtime.schedule
-    run = [
-        costs[schedule.phase_at(number, len(whole)), is_whole]
-        for number, is_whole in enumerate(whole)
-    ]
-    return Operations(sum(step.attention for step in run), sum(step.other for step in run))
+    return None if inputs is None else (twin, inputs)
 
 
 def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
@@ -117,11 +122,11 @@ def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     return found
 
 
-def operation_counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """A counter that knows the product by which ``keys`` projects its keys, as PyTorch's does not.
 
     Example:
-        >>> with operation_counter() as counter:
+        >>> with flop_counter() as counter:
         ...     _ = torch.zeros(2, 3, 4).baddbmm_(torch.ones(2, 3, 5), torch.ones(2, 5, 4))
         >>> counter.get_total_flops() == 2 * 2 * 3 * 5 * 4
         True
@@ -134,12 +139,12 @@ def _product(_: torch.Size, a: torch.Size, b: torch.Size, **__: Any) -> int:
     return 2 * a.numel() * b[-1]
 
 
-def _operations(unet: Any, inputs: dict[str, Any]) -> Operations:
-    with torch.no_grad(), operation_counter() as counter:
+def _flops(unet: Any, inputs: dict[str, Any]) -> Flops:
+    with torch.no_grad(), flop_counter() as counter:
         unet(**inputs)
     # A light step of a forecast output does nothing that is counted.
     counts = counter.get_flop_counts().get("Global", {})
     # On the meta device, attention is two batched products; projections are other ones.
     names = ("aten.bmm", "scaled_dot_product")
     attention = sum(n for kind, n in counts.items() if any(name in str(kind) for name in names))
-    return Operations(attention, counter.get_total_flops() - attention)
+    return Flops(attention, counter.get_total_flops() - attention)

@@ -1,0 +1,147 @@
+"""What a patch did in the last run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PatchError
+from .flops import work_left
+from .inspection import as_html, as_text
+from .layers import find_unet
+from .patch import patch_of
+from .run_log import seconds
+from .step_policy import FollowRuns
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """What one UNet call did."""
+
+    step: int
+    """Denoising step, from 0; second-order schedulers call the UNet twice in most steps."""
+    method: str
+    """Of the step's phase."""
+    weights: dict[int, float] | None
+    """Of a light call: by earlier step, the weight that its feature has in the forecast; None for a
+    whole one."""
+    seconds: float | None
+    """Until the next call began, and so with what the scheduler and callbacks did; None for the
+    last call."""
+
+    @property
+    def is_light(self) -> bool:
+        """Whether only the outermost layers were computed."""
+        return self.weights is not None
+
+    @property
+    def text(self) -> str:
+        """``whole``, or ``light`` with the weights of the forecast."""
+        if self.weights is None:
+            return "whole"
+        terms = " ".join(f"{weight:+.3g} × step {step}" for step, weight in self.weights.items())
+        return f"light: {terms.removeprefix('+')}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What :func:`summary` found; ``print`` and notebooks show it as a table."""
+
+    runs: list[list[StepSummary]]
+    """The calls of each image or batch that had a run of its own, in order; empty before the first
+    run."""
+    work: float | None
+    """Share of the unpatched run's floating-point operations that was left; None before the first
+    run, and for kinds of UNets that cannot be counted."""
+
+    @property
+    def title(self) -> str:
+        """The run in one line."""
+        calls = [call for run in self.runs for call in run]
+        if not calls:
+            return "the UNet has not run since it was patched"
+        light = sum(call.is_light for call in calls)
+        title = f"last run: {len(calls)} UNet calls, {len(calls) - light} whole, {light} light"
+        if len(self.runs) > 1:
+            title += f", in {len(self.runs)} runs side by side"
+        if self.work is not None:
+            title += f"; {self.work:.0%} of the work left"
+        for kind, is_light in (("whole", False), ("light", True)):
+            times = [c.seconds for c in calls if c.seconds is not None and c.is_light is is_light]
+            if times:
+                title += f"; {1000 * median(times):.3g} ms per {kind} step"
+        return title
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        rows = [
+            [
+                *([str(number)] if len(self.runs) > 1 else []),
+                str(call.step),
+                call.method,
+                call.text,
+                "" if call.seconds is None else f"{1000 * call.seconds:.3g}",
+            ]
+            for number, run in enumerate(self.runs)
+            for call in run
+        ]
+        header = ["step", "method", "computed", "ms"]
+        return ["run", *header] if len(self.runs) > 1 else header, rows
+
+    def table(self) -> Table:
+        """The table, for a terminal."""
+        from rich.table import Table
+
+        header, rows = self._rows()
+        table = Table(*header, title=self.title)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.title, *self._rows())
+
+
+def summary(x: Any) -> Summary:
+    """Tell what a patch did in the last run: which steps were whole or light, and their times.
+
+    Args:
+        x: A patched pipeline or UNet.
+
+    Returns:
+        The calls of the last run; images that a loop denoises in turn have a run each.
+
+    Raises:
+        PatchError: If ``x`` has no UNet or is not patched.
+
+    Example:
+        >>> from agentsd import apply_patch, load_pipeline, summary
+        >>> pipe = apply_patch(load_pipeline("pocket"), "balanced", cache_min_steps=4)
+        >>> _ = pipe("a red circle", num_inference_steps=4, height=128, width=128)
+        >>> [call.text for call in summary(pipe).runs[0]]
+        ['whole', 'whole', 'light: -1 × step 0 +2 × step 1', 'whole']
+    """
+    unet = find_unet(x)
+    patch = patch_of(unet)
+    if patch is None:
+        raise PatchError("there is nothing to sum up: not patched; call apply_patch and run it")
+    runtime = patch.runtime
+    if not isinstance(runtime.policy, FollowRuns) or not runtime.policy.log.runs:
+        return Summary([], None)
+    log = runtime.policy.log
+    runs = [
+        [
+            StepSummary(call.step, call.phase.method, call.weights, span)
+            for call, span in zip(run, seconds(run), strict=True)
+        ]
+        for run in log.runs
+    ]
+    calls = [(call.phase, call.weights is None) for run in log.runs for call in run]
+    assert log.size is not None
+    return Summary(runs, work_left(unet, runtime, log.size, unet.device.type, calls))
