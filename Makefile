@@ -4,13 +4,20 @@ BIN := .venv/bin
 TEST_OPTIONS := --numprocesses 2 --dist worksteal
 PROMPT ?= three red circles in a row on a blue background
 
-.PHONY: demo test test-oldest gpu compatibility lint docs wheel clean
+.PHONY: demo test test-slow test-all test-oldest gpu compatibility lint docs wheel clean
 
 demo: .venv/.demo
 	$(BIN)/agentsd compare --out out --prompt "$(PROMPT)"
 
+# The quick tests; test-slow runs the others, of which some need Chromium, and test-all every test.
 test: .venv/.test
-	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	$(BIN)/python -m pytest $(TEST_OPTIONS) -m quick
+
+test-slow: .venv/.test
+	AGENTSD_BROWSER_TESTS=required $(BIN)/python -m pytest $(TEST_OPTIONS) -m "not quick"
+
+test-all: .venv/.test
+	AGENTSD_BROWSER_TESTS=required $(BIN)/python -m pytest $(TEST_OPTIONS)
 
 # Patching, with the oldest releases that pyproject.toml allows. Several GB, as that torch comes with
 # CUDA; PYTHON must be a version that it supports, 3.10 to 3.12.

@@ -1,31 +1,32 @@
-"""Fixtures for all tests, a table of the parity figures, and docs/compatibility.md.
-
-A test marked ``cell(group, name, verdict, note)`` is a row of that page: something that is combined
-with the patch. The name defaults to the ID of the test's parameters; the verdict holds if the test
-passes.
-"""
+"""Fixtures for all tests, the selection of quick ones, and a table of the parity figures."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
+import compatibility
 import pytest
-import torch
-import transformers
 from browser import find_chromium
-from diffusers import UNet2DConditionModel
-from tiny_models import tiny_pipeline, tiny_unet
+from compatibility import Row
 
-from agentsd.methods import Cache
-from agentsd.patching import runtime
+# Fixtures import PyTorch themselves: xdist's controller needs this file alone, and starts its
+# workers once it is imported.
+
+ROOT = Path(__file__).parents[1]
 
 BROWSER = "browser"
 """Marker of the tests that open pages in Chromium."""
+
+SLOW_KINDS = {"slow", "cell", BROWSER}
+"""Markers of tests that are not quick, but for their samples."""
+
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+"""All tests, those that ``-m`` leaves out included."""
 
 BROWSER_SWITCH = "AGENTSD_BROWSER_TESTS"
 """Environment variable: with ``required``, a missing browser fails the run."""
@@ -38,20 +39,12 @@ NO_BROWSER = (
     "then run the tests again"
 )
 
-# One thread a process: tests run in as many processes as there are cores, and those that they
-# start would otherwise wait for each other's threads. Read when such a process imports PyTorch.
+# One thread per process, so that xdist workers, and what they start, do not oversubscribe cores.
+# Read when a process imports PyTorch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CELL = "cell"
 """Property of a test report that carries a row of docs/compatibility.md."""
-
-SUMMARY = {
-    "works": "work",
-    "refused": "are refused",
-    "fails": "fail",
-    "not tried": "were not tried",
-}
-"""Verdicts of several rows."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,8 +56,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # diffusers' schedulers cause tens of thousands of these.
     config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
-    config.addinivalue_line("markers", "cell(group, name, verdict, note): see conftest.py")
-    config.addinivalue_line("markers", f"{BROWSER}: opens pages in Chromium")
     switch = os.environ.get(BROWSER_SWITCH)
     if switch not in (None, "required"):
         raise pytest.UsageError(f"{BROWSER_SWITCH} must be 'required' or unset (got {switch!r})")
@@ -72,7 +63,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"{BROWSER_SWITCH}={switch}, but: {NO_BROWSER}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = [*items]
+    for item in items:
+        kinds = {marker.name for marker in item.iter_markers()}
+        if "sample" in kinds or not kinds & SLOW_KINDS:
+            item.add_marker("quick")
     marked = [item for item in items if item.get_closest_marker(BROWSER)]
     if marked and find_chromium() is None:
         for item in marked:
@@ -82,39 +79,83 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
+    import torch
+
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> list[pytest.Item]:
+    """All tests, those that are not selected to run included."""
+    items = request.config.stash[COLLECTED]
+    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    if files - {item.path.name for item in items}:
+        pytest.skip("only some of the test files were collected")
+    return items
 
 
 @pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
     """Add a marked test's row to its report."""
-    marker = request.node.get_closest_marker(CELL)
-    if marker is not None:
-        name = marker.kwargs.get("name") or request.node.callspec.id
-        verdict, note = marker.kwargs.get("verdict", "works"), marker.kwargs.get("note", "")
-        record_property(CELL, (marker.args[0], name, verdict, note))
+    if row := compatibility.row_of(request.node):
+        record_property(CELL, tuple(row))  # which can be sent between processes
 
 
 @pytest.fixture
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patch layers of any size, for models far smaller than those that gain by it."""
+    from agentsd.patching import runtime
+
     monkeypatch.setattr(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0))
 
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Light steps in runs of any length, for tests that take no longer than they must."""
+    from agentsd.methods import Cache
+
     monkeypatch.setattr(Cache, "fewest_steps", property(lambda cache: cache.min_steps or 0))
 
 
 @pytest.fixture
-def unet() -> UNet2DConditionModel:
+def unet() -> Any:
+    """A fresh one: building it takes no longer than copying one would."""
+    from tiny_models import tiny_unet
+
     return tiny_unet()
 
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:
+    from tiny_models import tiny_pipeline
+
     return tiny_pipeline(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_pocket(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of a process whose pocket model makes images of 128 × 128 pixels by default.
+
+    A quarter of the true one's size, and a tenth of its time.
+    """
+    place = tmp_path_factory.mktemp("small_pocket")
+    shutil.copytree(ROOT / "agentsd", place / "agentsd")
+    (place / "configs").symlink_to(ROOT / "configs")
+    config = place / "agentsd" / "pocket" / "unet" / "config.json"
+    text = config.read_text(encoding="utf-8")
+    assert '"sample_size": 64' in text
+    config.write_text(text.replace('"sample_size": 64', '"sample_size": 16'), encoding="utf-8")
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(place), "PATH": commands}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, started once a module: while it runs, a test cannot run an event loop."""
+    from serving import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -138,9 +179,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if report.when == "call"
     ]
     if page := config.getoption("--compatibility"):
-        _write_page(
-            page, [(*value, outcome) for name, value, outcome in properties if name == CELL]
-        )
+        rows = [(Row(*row), outcome) for name, row, outcome in properties if name == CELL]
+        compatibility.write_page(page, rows)
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     if count := sum(NO_BROWSER in reason for reason in skipped):
         terminalreporter.write_line(f"{count} browser tests skipped: {NO_BROWSER}")
@@ -150,36 +190,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("parity: relative L2 distance to the reference")
     for what, check, value, verdict in sorted(rows):
         terminalreporter.write_line(f"{what:12} {check:42} {value:9.2e}  {verdict}")
-
-
-def _write_page(page: Path, cells: list[tuple[str, str, str, str, str]]) -> None:
-    other = {
-        "failed": ("fails", ""),
-        "skipped": ("not tried", "packages of its own are not installed"),
-    }
-    cells = sorted(  # several tests with the same name are one row if they agree
-        {
-            (group, name, *other.get(outcome, (verdict, note)))
-            for group, name, verdict, note, outcome in cells
-        }
-    )
-    verdicts = [cell[2] for cell in cells]
-    count = ", ".join(
-        f"{number} {SUMMARY[verdict]}" for verdict, number in Counter(verdicts).most_common()
-    )
-    versions = (torch.__version__, diffusers.__version__, transformers.__version__)
-    lines = [
-        "# What works with a patch",
-        "",
-        "Written by `make compatibility` from what the tests found: each row is a test on small",
-        "random weights, on the CPU, with torch {}, diffusers {} and transformers {}.".format(
-            *versions
-        ),
-        f"Of {len(cells)}: {count}.",
-    ]
-    for group in dict.fromkeys(cell[0] for cell in cells):
-        lines += ["", f"## {group}", "", "| | verdict | |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {verdict} | {note} |" for of, name, verdict, note in cells if of == group
-        ]
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -64,6 +64,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
 """What makes such a request invalid, and a part of the error it gets."""
 
 
+COUNT_CALLS = """(() => {
+  const real = window.fetch;
+  window.calls = {open: 0, last: 0};
+  window.fetch = async (...given) => {
+    if (!String(given[0]?.url ?? given[0]).endsWith("/predict")) return real(...given);
+    window.calls.open++;
+    try {
+      return await real(...given);
+    } finally {
+      window.calls.open--;
+      window.calls.last = performance.now();
+    }
+  };
+})()"""
+"""For a page's first script: counts the calls of handlers that are under way."""
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -87,11 +104,28 @@ def served(
             server.close()
 
 
+def settle(page: Any) -> None:
+    """Wait until no handler is under way and none has been for 0.3 s, so that none follows."""
+    rests = "(at) => !calls.open && performance.now() > Math.max(at, calls.last) + 300"
+    page.wait_for_function(rests, arg=page.evaluate("performance.now()"))
+
+
 @contextmanager
-def opened(url: str, **context: Any) -> Iterator[Any]:
-    """Open a page in Chromium; requests to other machines and console errors fail."""
+def chromium() -> Iterator[Any]:
+    """A browser, for the pages of any number of visitors."""
     from playwright.sync_api import sync_playwright
 
+    path = find_chromium()
+    assert path is not None
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
+    """Open a page as a new visitor; requests to other machines and console errors fail."""
     problems: list[str] = []
     home = url.partition("?")[0]
 
@@ -104,17 +138,16 @@ def opened(url: str, **context: Any) -> Iterator[Any]:
         if message.type == "error" and not url.endswith("/favicon.ico"):
             problems.append(f"console: {message.text} ({url})")
 
-    chromium = find_chromium()
-    assert chromium is not None
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
+    page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | context)
+    try:
+        page.add_init_script(COUNT_CALLS)
         page.on("request", check_request)
         page.on("console", check_message)
         page.goto(url)
         page.get_by_role("button", name="Generate").wait_for()
         yield page
-        browser.close()
+    finally:
+        page.close()
     assert problems == [], problems
 
 

@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from test_runtime import SCHEDULERS, scheduler
+from scheduler_cases import SCHEDULERS, scheduler
 from tiny_models import patched_layers, sdxl_unet, smallest_unet, tiny_unet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily

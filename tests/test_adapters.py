@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler
+from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
-from test_patch import ip_adapter
-from tiny_models import build, tiny_unet
+from tiny_adapters import controlnet, ip_adapter, save_lora
+from tiny_models import build
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from agentsd import LoadError, SettingsError
@@ -38,19 +38,6 @@ def lora(pipe: Any, tmp_path: Path) -> str:
     return save_lora(pipe, tmp_path / "lora", "pytorch_lora_weights.safetensors")
 
 
-def save_lora(pipe: Any, folder: Path, name: str) -> str:
-    """A LoRA on the UNet's cross-attention, saved as diffusers saves them."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
-    unet = tiny_unet()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet.add_adapter(config)
-    layers = peft.get_peft_model_state_dict(unet)
-    pipe.save_lora_weights(str(folder), unet_lora_layers=layers, weight_name=name)
-    return str(folder / name)
-
-
 def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:
     """The image of a pipeline with options; a batch of two, as inputs must serve any batch."""
     ready = configure_pipeline(pipe, options, **how)
@@ -63,18 +50,6 @@ def made(pipe: Any, options: PipelineOptions, **how: Any) -> bytes:
     return first.tobytes()
 
 
-def controlnet(pipe: Any, tmp_path: Path) -> str:
-    net = build(
-        lambda: ControlNetModel.from_unet(
-            pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=True
-        )
-    )
-    for module in net.controlnet_down_blocks:
-        torch.nn.init.constant_(module.weight, 0.1)
-    net.save_pretrained(tmp_path / "net")
-    return str(tmp_path / "net")
-
-
 def test_plms_is_without_runge_kutta_steps(pipe: Any) -> None:
     pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
     plms = scheduler_for(pipe, "PLMS")
@@ -83,6 +58,7 @@ def test_plms_is_without_runge_kutta_steps(pipe: Any) -> None:
     assert plms.config.prediction_type == "v_prediction"
 
 
+@pytest.mark.slow
 def test_each_changes_the_image(pipe: Any, tmp_path: Path, picture: str, lora: str) -> None:
     plain = made(pipe, PipelineOptions())
     scheduler = pipe.scheduler

@@ -93,6 +93,7 @@ def test_cost_grows_linearly() -> None:
     assert macs_per_token(SoftmaxAttention(), 112) == 16 * macs_per_token(SoftmaxAttention(), 28)
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
     layer = make_layer((4, 5), torch.float32, class_token=True)
     x = tokens(layer)
@@ -100,6 +101,7 @@ def test_compiles_to_one_graph() -> None:
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+@pytest.mark.slow
 def test_exports() -> None:
     layer = make_layer((4, 5), torch.float32).eval()
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -19,6 +19,7 @@ from tiny_models import patched_layers, tiny_pipeline, tiny_unet
 from agentsd.app.components import markup
 from agentsd.app.editor import phase_edits
 from agentsd.app.editor.parameters import parameters
+from agentsd.app.editor.phase_borders import move_border
 from agentsd.app.editor.timeline import Timeline, pairs, stages
 from agentsd.app.explain import viewer
 from agentsd.app.history.restored_settings import restore
@@ -28,6 +29,7 @@ from agentsd.app.jobs.worker import Finished, Worker
 from agentsd.app.plots import plot_sheet, xy_plot
 from agentsd.app.requests.catalog import ModelCatalog, model_catalog
 from agentsd.app.requests.limits import Limits
+from agentsd.app.requests.schedule_library import ScheduleLibrary
 from agentsd.app.requests.schedule_text import read_schedule
 from agentsd.app.requests.uploads import read_uploaded_image
 from agentsd.app.result import compare, headline
@@ -216,6 +218,7 @@ def test_a_plot_is_checked_before_it_is_made(catalog: ModelCatalog) -> None:
             planned(*axes)
 
 
+@pytest.mark.slow
 def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalog) -> None:
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=2)
     plot = xy_plot.plan(catalog, request, ("schedule", "none, fast"), ("seed", "1, 2"))
@@ -234,6 +237,7 @@ def test_a_plot_s_images_are_those_of_its_labels(pipe: Any, catalog: ModelCatalo
     assert events[-1].share == 1
 
 
+@pytest.mark.slow
 def test_a_recording_is_what_the_layers_do(pipe: Any, catalog: ModelCatalog) -> None:
     """Owners and agents are those of the layer's own matching, and watching changes nothing."""
     request = catalog.request(model="tiny", schedule="paper", prompt="a", num_inference_steps=4)
@@ -373,3 +377,44 @@ def test_changed_phases_keep_the_comments() -> None:
     assert "# few" not in rest
     assert phase_edits.read_phases(rest) == [merge]
     assert "# by halves" in rest
+
+
+def test_the_library_goes_from_closest_to_fastest(tmp_path: Path) -> None:
+    names = ScheduleLibrary().names()
+    assert names[0] == "faithful"
+    assert names.index("balanced") < names.index("turbo") < names.index("paper")
+    (tmp_path / "mine.yaml").write_text(
+        "phases: [{method: keys, cache: {interval: 2, order: 2}}]\n"
+        "measured: [{time: 0.36, psnr: 40.0, images: 8, model: mine, scheduler: DDIM, "
+        "num_inference_steps: 25, guidance_scale: 2}]\n"
+    )
+    (tmp_path / "fast.yaml").write_text("phases: [{method: keys, sx: 8, sy: 8}]\n")
+    library = ScheduleLibrary(tmp_path)
+    names = library.names()
+    assert names.index("balanced") < names.index("mine") < names.index("turbo")
+    assert "fast (tuned)" in names[names.index("paper") :]  # nothing measured: after the rest
+    mine = Schedule.from_yaml(library.text("mine"))
+    assert library.name_of(mine) == "mine"
+    assert library.text("fast") == "fast"
+    (tmp_path / "bad.yaml").write_text("phases: [{method: kees}]\n")
+    with pytest.raises(ScheduleError, match=r"bad\.yaml"):
+        ScheduleLibrary(tmp_path)
+    with pytest.raises(ScheduleError, match="not a folder"):
+        ScheduleLibrary(tmp_path / "none")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 25, 30, 100])
+def test_a_border_is_after_the_step_that_it_was_moved_to(steps: int) -> None:
+    for step in range(1, steps):
+        phases = move_border([{"method": "full", "until": 0.4}, {"method": "keys"}], 0, step, steps)
+        schedule = Schedule(phases=phases)
+        at = [schedule.phase_at(number, steps).method for number in range(steps)]
+        assert at.count("full") == step
+    counted = move_border([{"method": "full", "until_step": 1}, {"method": "keys"}], 0, 1, steps)
+    assert counted[0] == {"method": "full", "until_step": 1}
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 2), (-1, 2), (0, 0), (0, 10), (0, 1.5), ("0", 2)])
+def test_a_border_that_is_not_there_is_refused(number: Any, step: Any) -> None:
+    with pytest.raises(ScheduleError, match="border"):
+        move_border([{"method": "full", "until": 0.4}, {"method": "keys"}], number, step, 10)

@@ -1,7 +1,8 @@
-"""A hundred requests from eight clients at once, to a server in its own process."""
+"""``agentsd app`` in its own process: it serves, alone and for eight clients at once."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from serving import BAD, BASE, ask, free_port, leave, pixels
 from tiny_models import smallest_unet, tiny_pipeline
+
+pytestmark = pytest.mark.slow
 
 CLIENTS, REQUESTS = 8, 100
 KINDS = ["good"] * 6 + ["cancelled", "cancelled", "bad", "gone"]
@@ -55,6 +58,15 @@ def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.mark.sample
+@pytest.mark.command("app")
+def test_the_command_serves_until_it_is_stopped(app: tuple[str, psutil.Process]) -> None:
+    url, process = app
+    status, text = ask(url, "/healthz")
+    assert (status, json.loads(text)) == (200, {"ready": True, "models": ["tiny"], "jobs": 0})
+    assert process.is_running()
 
 
 @pytest.mark.timeout(600)

@@ -16,7 +16,7 @@ import uvicorn
 from contrast import CONTRAST_OF
 from diffusers import LCMScheduler
 from playwright.sync_api import Page, expect
-from serving import free_port, idle, opened, served
+from serving import free_port, idle, opened, served, settle
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -44,8 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def page(server: Server) -> Iterator[Page]:
-    with opened(server.url) as page:
+def page(browser: Any, server: Server) -> Iterator[Page]:
+    with opened(browser, server.url) as page:
         yield page
 
 
@@ -141,7 +141,7 @@ def test_the_timeline_is_right_after_quick_changes(page: Page) -> None:
     steps.fill("10")
     steps.press("Tab")
     expect(page.locator("#yaml textarea")).to_have_value(re.compile("agent_ratio"))
-    page.wait_for_timeout(1000)
+    settle(page)
     expect(timeline(page)).to_contain_text("steps 1–4")
     expect(page.get_by_label("paper", exact=True).first).to_be_checked()
 
@@ -242,10 +242,13 @@ def test_settings_come_back_from_the_gallery_and_from_a_file(
     expect(page.locator("#status")).to_contain_text("not a PNG image")
 
 
-def test_a_model_brings_its_size_and_schedulers(tmp_path: Path) -> None:
+def test_a_model_brings_its_size_and_schedulers(browser: Any, tmp_path: Path) -> None:
     other = tiny_pipeline(tmp_path, tiny_unet(sample_size=48))
     other.scheduler = LCMScheduler()
-    with served(tmp_path / "tiny", more={"other": other}) as server, opened(server.url) as page:
+    with (
+        served(tmp_path / "tiny", more={"other": other}) as server,
+        opened(browser, server.url) as page,
+    ):
         set_steps(page, 2)
         width, drawn = page.get_by_label("number input for Width in pixels"), timeline(page)
         model, scheduler = (page.get_by_role("combobox", name=n) for n in ("Model", "Scheduler"))
@@ -313,9 +316,10 @@ def test_a_plot(page: Page) -> None:
     expect(page.locator("#plot-image img")).to_be_visible(timeout=SLOW)
 
 
-def test_on_a_phone(server: Server) -> None:
+@pytest.mark.sample
+def test_on_a_phone(browser: Any, server: Server) -> None:
     phone = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True}
-    with opened(server.url, **phone) as page:
+    with opened(browser, server.url, **phone) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
         set_steps(page, 2)
         generate(page)
@@ -348,8 +352,8 @@ def contrast(page: Page, locator: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(server: Server, scheme: str) -> None:
-    with opened(f"{server.url}?__theme={scheme}", color_scheme=scheme) as page:
+def test_text_can_be_read_in_light_and_dark(browser: Any, server: Server, scheme: str) -> None:
+    with opened(browser, f"{server.url}?__theme={scheme}", color_scheme=scheme) as page:
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, dark.strip("rgba()").split(",")[:3])) < 200) is (scheme == "dark")
         expect(page.locator(".bar small").first).to_be_visible()
@@ -357,8 +361,8 @@ def test_text_can_be_read_in_light_and_dark(server: Server, scheme: str) -> None
             assert contrast(page, where) >= 4.5, where
 
 
-def test_it_loads_in_two_seconds(server: Server) -> None:
-    with opened(server.url) as page:
+def test_it_loads_in_two_seconds(browser: Any, server: Server) -> None:
+    with opened(browser, server.url) as page:
         times = []
         for _ in range(3):
             begun = time.perf_counter()
@@ -407,11 +411,11 @@ def proxied(url: str, prefix: str) -> Iterator[str]:
         thread.join(20)
 
 
-def test_behind_a_reverse_proxy(tmp_path: Path) -> None:
+def test_behind_a_reverse_proxy(browser: Any, tmp_path: Path) -> None:
     with (
         served(tmp_path, root_path="/agentsd") as server,
         proxied(server.url, "/agentsd") as url,
-        opened(url + "/") as page,
+        opened(browser, url + "/") as page,
     ):
         set_steps(page, 2)
         generate(page)

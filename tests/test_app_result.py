@@ -31,9 +31,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def compared(server: Server) -> Iterator[Page]:
+def compared(browser: Any, server: Server) -> Iterator[Page]:
     """A page with the images of two seeds."""
-    with opened(server.url) as page:
+    with opened(browser, server.url) as page:
         page.get_by_role("button", name="Settings: steps").click()
         steps = page.get_by_label("number input for Steps")
         steps.fill("3")

@@ -60,6 +60,7 @@ def job(pipe: Any, report: Any = lambda _: None) -> Job:
     return Job(report, (), TimeEstimator(pipe), seconds=120)
 
 
+@pytest.mark.slow
 def test_a_job_keeps_schedule_report_and_plot(pipe: Any, tmp_path: Path) -> None:
     seen: list[JobProgress] = []
     work = job(pipe, seen.append)
@@ -98,6 +99,7 @@ def test_a_stop_ends_it_within_a_step(pipe: Any, tmp_path: Path) -> None:
     assert steps == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_job_keeps_the_best_so_far(pipe: Any, tmp_path: Path) -> None:
     def stop_at_best(progress: JobProgress) -> None:
         if "best so far" in progress.label:
@@ -129,8 +131,8 @@ def server(pipe: Any, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def page(server: Server) -> Iterator[Page]:
-    with opened(server.url) as page:
+def page(browser: Any, server: Server) -> Iterator[Page]:
+    with opened(browser, server.url) as page:
         page.get_by_role("button", name="Settings: steps").click()
         steps = page.get_by_label("number input for Steps")
         steps.fill("5")

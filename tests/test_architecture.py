@@ -21,6 +21,7 @@ def test_diffusers_is_private_in_one_place() -> None:
     assert [path.name for path in found] == ["diffusers_internals.py"]
 
 
+@pytest.mark.slow
 def test_a_diffusers_that_lacks_something_is_reported() -> None:
     code = (
         "import agentsd.patching.patch, diffusers.models.attention_dispatch as d, sys\n"

@@ -21,6 +21,7 @@ def test_tells_what_the_loaded_model_tells() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_well_known_models(name: str) -> None:
     layers = inspect_patch(
@@ -59,6 +60,7 @@ def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
         load_architecture(str(tmp_path))
 
 
+@pytest.mark.command("inspect")
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
@@ -68,7 +70,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == expected.to_dict()
     main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "9", "--json")
     assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 5
-    main_("inspect", "--model", "sdxl", *size[:2], "--width", "1024", "--device", "cuda")
+
+
+@pytest.mark.slow
+def test_the_command_on_a_large_model(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--height", "256", "--width", "1024", "--device", "cuda"]
+    main_("inspect", "--model", "sdxl", *size)
     text = capsys.readouterr().out
     assert "10 of 140 attention layers patched, at 256×1024" in text
     assert "the schedule changes nothing at this size" in " ".join(text.split())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from test_patch import check_unchanged, snapshot
+from reversal import check_unchanged, snapshot
 from tiny_models import call, latents
 
 from agentsd import PatchError, Schedule, patched

@@ -24,6 +24,7 @@ from accelerate import PartialState
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 from rich.console import Console
+from sampling import with_samples
 from tiny_models import with_safety_checker
 from tqdm import tqdm
 
@@ -234,6 +235,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> None:
     """SIGKILL at random moments: before the first image, between, while files are written."""
     prompts = PROMPTS + PROMPTS[:20]
@@ -258,7 +260,8 @@ def test_killed_twenty_times_it_ends_as_if_never(start: Any, tmp_path: Path) -> 
     assert not list(run.rglob("*.part"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", with_samples([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_signal_ends_a_run_after_the_batch_in_hand(
     start: Any, tmp_path: Path, number: int
 ) -> None:
@@ -283,6 +286,7 @@ def ranks(start: Any, count: int) -> list[Child]:
     return [Child(start, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
     few = PROMPTS[:24]
     start("whole", few)
@@ -294,6 +298,7 @@ def test_two_processes_make_what_one_makes(start: Any, tmp_path: Path) -> None:
     assert sorted(p.name for p in run.glob("*.jsonl")) == ["manifest.jsonl", "prompts.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dying", [0, 1])
 def test_the_work_of_a_process_that_died_is_done(start: Any, tmp_path: Path, dying: int) -> None:
     few = PROMPTS[:24]
@@ -425,6 +430,7 @@ def test_a_model_that_cannot_run_ends_the_run_at_once(start: Any, pipe: Any) -> 
         start()
 
 
+@pytest.mark.slow
 def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ImageSettings(prompt="a", height=64, width=64)
     assert largest_batch(pipe, settings, PipelineOptions().call_kwargs) == 1
@@ -435,6 +441,7 @@ def test_the_largest_batch(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(set(tried)) == [2, 4, 8]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_from_an_image(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +460,7 @@ class Elsewhere(str):
     type = "other"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_what_was_made_stays(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +484,7 @@ def test_a_full_disk_is_one_error_and_what_was_made_stays(
     assert hashes(run) == hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_images_wait_for_their_writer_in_a_bounded_queue(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,12 +520,14 @@ def test_other_formats_carry_their_record(start: Any, tmp_path: Path, form: str)
         assert comment == b"UNICODE\0" + parameters(image, record).encode("utf-16-be")
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold_fails_alone(start: Any, tmp_path: Path) -> None:
     summary, _ = start(prompts=["a", "赤" * 9_999], form="jpg")
     assert (summary["made"], summary["failed"]) == (1, 1)
     assert "use png" in json.loads((tmp_path / "run" / "failed.jsonl").read_text())["error"]
 
 
+@pytest.mark.slow
 def test_webdataset_reads_the_shards(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,6 +558,7 @@ def test_webdataset_reads_the_shards(
     assert [sample["png"] for sample in again] == [sample["png"] for sample in read]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1000, 12_000])
 def test_a_damaged_shard_is_made_again(start: Any, tmp_path: Path, size: int) -> None:
     start(prompts=PROMPTS[:5], form="webdataset")
@@ -571,6 +583,7 @@ def test_a_manifest_cannot_name_files_elsewhere(start: Any, tmp_path: Path) -> N
     assert victim.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[1]\n", '{"prompt": "gre', None])
 def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str | None) -> None:
     start(prompts=["a", "b"])
@@ -582,6 +595,7 @@ def test_damaged_prompts_are_written_anew(start: Any, tmp_path: Path, text: str 
     assert (run / "images" / "000001.png").read_bytes() == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, "abc", [1], -1, 1.5, True])
 def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: Any) -> None:
     start(prompts=["a", "b"], batch_size=None)
@@ -592,6 +606,7 @@ def test_an_edited_batch_size_is_found_anew(start: Any, tmp_path: Path, size: An
     assert start(prompts=["a", "b"], batch_size=None)[0]["made"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [5, ["x"], "a\0b", "."])
 def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, file: Any) -> None:
     start(prompts=["a", "b"])
@@ -602,6 +617,7 @@ def test_a_line_that_names_no_file_is_made_again(start: Any, tmp_path: Path, fil
     assert start(prompts=["a", "b"])[0]["made"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_records", [False, True])
 def test_memory_stays_flat(
     start: Any, monkeypatch: pytest.MonkeyPatch, *, keeps_records: bool

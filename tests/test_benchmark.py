@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_models import call, tiny_unet
+from tiny_models import call, smallest_unet, tiny_unet
 
 from agentsd import cli
 from agentsd.benchmark import cases, output, stopwatch, timing, variants
@@ -34,6 +34,7 @@ def command(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_every_variant_is_timed_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = tiny_unet()
     monkeypatch.setattr(timing, "build", lambda case: unet)
@@ -98,7 +99,9 @@ def test_short_calls_are_timed_together(seconds: float, calls: int) -> None:
     assert timing._calls(seconds) == calls
 
 
+@pytest.mark.slow
 def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "build", lambda case: smallest_unet())
     torch._dynamo.reset()
     real, graphs = torch.compile, []
 
@@ -151,6 +154,7 @@ def test_the_top_block_is_one_of_the_whole() -> None:
 
 
 class TestCommand:
+    @pytest.mark.command("benchmark")
     def test_writes_a_table_and_a_plot(self, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "new" / "figures.csv"
         assert command("--schedule", "faithful", "--size", "96x64", "--out", str(out)) == 0
@@ -205,6 +209,7 @@ def test_a_case_out_of_range() -> None:
         next(run(Case("pocket"), REFERENCES, 0))
 
 
+@pytest.mark.slow
 def test_light_steps_are_timed_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After its first call, which computes the feature, each call of the variant is light."""
     unet = tiny_unet()

@@ -135,6 +135,7 @@ def test_an_unexpected_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPat
         run()
 
 
+@pytest.mark.command("generate")
 def test_json_on_stdout_is_the_summary(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("--json", "--num-images", "2", "--schedule", "fast", "--dtype", "bfloat16")
     summary = json.loads(out)
@@ -147,6 +148,7 @@ def test_json_on_stdout_is_the_summary(run: Run, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.command("compare")
 def test_json_of_compare_is_its_summary(compare: Run, tmp_path: Path) -> None:
     summary = json.loads(compare("--json", "--num-images", "2", "--schedule", "fast")[1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -412,6 +414,7 @@ def test_bad_yaml_names_file_and_key(run: Run, tmp_path: Path) -> None:
     assert "phase 1: unknown key 'strid'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["-m", "agentsd"], ["scripts/generate.py"]])
 def test_as_a_program(command: list[str]) -> None:
     more = ["generate"] if command[0] == "-m" else []

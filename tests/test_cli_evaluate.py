@@ -86,6 +86,7 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, figure: str) -> No
     assert "replaced with a black image" in err
 
 
+@pytest.mark.command("evaluate statistics")
 @pytest.mark.usefixtures("sets")
 def test_statistics_serve_fid(run: Run) -> None:
     assert run("statistics", "real", "real.npz", "--features", "pocket")[0] == 0
@@ -172,6 +173,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
 
 
+@pytest.mark.command("evaluate score")
 @pytest.mark.usefixtures("sets")
 def test_figures_are_the_same_together_from_one_extraction(
     run: Run, tmp_path: Path, seen: list[int]

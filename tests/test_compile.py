@@ -13,7 +13,7 @@ from tiny_models import RecordingBackend, latents, smallest_unet, tiny_pipeline
 
 from agentsd import Schedule, apply_patch
 
-pytestmark = pytest.mark.usefixtures("small_grids")
+pytestmark = [pytest.mark.usefixtures("small_grids"), pytest.mark.slow]
 
 SCHEDULE = Schedule.from_dict(
     {
@@ -50,7 +50,7 @@ def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> Non
         {"method": "merge", "merge_mlp": True},
         {"method": "merge", "merge_crossattn": True},
         {"method": "agent", "agents": 16, "ratio": 0.4, "merge_mlp": True},
-        {"method": "keys", "keys": 16},
+        pytest.param({"method": "keys", "keys": 16}, marks=pytest.mark.sample),
     ],
     ids=lambda phase: "-".join(map(str, phase.values())),
 )

@@ -17,9 +17,9 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from test_patch import check_likeness, check_reversal
-from test_pipelines_of_diffusers import PIPELINES, run
-from test_schedulers import NAMES, given, seeded
+from reversal import check_likeness, check_reversal
+from sampling import with_samples
+from scheduler_cases import NAMES, given, seeded
 from tiny_models import (
     RecordingBackend,
     call,
@@ -31,6 +31,7 @@ from tiny_models import (
     tiny_unet,
     watch,
 )
+from tiny_pipelines import PIPELINES, run
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -300,7 +301,7 @@ def test_a_branch_with_nothing_to_forecast_is_refused() -> None:
 
 
 @pytest.mark.cell("Pipelines, with light steps")
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", with_samples(PIPELINES, "SDXL base"))
 def test_pipelines(name: str, tmp_path: Path) -> None:
     pipe, inputs = PIPELINES[name](tmp_path)
     seen: list[bool] = []
@@ -329,7 +330,7 @@ TWICE = {
 
 
 @pytest.mark.cell("Schedulers, with light steps")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", with_samples(NAMES, "DDIMScheduler"))
 def test_schedulers(pipe: Any, name: str) -> None:
     plain = latents(seeded(given(pipe, name)), steps=8)
     apply_patch(pipe, cached())
@@ -515,6 +516,7 @@ def test_what_one_branch_computes_is_part_of_what_the_next_does() -> None:
             assert any(p.gives_feature and p.branch == branch + 1 for p in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "method", "branch"),
     [("method", "full", 0), ("function", "keys", 0), ("method", "keys", -1)],

@@ -72,6 +72,7 @@ def test_a_run_is_the_same_twice(device: str, schedule: Schedule) -> None:
     assert not torch.equal(run(tiny_unet(), device), first)
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("device", [CUDA, MPS])
 def test_a_run_is_the_cpus(device: str, schedule: Schedule) -> None:
@@ -83,6 +84,7 @@ def test_a_run_is_the_cpus(device: str, schedule: Schedule) -> None:
     assert distance(run(tiny_unet(), device, dtype), expected) > 1e-3
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("device", DEVICES)
@@ -122,6 +124,7 @@ def test_no_call_waits_for_the_device(device: str, schedule: Schedule) -> None:
             sample.sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "name"),
     [("cpu", "turbo"), *(pytest.param("cuda", name, marks=CUDA.marks) for name in SCHEDULES)],

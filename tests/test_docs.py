@@ -15,6 +15,7 @@ import pytest
 import typer
 
 import agentsd
+from agentsd.app.controls import examples
 from agentsd.cli import agentsd as command_line
 from agentsd.evaluation.protocol import load_protocol
 from agentsd.methods import METHODS, BasePhase, Cache
@@ -221,3 +222,7 @@ def test_the_map_of_the_code_has_every_folder() -> None:
     described = set(re.findall(r"^  (\w+)(?:/|\.py| )", read("CONTRIBUTING.md"), re.MULTILINE))
     folders = {path.parent.name for path in (ROOT / "agentsd").glob("*/__init__.py")}
     assert folders <= described
+
+
+def test_the_web_app_links_to_the_repository() -> None:
+    assert f'Homepage = "{examples.LINKS["Code"]}"' in read("pyproject.toml")

@@ -61,6 +61,7 @@ def images(out: Path) -> dict[str, bytes]:
     return {str(f.relative_to(out)): Image.open(f).tobytes() for f in out.rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_quick_pocket_protocol_on_a_tiny_model(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,26 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     (out / "report.html").unlink()
     assert f"| {UNPATCHED} |" in call("report", str(out))
     assert "only 3 prompts: the intervals are wide" in page
+    assert (out / "report.html").read_text() == page
+
+
+@pytest.mark.command("evaluate run")
+@pytest.mark.command("evaluate report")
+def test_the_commands(
+    small: Path, small_pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_pipe.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    given = ["--model", str(tmp_path / "model"), "--device", "cpu", "--quick", "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "run", str(small), "--out", str(out), *given])
+    found = json.loads(capsys.readouterr().out)
+    assert found["variants"].keys() == {UNPATCHED, "keys", "mine", "todo"}
+    page = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "report", str(out)])
+    assert f"| {UNPATCHED} |" in capsys.readouterr().out
     assert (out / "report.html").read_text() == page
 
 

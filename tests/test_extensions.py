@@ -17,8 +17,19 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from peft import get_peft_model_state_dict
-from test_patch import AGENTS, UNALIKE, add_lora, check_likeness, load_ip_adapter
-from tiny_models import WIDTH, build, call, latents, patched_layers, tiny_pipeline, tiny_unet
+from reversal import AGENTS, UNALIKE, check_likeness
+from sampling import with_samples
+from tiny_adapters import add_lora, ip_adapter, load_ip_adapter
+from tiny_models import (
+    WIDTH,
+    build,
+    call,
+    latents,
+    patched_layers,
+    smallest_unet,
+    tiny_pipeline,
+    tiny_unet,
+)
 from torch import Tensor
 
 from agentsd import apply_patch, patched, remove_patch
@@ -118,9 +129,10 @@ EITHER = "Extensions, before the patch or after it"
 
 
 @pytest.mark.cell(EITHER)
-@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("name", with_samples(EXTENSIONS, "LoRA", "group offload"))
 def test_before_or_after_the_patch(name: str, tmp_path: Path) -> None:
-    before, after = tiny_pipeline(tmp_path), tiny_pipeline(tmp_path)
+    make = smallest_unet if name == "torch.compile" else tiny_unet  # compiling takes long
+    before, after = tiny_pipeline(tmp_path, make()), tiny_pipeline(tmp_path, make())
     EXTENSIONS[name](before)
     base = plain(before)
     apply_patch(before, **AGENTS)
@@ -225,8 +237,6 @@ def test_device_map(pipe: Any, tmp_path: Path) -> None:
 
 @pytest.mark.cell(EITHER, name="IP-Adapters, one and several")
 def test_several_ip_adapters(pipe: Any, tmp_path: Path) -> None:
-    from test_patch import ip_adapter
-
     def load(into: Any) -> None:
         weights = [build(lambda: ip_adapter(into.unet), seed) for seed in (0, 1)]
         into.load_ip_adapter(

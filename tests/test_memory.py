@@ -61,6 +61,7 @@ def peaks(preset: str) -> tuple[int, dict[str, int]]:
     return unpatched.peak, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["faithful", "fast", "balanced", "turbo"])
 def test_a_layer_of_few_keys_needs_no_more_memory(preset: str) -> None:
     unpatched, found = peaks(preset)
@@ -68,6 +69,7 @@ def test_a_layer_of_few_keys_needs_no_more_memory(preset: str) -> None:
     assert found["keys"] <= unpatched
 
 
+@pytest.mark.slow
 def test_matching_needs_a_block_of_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
     unpatched, whole = peaks("paper")
     assert whole["merge"] > unpatched  # 4,096 × 1,024 similarities

@@ -10,6 +10,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
 
 
@@ -19,7 +21,8 @@ def shown(cell: Any) -> list[set[str]]:
     return [{*out.get("data", {"text": 0})} for out in outputs]
 
 
-def test_the_notebook_runs() -> None:
+def test_the_notebook_runs(small_pocket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", small_pocket["PYTHONPATH"])
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     before = [shown(cell) for cell in notebook.cells]
     assert sum(map(len, before)) >= 8

@@ -18,10 +18,10 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
 )
-from peft import LoraConfig
+from reversal import AGENTS, check_reversal, check_unchanged, snapshot
+from tiny_adapters import add_lora, load_ip_adapter
 from tiny_models import (
     WIDTH,
-    build,
     call,
     latents,
     patched_layers,
@@ -32,7 +32,6 @@ from tiny_models import (
     watch,
 )
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor
 
 from agentsd import (
     PatchError,
@@ -50,102 +49,12 @@ from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-AGENTS: dict[str, Any] = {
-    "method": "agent", "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2
-}  # fmt: skip
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything that hangs on every module, by identity: hooks, processors, weights, flags."""
-    return {
-        name: {
-            "": type(module),
-            **{k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()},
-        }
-        for name, module in model.named_modules()
-    }
-
-
-def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
-    """The model has what it had: the same objects, under the same names, in the same order."""
-    after = snapshot(model)
-    assert list(after) == list(before), "modules differ"
-    for name, attributes in before.items():
-        assert list(after[name]) == list(attributes), f"attributes of {name or 'the model'} differ"
-        for key, value in attributes.items():
-            now = after[name][key]
-            same = now is value
-            if isinstance(value, dict) and isinstance(now, dict):
-                ids = [[(k, id(v)) for k, v in part.items()] for part in (value, now)]
-                same = ids[0] == ids[1]
-            assert same, f"{name}.{key} differs"
-
-
-ALIKE, UNALIKE = 0.25, 1.0
-"""Relative distances to the unpatched model, of random weights, that patched ones stay within; the
-second where a test asks much of them. Unrelated outputs of its size are at 1.4."""
-
-
-def check_likeness(patched: Tensor, plain: Tensor, within: float = ALIKE) -> None:
-    """A patched model gives much the same as the unpatched one."""
-    distance = float((patched - plain).float().norm() / plain.float().norm())
-    assert distance < within, f"{distance:.2f} from the unpatched one"  # NaN fails, too
-
-
-def check_reversal(
-    unet: nn.Module, outputs: Callable[[], Tensor], pipe: Any = None, **settings: Any
-) -> None:
-    """Patched (by its pipeline, if given) it is another model, and much alike; unpatched it is, bit
-    for bit, the one that was there."""
-    before, base = snapshot(unet), outputs()
-    apply_patch(pipe or unet, **settings or AGENTS)
-    with pytest.raises(AssertionError, match="differ"):
-        check_unchanged(unet, before)
-    patched = outputs()
-    assert not torch.equal(patched, base)
-    check_likeness(patched, base, UNALIKE)
-    assert torch.equal(outputs(), patched)
-    remove_patch(unet)
-    check_unchanged(unet, before)
-    assert torch.equal(outputs(), base)
-
 
 def test_the_check_of_likeness_can_fail(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Projections.output
     monkeypatch.setattr(Projections, "output", lambda self, x: 100 * real(self, x))
     with pytest.raises(AssertionError, match="from the unpatched one"):
         check_reversal(unet, lambda: call(unet))
-
-
-def add_lora(unet: Any) -> None:
-    """A LoRA on self- and cross-attention with weights that change the output."""
-    names = ["to_q", "to_k", "to_v", "to_out.0"]
-    build(lambda: unet.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False)))
-    unet.eval()
-
-
-def ip_adapter(unet: Any) -> dict[str, dict[str, Tensor]]:
-    """The weights of an IP-Adapter, as its published files hold them."""
-    weights, number = {}, 1
-    for name, module in unet.named_modules():
-        if isinstance(module, Attention) and name.endswith("attn2"):
-            for kind in ("k", "v"):
-                weights[f"{number}.to_{kind}_ip.weight"] = torch.randn(module.inner_dim, WIDTH)
-            number += 2
-    projection = {
-        "proj.weight": torch.randn(4 * WIDTH, 8),
-        "proj.bias": torch.zeros(4 * WIDTH),
-        "norm.weight": torch.ones(WIDTH),
-        "norm.bias": torch.zeros(WIDTH),
-    }
-    return {"image_proj": projection, "ip_adapter": weights}
-
-
-def load_ip_adapter(pipe: Any) -> None:
-    state = build(lambda: ip_adapter(pipe.unet))
-    # Releases before 0.31 want one to be there, even without an image encoder.
-    pipe.register_modules(feature_extractor=CLIPImageProcessor())
-    pipe.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
 
 
 def with_image(pipe: Any) -> Tensor:
@@ -290,6 +199,7 @@ class TestReversal:
         again.set_progress_bar_config(disable=True)
         assert torch.equal(latents(again), expected)
 
+    @pytest.mark.slow
     def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
         compiled = torch.compile(unet, backend="eager")
         plain = call(compiled)
@@ -431,6 +341,7 @@ class TestApply:
             how(unet, method="keys")
         assert torch.equal(call(unet), expected), "the earlier patch is back"
 
+    @pytest.mark.slow
     def test_compiled_unet_stands_for_what_it_wraps(self, unet: Any) -> None:
         compiled = torch.compile(unet)
         before = snapshot(unet)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import with_samples
 from tiny_models import call, latents
 from torch import Tensor
 
@@ -29,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 PROMPTS = ["a cat", "two red boats", "the sea"]
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=with_samples(METHODS, "agent", "keys cycle"))
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     return Schedule(phases=[METHODS[request.param]], seed=5)
 
@@ -40,6 +41,7 @@ def check_same(found: Tensor, expected: Tensor) -> None:
     assert distance.max() <= LIMIT, f"an image moved by {float(distance.max()):.1e}"
 
 
+@pytest.mark.slow
 def test_batch_mates_do_not_matter(pipe: Any, schedule: Schedule) -> None:
     apply_patch(pipe, schedule)
     together = latents(pipe, prompt=PROMPTS)
@@ -61,6 +63,7 @@ def test_batch_mates_do_not_matter(pipe: Any, schedule: Schedule) -> None:
         check_same(latents(pipe, prompt=PROMPTS), together)
 
 
+@pytest.mark.slow
 def test_what_ran_before_does_not_matter(pipe: Any, schedule: Schedule) -> None:
     """Bit for bit: another size, schedule, number of steps, batch, or a run that raised."""
     apply_patch(pipe, schedule)

@@ -8,10 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from sampling import with_samples
+from scheduler_cases import SCHEDULERS, scheduler
 from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
@@ -22,28 +23,6 @@ from agentsd.patching.runtime import StepPlan
 from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("small_grids")
-
-SCHEDULERS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
-    # name: class, configuration, UNet calls of the first 20, the next 10 and the last 20 steps
-    "DDIM": ("DDIMScheduler", {"clip_sample": False}, [20, 10, 20]),
-    "DDIM trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}, [20, 10, 20]),
-    "DDPM": ("DDPMScheduler", {}, [20, 10, 20]),
-    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}, [21, 10, 20]),
-    "Euler": ("EulerDiscreteScheduler", {}, [20, 10, 20]),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}, [20, 10, 20]),
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, [20, 10, 20]),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, [20, 10, 20]),
-    "Heun": ("HeunDiscreteScheduler", {}, [40, 20, 39]),
-    "KDPM2": ("KDPM2DiscreteScheduler", {}, [40, 20, 39]),
-    "KDPM2 a": ("KDPM2AncestralDiscreteScheduler", {}, [40, 20, 39]),
-    "LCM": ("LCMScheduler", {}, [20, 10, 20]),
-    "UniPC": ("UniPCMultistepScheduler", {}, [20, 10, 20]),
-}
-
-
-def scheduler(name: str) -> Any:
-    kind, config, _ = SCHEDULERS[name]
-    return getattr(diffusers, kind)(beta_schedule="scaled_linear", steps_offset=1, **config)
 
 
 def two_phases(**end: float) -> Schedule:
@@ -73,7 +52,8 @@ def run(pipe: Any, steps: int, **inputs: Any) -> Tensor:
     return latents(pipe, steps, (16, 16), guidance_scale=1.0, **inputs)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "DDIM", "PNDM", "Heun", "LCM"))
 def test_phases_of_50_steps(quick: Any, name: str) -> None:
     quick.scheduler = scheduler(name)
     phases = [

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from test_patch import check_likeness
-from test_pipelines_of_diffusers import PICTURE, of, refiner, xl
+from reversal import check_likeness
+from sampling import sample_if
+from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
+from tiny_pipelines import PICTURE, of, refiner, xl
 
 from agentsd import Schedule, SettingsError, apply_patch
 from agentsd.generation.images import make_batch
@@ -24,7 +26,6 @@ from agentsd.models.schedulers import scheduler_for
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
-NAMES = sorted(kind.__name__ for kind in DDIMScheduler().compatibles)
 TWO = Schedule(phases=[Keys(until=0.5), Merge()])
 
 
@@ -33,27 +34,15 @@ NOTES = {
     "your own, set `pipe.scheduler.noise_sampler_seed` to the list of seeds"
 }
 SCHEDULERS = [
-    pytest.param(name, marks=pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")))
+    pytest.param(
+        name,
+        marks=(
+            pytest.mark.cell("Schedulers", name=name, note=NOTES.get(name, "")),
+            *sample_if(name in ("DDIMScheduler", "HeunDiscreteScheduler")),
+        ),
+    )
     for name in NAMES
 ]
-
-
-def given(pipe: Any, name: str) -> Any:
-    """The pipeline with another scheduler."""
-    try:
-        pipe.scheduler = scheduler_for(pipe, name)
-    except SettingsError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        pytest.skip(str(error))
-    return pipe
-
-
-def seeded(pipe: Any) -> Any:
-    """The pipeline, with a seed for a scheduler that takes no generators."""
-    if hasattr(pipe.scheduler, "noise_sampler_seed"):
-        pipe.scheduler.noise_sampler_seed = 0
-    return pipe
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -128,6 +117,7 @@ def test_seeds_and_nothing_else_decide(small: Any, name: str) -> None:
     assert faults(ours(given(small, name))) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
@@ -175,6 +165,7 @@ class First(DDIMScheduler):
         return (found + torch.randn(found.shape, generator=first),)
 
 
+@pytest.mark.slow
 def test_the_check_of_seeds_can_fail(small: Any) -> None:
     assert faults(diffusers_own(small)) == set()
     assert faults(lambda seeds: ours(small)([3] * len(seeds))) == {"seed"}
@@ -184,6 +175,7 @@ def test_the_check_of_seeds_can_fail(small: Any) -> None:
     assert faults(diffusers_own(small)) == {"global state", "twice", "batch"}
 
 
+@pytest.mark.slow
 def test_diffusers_own_noise_does_not_depend_on_seeds(small: Any) -> None:
     """Or else the row of the page needs its note no longer."""
     given(small, "DPMSolverSDEScheduler")

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from torch.utils import backend_registration
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("stand_in_device.py")
 
 MOST = {"keys": 3, "agent": 20, "merge": 20, "full": 0}

@@ -14,8 +14,9 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_pipelines_of_diffusers import PICTURE, of, xl
+from sampling import with_samples
 from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
+from tiny_pipelines import PICTURE, of, xl
 from torch import Tensor
 
 from agentsd import PatchError, apply_patch, cache_context, inspect_patch, patched, summary
@@ -107,9 +108,17 @@ def shuffling(seed: int = 0) -> Callable[[list[Image]], list[Image]]:
     return lambda images: draw.sample(images, len(images))
 
 
-@pytest.mark.parametrize("call", [in_one_call, in_two_calls, swapped_calls])
-@pytest.mark.parametrize("shuffled", [None, 0, 1])
-@pytest.mark.parametrize("prompts", [(SAME, SAME, SAME), (SAME, OTHER, SAME)])
+@pytest.mark.parametrize(
+    ("call", "shuffled", "prompts"),
+    [  # each call in order and shuffled, with each kind of prompts
+        (in_one_call, None, (SAME, SAME, SAME)),
+        (in_one_call, 0, (SAME, OTHER, SAME)),
+        (in_two_calls, None, (SAME, OTHER, SAME)),
+        (in_two_calls, 1, (SAME, SAME, SAME)),
+        (swapped_calls, None, (SAME, SAME, SAME)),
+        (swapped_calls, 1, (SAME, OTHER, SAME)),
+    ],
+)
 def test_images_in_turn_are_those_made_alone(
     balanced: Any, call: Any, shuffled: int | None, prompts: Sequence[Tensor]
 ) -> None:
@@ -246,13 +255,14 @@ def test_two_pipelines_of_one_unet_in_turn(balanced: Any) -> None:
     assert (found - alone[0]).norm() < 0.1 * alone[0].norm()
 
 
+@pytest.mark.slow
 def test_panorama(tmp_path: Path) -> None:
     """Windows over one picture, with the same prompt: each goes on with its own features."""
     pipe = of("StableDiffusionPanoramaPipeline", tmp_path, smallest_unet())
 
     def made() -> Tensor:
         return pipe(
-            "a cat", height=512, width=576, num_inference_steps=8, output_type="latent",
+            "a cat", height=32, width=576, num_inference_steps=8, output_type="latent",
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
@@ -272,9 +282,9 @@ NOISE_LEVELS = {
 }
 
 
-@pytest.mark.parametrize("levels", NOISE_LEVELS)
-@pytest.mark.parametrize("what", ["pipeline", "unet"])
-@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", with_samples(NOISE_LEVELS, "random"))
+@pytest.mark.parametrize(("what", "inference"), [("pipeline", True), ("unet", False)])
 def test_losses_at_noise_levels_are_no_run(
     pipe: Any, levels: str, what: str, inference: bool
 ) -> None:
@@ -338,8 +348,15 @@ def test_timesteps_that_are_no_entries_of_a_list(pipe: Any, convert: Any, what: 
 ORDERS = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", *ORDERS])
-@pytest.mark.parametrize("preset", ["faithful", "balanced", "paper"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        *((name, "balanced") for name in ("DDIMScheduler", *ORDERS)),
+        ("PNDMScheduler", "faithful"),
+        ("HeunDiscreteScheduler", "paper"),
+    ],
+)
 def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, preset: str) -> None:
     """Schedulers whose lists are longer than their steps."""
     more = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
@@ -357,9 +374,11 @@ def test_a_copy_and_a_pipeline_made_from_one_count_alike(pipe: Any, name: str, p
     assert torch.equal(latents(twin, STEPS), expected)
 
 
-@pytest.mark.parametrize("preset", ["balanced", "turbo"])
-@pytest.mark.parametrize("branch", [0, -1])
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "branch", "frozen"),
+    [("balanced", 0, True), ("balanced", -1, False), ("turbo", 0, False), ("turbo", -1, True)],
+)
 def test_guidance_by_a_loss(pipe: Any, preset: str, branch: int, frozen: bool) -> None:
     apply_patch(pipe, preset, min_tokens=0, cache_branch=branch)
     pipe.unet.requires_grad_(not frozen)
@@ -459,16 +478,17 @@ def test_the_summary_tells_images_in_turn_apart(unet: Any) -> None:
     assert "in 2 runs side by side" in summary(unet).title
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config", "adds"),
     [
-        ("EulerAncestralDiscreteScheduler", {}, True),
+        pytest.param("EulerAncestralDiscreteScheduler", {}, True, marks=pytest.mark.sample),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, True),
         ("LCMScheduler", {}, True),
         ("DDPMScheduler", {}, True),
         ("KDPM2AncestralDiscreteScheduler", {}, True),
         ("DPMSolverMultistepScheduler", {}, False),
-        ("DDIMScheduler", {}, False),
+        pytest.param("DDIMScheduler", {}, False, marks=pytest.mark.sample),
         ("UniPCMultistepScheduler", {}, False),
     ],
 )

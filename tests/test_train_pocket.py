@@ -49,6 +49,8 @@ from pocket.unet import (  # noqa: E402
 from pocket.vae import build_vae, encode, latents_of  # noqa: E402
 from pocket.variants import ATTRIBUTES, variants_of  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(
     out=SCRIPTS.parent / "agentsd" / "pocket", work=Path("unused"), device=torch.device("cpu")
 )
@@ -59,6 +61,7 @@ def scenes(count: int, seed: int = 0) -> list:
     return [sample_scene(np.random.default_rng((seed, i))) for i in range(count)]
 
 
+@pytest.mark.sample
 class TestScenes:
     def test_same_seed_same_pictures_and_captions(self):
         first, second = ScenePictures(7, 32), ScenePictures(7, 32)
@@ -170,6 +173,7 @@ def named(shape: Placed) -> int:
     return 1 + list(SHAPES).index(shape.shape)
 
 
+@pytest.mark.sample
 class TestTokenizer:
     def test_thousands_of_captions_come_back_word_for_word(self, tmp_path):
         tokenizer = build_tokenizer(tmp_path)

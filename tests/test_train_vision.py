@@ -20,6 +20,8 @@ from pocket.scenes import LABEL_CLASSES  # noqa: E402
 from vision.recipe import RECIPES, train_arguments  # noqa: E402
 from vision.scenes import VARIANTS, Run, build, compare, judge, scenes, train  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMALL = Run("agent", side=2, agents=4, width=16, depth=1, steps=4, batch=2)
 
 
@@ -68,6 +70,7 @@ def test_comparison(tmp_path: Path) -> None:
         assert low <= mean <= high
 
 
+@pytest.mark.sample
 def test_judgement() -> None:
     """A model that says what is there is right everywhere, and one that says nothing is not."""
     _, named = scenes(10**7, 6, SMALL.side)

@@ -324,6 +324,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
     found = tuned()
     assert not any(layer.patched for layer in inspect_patch(tuned.pipe).layers)
@@ -350,6 +351,7 @@ def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
     assert again.report["budget"] == "speed>=1.2"
 
 
+@pytest.mark.slow
 def test_without_out_no_file_and_no_package_for_reports_is_needed(
     tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +370,7 @@ def test_without_out_no_file_and_no_package_for_reports_is_needed(
         tuned(out=None, resume=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_the_best_so_far(tuned: Any) -> None:
     found = tuned(cancelled=lambda: tuned.seen[-1].stage == "candidates")
     assert found.stopped
@@ -378,6 +381,7 @@ def test_a_stopped_run_keeps_the_best_so_far(tuned: Any) -> None:
     assert resumed.report["held_out"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_too_early_has_no_best(tuned: Any, tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match="before any schedule was measured"):
         tuned(cancelled=lambda: True)
@@ -387,6 +391,26 @@ def test_a_run_that_is_stopped_too_early_has_no_best(tuned: Any, tmp_path: Path)
 def test_too_little_time_is_refused(tuned: Any) -> None:
     with pytest.raises(SettingsError, match=r"minutes: an unpatched image takes .* or more"):
         tuned(minutes=0.0001)
+
+
+@pytest.mark.command("tune")
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few_candidates(monkeypatch)
+    (tmp_path / "model").mkdir()
+    tiny_pipeline(tmp_path / "model", smallest_unet()).save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    out = tmp_path / "mine.yaml"
+    given = {"--budget": "psnr>=30", "--prompts": tmp_path / "prompts.txt", "--out": out}
+    given |= {"--model": tmp_path / "model", "--device": "cpu", "--steps": 5, "--size": 64}
+    with pytest.raises(SystemExit, match="0"):
+        main(["tune", *(str(part) for pair in given.items() for part in pair), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["budget"] == "psnr>=30"
+    schedule = Schedule.load(out)
+    assert schedule.tuned_for is not None
+    assert schedule.tuned_for.num_inference_steps == 5
 
 
 def condition(**changes: Any) -> TunedFor:
@@ -423,6 +447,7 @@ def test_a_schedule_keeps_what_it_was_tuned_for_until_it_is_changed() -> None:
         Schedule.from_dict(schedule.to_dict() | {"tuned_for": {"colour": "red"}})
 
 
+@pytest.mark.slow
 def test_generate_warns_of_another_model_or_device(
     pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from independent import import_timm
+from sampling import with_samples
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from vision_golden import filled, images
@@ -21,6 +22,8 @@ timm = import_timm()
 import agentsd.nn  # noqa: E402
 from agentsd.errors import ModelError  # noqa: E402
 from agentsd.nn import convert_published, models  # noqa: E402, F401
+
+pytestmark = pytest.mark.slow
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vision.json").read_text("utf-8"))
 
@@ -101,7 +104,7 @@ def golden_model(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
     return model, filled(case["shapes"]), torch.tensor(case["output"], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", with_samples(GOLDEN, "agent_deit_tiny"))
 def test_published_weights_give_the_published_result(name: str) -> None:
     """Names, shapes and results, against the published code at a small size, in float64."""
     model, weights, expected = golden_model(name)

@@ -15,8 +15,8 @@ from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from DeepCache import DeepCacheSDHelper
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from test_patch import add_lora, check_unchanged, snapshot
-from test_pipelines_of_diffusers import BLOCKS
+from reversal import check_unchanged, snapshot
+from tiny_adapters import add_lora
 from tiny_models import (
     build,
     latents,
@@ -26,11 +26,14 @@ from tiny_models import (
     tiny_unet,
     watch,
 )
+from tiny_pipelines import BLOCKS
 from torch import Tensor, nn
 
 from agentsd import PatchError, apply_patch, inspect_patch, patched, remove_patch
 from agentsd.patching.light_steps import StandIn
 from agentsd.patching.patch import patch_of
+
+pytestmark = pytest.mark.slow
 
 STEPS, EXPECTED = 8, "wwlwlwlw"
 
@@ -398,6 +401,7 @@ def test_a_model_made_of_a_patched_one_is_not_patched_and_says_so(
         diffusers.AnimateDiffPipeline.from_pipe(pipe, motion_adapter=adapter)
 
 
+@pytest.mark.sample
 def test_hooks_of_a_device_map_taken_away(pipe: Any) -> None:
     expected = run(balanced(pipe))
     remove_patch(pipe)
