@@ -108,7 +108,7 @@ def test_a_short_run_is_whole_and_says_so(pipe: Any) -> None:
     """As with the four steps of a distilled model."""
     expected = latents(pipe, steps=4)
     apply_patch(pipe, cached(2, min_steps=None))
-    with pytest.warns(UserWarning, match="4 steps computes each step in full: .* 8 steps or more"):
+    with pytest.warns(UserWarning, match="4 steps computes every step in full: .* 8 steps or more"):
         assert torch.equal(latents(pipe, steps=4), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once for each length
@@ -124,7 +124,7 @@ def test_a_warm_up_does_not_call_itself_short(pipe: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warm_up(pipe, {"cached": variant}, short)
-    with variant(pipe), pytest.warns(UserWarning, match="computes each step in full"):
+    with variant(pipe), pytest.warns(UserWarning, match="computes every step in full"):
         make_image(pipe, short)
 
 
@@ -284,13 +284,13 @@ def test_schedules_without_it_are_written_as_before() -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = diffusers.ControlNetModel.from_unet(tiny_unet())
-    with pytest.raises(PatchError, match="cache: ControlNetModel has no last block"):
+    with pytest.raises(PatchError, match="last block of two or more layers, which ControlNet"):
         apply_patch(net, cached())
     assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_branch_with_nothing_to_forecast_is_refused() -> None:
-    with pytest.raises(PatchError, match="branch 1: this UNet has no layers beneath"):
+    with pytest.raises(PatchError, match="branch 1: this UNet has no layers below"):
         apply_patch(unet := smallest_unet(), cached(branch=1))
     assert not patched_layers(unet)
 
