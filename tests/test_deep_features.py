@@ -108,7 +108,7 @@ def test_a_short_run_is_whole_and_says_so(pipe: Any) -> None:
     """As with the four steps of a distilled model."""
     expected = latents(pipe, steps=4)
     apply_patch(pipe, cached(2, min_steps=None))
-    with pytest.warns(UserWarning, match="4 steps computes every step in full: .* 8 steps or more"):
+    with pytest.warns(UserWarning, match="4 steps computes each step in full: .* 8 steps or more"):
         assert torch.equal(latents(pipe, steps=4), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once for each length
@@ -124,7 +124,7 @@ def test_a_warm_up_does_not_call_itself_short(pipe: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warm_up(pipe, {"cached": variant}, short)
-    with variant(pipe), pytest.warns(UserWarning, match="computes every step in full"):
+    with variant(pipe), pytest.warns(UserWarning, match="computes each step in full"):
         make_image(pipe, short)
 
 

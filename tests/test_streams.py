@@ -402,7 +402,7 @@ def test_the_calls_that_a_run_makes_count(
                  output_type="latent")  # fmt: skip
     kinds = "".join("wl"[s.forecast is not None] for s in seen)
     assert kinds == 2 * expected
-    said = [str(w.message) for w in told if "computes every step in full" in str(w.message)]
+    said = [str(w.message) for w in told if "computes each step in full" in str(w.message)]
     assert len(said) == ("l" not in expected)
     assert not held(pipe.unet)
 

@@ -156,7 +156,7 @@ class FollowRuns:
             if phase.cache is not None and problem is None:
                 self._warn(
                     f"short {len(steps)}",
-                    f"this run of {len(steps)} steps computes every step in full: a cache of "
+                    f"this run of {len(steps)} steps computes each step in full: a cache of "
                     f"interval {phase.cache.interval} only pays off in runs of "
                     f"{phase.cache.fewest_steps} steps or more (min_steps)",
                 )
@@ -165,7 +165,7 @@ class FollowRuns:
             self._conflict = light_step_conflict(unet)
             self._warn_of_noise(scheduler)
         if self._conflict is not None:
-            self._warn(self._conflict, f"agentsd computes every step in full: {self._conflict}")
+            self._warn(self._conflict, f"agentsd computes each step in full: {self._conflict}")
             return decision, None
         known = usable(self._stream.features, phase, position.step, steps.stop)
         if not known:
@@ -182,7 +182,7 @@ class FollowRuns:
         )
         self._warn(
             "no run",
-            "agentsd computes every step in full: the timesteps that the UNet was called with "
+            "agentsd computes each step in full: the timesteps that the UNet was called with "
             f"(numbers, copies, random noise levels) do not identify a run; {what}",
         )
 
