@@ -4,7 +4,7 @@ The merged rows of a batch are one table, image after image. The *owner* of a to
 it belongs to: merging is a mean by owner, unmerging one gather by owner. An image's rows begin with
 its destinations; the unmerged tokens follow in their order, which does not affect attention.
 
-A token can have a row at each of several *levels*, which follow each other in the table.
+A token can have a row at each of several *levels*, which are consecutive in the table.
 """
 
 from typing import NamedTuple

@@ -48,7 +48,7 @@ except ImportError as error:
 def forward_slot(module: nn.Module) -> dict[str, Any]:
     """The dict whose entry ``"forward"`` is a module's forward, beneath diffusers' hooks.
 
-    The hooks must still be called: those of group offloading also load other modules' weights.
+    The hooks must still be called: group offloading also loads other modules' weights in them.
     """
     registry = vars(module).get("_diffusers_hook")
     references = getattr(registry, "_fn_refs", None)

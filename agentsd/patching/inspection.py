@@ -238,7 +238,7 @@ def _describe_layer(
     elif LAYER in vars(layer.module):
         reason = f"its processor has been replaced ({type(layer.module.processor).__name__})"
     elif (layer.downsample, layer.module.heads) in runtime.layers:
-        reason = "its processor was not diffusers' own when the patch was applied; apply it again"
+        reason = "it had a custom processor when the patch was applied; apply the patch again"
     else:
         reason = "below max_downsample"
     return LayerInspection(

@@ -270,8 +270,8 @@ def remove_patch(x: T) -> T:
 
 
 def patch_of(unet: UNet2DConditionModel) -> Patch | None:
-    found: Patch | None = vars(unet).get(_PATCH)
-    return found
+    patch: Patch | None = vars(unet).get(_PATCH)
+    return patch
 
 
 @contextmanager

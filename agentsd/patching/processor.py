@@ -197,7 +197,7 @@ def _project_heads(
         rows = tokens.index_select(0, index[part].flatten())
         return rows.view(-1, batch * some, channels).to(weight.dtype)
 
-    # Take so many heads at a time that they need no more memory than the tokens themselves.
+    # Chunks of heads that need no more memory than the tokens themselves.
     size = max(1, count // some)
     for part in (slice(start, start + size) for start in range(0, heads, size)):
         out[part].baddbmm_(gathered(part), weight[part], beta=0)
