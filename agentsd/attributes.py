@@ -1,4 +1,4 @@
-"""Attributes of others' objects, replaced for a while."""
+"""Temporarily replaces attributes of objects."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @contextmanager
 def replaced_attribute(x: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object's own attribute another value until the end of the ``with`` block.
+    """Replace an object's own attribute until the end of the ``with`` block.
 
     Args:
-        x: An object with a ``__dict__``; what its class has under that name is not touched.
+        x: An object with a ``__dict__``; an attribute of its class is not touched.
         name: The attribute.
-        value: What it is meanwhile.
+        value: Its temporary value.
 
     Example:
         >>> class Counter:

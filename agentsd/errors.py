@@ -5,8 +5,8 @@ class AgentSDError(Exception):
     """Base of all errors that agentsd raises on purpose."""
 
     exit_code = 2
-    """What the command exits with: 2 where something given (an option, a file, a model, a device)
-    cannot be used, and 1 where the work failed."""
+    """Exit code of the command: 2 if an input (an option, file, model or device) cannot be used, 1
+    if the work failed."""
 
 
 class ScheduleError(AgentSDError, ValueError):

@@ -1,4 +1,4 @@
-"""What a schedule was measured at, and what it was tuned for."""
+"""Measurements of a schedule, and the conditions that it was tuned for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .settings import StrictModel
 
 
 class Measured(StrictModel):
-    """What a schedule brought in one measurement.
+    """One measurement of a schedule's speed and quality.
 
     Args:
-        time: Of a run, as a share of the unpatched run's time.
-        psnr, ssim, lpips: Mean likeness of its images to the unpatched ones (PSNR in dB); ``None``
-            where it was not measured.
+        time: Time of a run, as a share of the unpatched run's time.
+        psnr, ssim, lpips: Mean similarity of its images to the unpatched ones (PSNR in dB);
+            ``None`` if not measured.
         images: Number of images.
         model: Name of the model.
         scheduler: Name of the scheduler.
         num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt.
+        guidance_scale: Classifier-free guidance scale.
         source: Where the measurement is described.
     """
 
@@ -44,11 +44,11 @@ class TunedFor(StrictModel):
 
     Args:
         model: What the pipeline was loaded from.
-        weights: Their fingerprint; ``None`` where it is not known.
+        weights: Fingerprint of the weights; ``None`` if unknown.
         scheduler: Class name of the scheduler.
         num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt.
-        height, width: Of an image, in pixels.
+        guidance_scale: Classifier-free guidance scale.
+        height, width: Image size in pixels.
         device: Model of the GPU or CPU.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
     """
@@ -66,18 +66,18 @@ class TunedFor(StrictModel):
     dtype: str
 
     def differences(self, now: TunedFor) -> list[str]:
-        """What is different now, as ``name: value now instead of value then``.
+        """What has changed, as ``name value-now instead of value-then``.
 
-        Models of different names may be the same: their fingerprints decide where they are known.
+        Models with different names may be the same, so fingerprints decide if both are known.
         """
         names = [name for name in type(self).model_fields if name not in ("model", "weights")]
         if None in (self.weights, now.weights):
             names.insert(0, "model")
-        found = [
+        changed = [
             f"{name} {getattr(now, name)} instead of {getattr(self, name)}"
             for name in names
             if getattr(self, name) != getattr(now, name)
         ]
         if None not in (self.weights, now.weights) and self.weights != now.weights:
-            found.insert(0, f"model {now.model} instead of {self.model} (other weights)")
-        return found
+            changed.insert(0, f"model {now.model} instead of {self.model} (different weights)")
+        return changed

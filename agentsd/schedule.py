@@ -30,14 +30,15 @@ class Schedule(StrictModel):
     Args:
         phases: One or more phases (:class:`Agent`, :class:`Full`, :class:`Keys`, :class:`Merge`,
             or dicts of their parameters); all but the last need ``until`` or ``until_step``.
-        seed: Seed of the draws of destinations and keys, in [0, 2**32). They depend only on it,
-            the step and the grid; the images' generators are not touched.
-        tuned_for: What ``agentsd tune`` found it for; any other run warns. A schedule that is
-            changed (:meth:`override`) has none.
-        measured: What it brought where it was measured, the most telling first; likewise.
+        seed: Seed for choosing destinations and keys, in [0, 2**32). The choice depends only on the
+            seed, the step and the grid; the images' generators are not touched.
+        tuned_for: The conditions that ``agentsd tune`` tuned it for; other runs cause a warning.
+            :meth:`override` drops it.
+        measured: Measurements of its speed and quality, the most informative first.
+            :meth:`override` drops them.
 
     Raises:
-        ScheduleError: If a phase is not valid, or phase ends are not strictly increasing.
+        ScheduleError: If a phase is invalid, or phase ends are not strictly increasing.
 
     Example:
         >>> from agentsd import Agent, Keys
@@ -69,7 +70,7 @@ class Schedule(StrictModel):
 
     @classmethod
     def place(cls, location: tuple[int | str, ...]) -> str:
-        """``phase 2: sx`` in place of ``phases.1.keys.sx``."""
+        """``phase 2: sx`` instead of ``phases.1.keys.sx``."""
         match location:
             case "phases", int(index), *rest:
                 return ": ".join([f"phase {index + 1}", *map(str, rest[1:])])
@@ -106,12 +107,12 @@ class Schedule(StrictModel):
 
     @property
     def counts_steps(self) -> bool:
-        """Whether a phase ends at a step number, so that the length of the run must be known."""
+        """Whether a phase ends at a step number, so that the steps must be known."""
         return any(phase.until_step is not None for phase in self.phases)
 
     @property
     def has_cache(self) -> bool:
-        """Whether a phase leaves out work in some steps."""
+        """Whether any phase has a cache."""
         return any(phase.cache is not None for phase in self.phases)
 
     def enables(self, option: str) -> bool:
@@ -119,14 +120,14 @@ class Schedule(StrictModel):
         return any(phase.enables(option) for phase in self.phases)
 
     def does_as(self, other: Schedule) -> bool:
-        """Whether another schedule does the same in every step, whatever was measured of it."""
+        """Whether another schedule does the same in every step; measurements do not count."""
         return (self.phases, self.seed) == (other.phases, other.seed)
 
     def override(self, **changes: Any) -> Schedule:
-        """A copy with parameters changed in every phase whose method has them.
+        """A copy with parameters changed in every phase whose method reads them.
 
         Raises:
-            ScheduleError: If no phase has one of them, or a value is out of range.
+            ScheduleError: If no phase reads one of them, or a value is out of range.
         """
         known = sorted({name for method in METHODS.values() for name in method.parameters()})
         for name in changes:
@@ -139,10 +140,10 @@ class Schedule(StrictModel):
                 f"no phase of this schedule reads {name!r}"
                 + (f", a parameter of {' and '.join(readers)}" if readers else hint)
             )
-        of_caches = FLAT_CACHE.keys() if self.has_cache and "cache_interval" not in changes else ()
-        elsewhere = {k: v for k, v in changes.items() if k not in of_caches}
+        cache_only = FLAT_CACHE.keys() if self.has_cache and "cache_interval" not in changes else ()
+        without_cache = {k: v for k, v in changes.items() if k not in cache_only}
         phases = [
-            phase.override(**(elsewhere if phase.cache is None else changes))
+            phase.override(**(without_cache if phase.cache is None else changes))
             for phase in self.phases
         ]
         return Schedule(phases=phases, seed=self.seed)
@@ -156,7 +157,7 @@ class Schedule(StrictModel):
         if self.tuned_for is not None:
             plain["tuned_for"] = self.tuned_for.model_dump()
         if self.measured:
-            plain["measured"] = [one.model_dump(exclude_none=True) for one in self.measured]
+            plain["measured"] = [entry.model_dump(exclude_none=True) for entry in self.measured]
         return plain
 
     @classmethod
@@ -212,12 +213,12 @@ class Schedule(StrictModel):
 
     @classmethod
     def load(cls, schedule: Schedule | str | Path) -> Schedule:
-        """Return a schedule as it is, or read a preset by name or a YAML file by path."""
+        """Return a schedule unchanged, or read a preset by name or a YAML file by path."""
         if isinstance(schedule, Schedule):
             return schedule
         if not isinstance(schedule, str | Path):
             raise ScheduleError(
-                "a schedule is a Schedule, a preset's name or the path of a .yaml file "
+                "schedule must be a Schedule, a preset's name or the path of a .yaml file "
                 f"(got {type(schedule).__name__})"
             )
         path = Path(schedule)
@@ -228,14 +229,14 @@ class Schedule(StrictModel):
 
 
 DEFAULT_METHOD = "agent"
-"""Of a phase that names none, as the published parameters do."""
+"""Method of a phase that names no method, as in the published parameters."""
 
 REMOVED = {"share": "none", "refresh": 1, "reuse": 1}
-"""Parameters of agentsd 0.1, with the values that had no effect; old records contain them."""
+"""Parameters of agentsd 0.1 that old records contain, with the values that had no effect."""
 
 
 def _read_phase(phase: Any, number: int) -> Any:
-    """A phase as it is, or its parameters with old spellings brought up to date."""
+    """A phase unchanged, or its parameters with old names updated."""
     if isinstance(phase, BasePhase):
         return phase
     phase = _as_mapping(phase, f"phase {number}")
@@ -243,8 +244,8 @@ def _read_phase(phase: Any, number: int) -> Any:
         values = nest_cache(phase)
     except ScheduleError as error:
         raise ScheduleError(f"phase {number}: {error}") from None
-    for name, idle in REMOVED.items():
-        if values.pop(name, idle) != idle:
+    for name, no_effect in REMOVED.items():
+        if values.pop(name, no_effect) != no_effect:
             raise ScheduleError(
                 f"phase {number}: {name} was removed in agentsd 0.2: keys are closer to the "
                 f"unpatched image at the same speed (got {name}: {short_repr(phase[name])})"

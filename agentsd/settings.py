@@ -1,4 +1,4 @@
-"""Strict models of settings, and the YAML that they are read from and written as."""
+"""Strict pydantic models for settings, and reading and writing YAML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def short_repr(value: object) -> str:
-    """The ``repr`` of a value, cut to a length that fits an error message."""
+    """The ``repr`` of a value, shortened to fit an error message."""
     return _SHORT.repr(value)
 
 
@@ -41,7 +41,7 @@ def _check_whole(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 Whole = WrapValidator(_check_whole)
-"""Of a ``Literal`` of integers, which compares with ``==`` and so lets True and 1.0 pass for 1."""
+"""For a ``Literal`` of integers, which compares with ``==`` and would accept True and 1.0 as 1."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -52,8 +52,8 @@ class StrictModel(BaseModel):
     """Base of agentsd's settings: frozen; unknown keys, wrong types and NaN are errors.
 
     Raises:
-        AgentSDError: Of the class's own kind, ``error``, in place of pydantic's; names each key
-            that is wrong, its value and what is allowed.
+        AgentSDError: Of the class's own type, ``error``, instead of pydantic's; names each invalid
+            key, its value and what is allowed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -63,27 +63,27 @@ class StrictModel(BaseModel):
     if not TYPE_CHECKING:  # type checkers and editors see the fields as keywords instead
 
         def __init__(self, /, **data: Any) -> None:
-            with self._errors_of_ours():
+            with self._own_errors():
                 super().__init__(**data)
 
     @classmethod
     def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
-        with cls._errors_of_ours():
+        with cls._own_errors():
             return super().model_validate(*args, **kwargs)
 
     @classmethod
     def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
-        with cls._errors_of_ours():
+        with cls._own_errors():
             return super().model_validate_json(*args, **kwargs)
 
     @classmethod
     def model_validate_strings(cls, *args: Any, **kwargs: Any) -> Self:
-        with cls._errors_of_ours():
+        with cls._own_errors():
             return super().model_validate_strings(*args, **kwargs)
 
     @classmethod
     @contextmanager
-    def _errors_of_ours(cls) -> Iterator[None]:
+    def _own_errors(cls) -> Iterator[None]:
         try:
             yield
         except ValidationError as error:
@@ -91,14 +91,14 @@ class StrictModel(BaseModel):
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """What is said of a key that is no field."""
+        """Error message for an unknown key."""
         close = difflib.get_close_matches(key.lower(), cls.model_fields, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {key!r}: {hint}allowed are {', '.join(cls.model_fields)}"
 
     @classmethod
     def place(cls, location: tuple[int | str, ...]) -> str:
-        """How a message names the place of a value in nested ones."""
+        """How error messages name the location of a nested value."""
         return ".".join(map(str, location))
 
     @classmethod
@@ -110,25 +110,26 @@ class StrictModel(BaseModel):
         if kind == "extra_forbidden" and len(place) == 1:
             return cls.unknown_key(key)
         if kind == "value_error":
-            # A nested model names its own keys alone; a validator writes the whole message.
+            # A nested model names only its own keys; a validator's message is complete.
             nested = isinstance(context["error"].__context__, ValidationError)
             return f"{prefix if nested else ''}{context['error']}"
         if kind == "missing":
             return f"{prefix}is missing"
-        says, value = problem["msg"][0].lower() + problem["msg"][1:], problem["input"]
+        message, value = problem["msg"][0].lower() + problem["msg"][1:], problem["input"]
         if kind == "union_tag_invalid":
             name = context["discriminator"].strip("'")
-            says, value = f"{name}: input should be one of {context['expected_tags']}", value[name]
-        return f"{prefix}{says} (got {short_repr(value)})"
+            message = f"{name}: input should be one of {context['expected_tags']}"
+            value = value[name]
+        return f"{prefix}{message} (got {short_repr(value)})"
 
 
 def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
     """Parse YAML text into plain values; nothing in it is executed.
 
     Args:
-        text: What to read.
-        place: Where it is from, for the error.
-        error: The kind of error to raise.
+        text: The YAML text.
+        place: Where the text comes from, for error messages.
+        error: Type of the error to raise.
 
     Raises:
         error: Names the place and the line.
@@ -149,7 +150,7 @@ def parse_yaml(text: str, place: str, error: type[AgentSDError]) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """Plain values as YAML text, a line each."""
+    """Plain values as YAML text, one per line."""
     out = StringIO()
     yaml = YAML()
     yaml.default_flow_style = False

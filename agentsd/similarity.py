@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 
 def psnr(a: ArrayLike, b: ArrayLike) -> float:
-    """Peak signal-to-noise ratio of two 8-bit images of one shape, in dB.
+    """Peak signal-to-noise ratio of two 8-bit images of the same shape, in dB.
 
-    Equal images count as if a single value differed by one, so that means stay finite: 101 dB at
-    256 × 256 pixels.
+    Identical images count as if a single value differed by one, so that means stay finite: 101 dB
+    at 256 × 256 pixels.
 
     Example:
         >>> round(psnr(np.full((8, 8, 3), 100), np.full((8, 8, 3), 110)), 1)

@@ -32,7 +32,7 @@ def test_a_diffusers_that_lacks_something_is_reported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "lacks what agentsd builds on (cannot import name 'dispatch_attention_fn'" in (
+    assert "lacks names that agentsd needs (cannot import name 'dispatch_attention_fn'" in (
         " ".join(result.stderr.split())
     )
     assert "Traceback" not in result.stderr

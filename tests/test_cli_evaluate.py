@@ -96,7 +96,7 @@ def test_statistics_serve_fid(run: Run) -> None:
     for flag in ("--kid", "--precision-recall", "--paired"):
         code, out, err = run("score", flag, "made", "real.npz")
         assert (code, out) == (2, "")
-        assert "real.npz: statistics serve FID alone" in err
+        assert "real.npz: statistics can only be used for FID" in err
 
 
 @pytest.mark.usefixtures("sets")
@@ -227,7 +227,7 @@ def test_score_without_flags_is_all_that_can_be_measured(run: Run) -> None:
     for arguments, says in (
         (["real"], "30 of 30 images have no prompt, such as real/000.png; give --prompts"),
         (["made", "--fid"], "made: only the CLIP score needs no reference; give REFERENCE"),
-        (["made", "real.npz", "--kid"], "real.npz: statistics serve FID alone"),
+        (["made", "real.npz", "--kid"], "real.npz: statistics can only be used for FID"),
         (["made", "real", "--kid", "--infinity"], "--infinity extrapolates FID"),
     ):
         code, out, err = run("score", *arguments)

@@ -289,13 +289,13 @@ def test_schedules_without_it_are_written_as_before() -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = diffusers.ControlNetModel.from_unet(tiny_unet())
-    with pytest.raises(PatchError, match="cache: ControlNetModel has no last block"):
+    with pytest.raises(PatchError, match="last block of two or more layers, which ControlNet"):
         apply_patch(net, cached())
     assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_branch_with_nothing_to_forecast_is_refused() -> None:
-    with pytest.raises(PatchError, match="branch 1: this UNet has no layers beneath"):
+    with pytest.raises(PatchError, match="branch 1: this UNet has no layers below"):
         apply_patch(unet := smallest_unet(), cached(branch=1))
     assert not patched_layers(unet)
 

@@ -153,7 +153,7 @@ def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
     assert table[UNPATCHED]["time"] == {"mean": 1, "low": 1, "high": 1}
     assert "fid" not in table["keys"]
     assert (
-        "3 images a variant are too few for FID and KID; at least 20 are needed" in found["notes"]
+        "3 images per variant are too few for FID and KID; at least 20 are needed" in found["notes"]
     )
     # ToDo is a fixed grid of keys: no difference is called one, but to another select it is.
     differences = found["differences"]["psnr"]
@@ -237,7 +237,7 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(EvaluationError, match=f"made with another {key} ") as error:
             run(**changes)
-        assert "take another --out" in str(error.value)
+        assert "use another --out" in str(error.value)
     run(
         variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
     )  # but more may be
@@ -332,7 +332,7 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [a]\nvariants: {'..': {baseline: todo}}", r"'\.\.' must consist of letters"),
         (
             "prompts: [a]\nvariants: {a: {baseline: todo}, A: {baseline: todo}}",
-            "upper and lower case",
+            "differ only in case",
         ),
         ("prompts: [a]\nvariants: {a: {baseline: [todo]}}", "baseline must be one of"),
         ("prompts: [a]\nvariants: {a: {baseline: tiles, size: 2}}", "unexpected keyword argument"),

@@ -425,7 +425,7 @@ class TestLoad:
 
     @pytest.mark.parametrize("value", [None, 3, {"phases": []}, [Agent()], Agent(), b"paper"])
     def test_wrong_type(self, value: Any) -> None:
-        refused(lambda: Schedule.load(value), "a schedule is a Schedule", type(value).__name__)
+        refused(lambda: Schedule.load(value), "schedule must be a Schedule", type(value).__name__)
 
     def test_a_schedule_is_returned_unchanged(self) -> None:
         schedule = Schedule.preset("paper")

@@ -341,7 +341,7 @@ def test_a_whole_run(tuned: Any, tmp_path: Path) -> None:
     assert all(line in text for line in found.report["words"])
     assert [each["name"] for each in found.front] == found.report["front"]
     assert "unpatched, tuned and preset" in found.page.read_text() or row["images"] == 0
-    with pytest.raises(SettingsError, match="holds a tuning run already"):
+    with pytest.raises(SettingsError, match="already holds a tuning run"):
         tuned()
     with pytest.raises(SettingsError, match="another num_inference_steps"):
         tuned(num_inference_steps=6, resume=True)

@@ -305,7 +305,7 @@ def test_deepcache_is_refused(pipe: Any, preset: str) -> None:
     helper.set_params(cache_interval=3, cache_branch_id=0)
     helper.enable()
     alone = run(pipe)
-    with pytest.raises(PatchError, match=r"DeepCache leaves out the same layers; .* disable\(\)"):
+    with pytest.raises(PatchError, match=r"DeepCache skips the same layers; .* disable\(\)"):
         apply_patch(pipe, preset, min_tokens=0)
     assert torch.equal(run(pipe), alone)
     helper.disable()
@@ -390,7 +390,7 @@ def test_a_model_made_of_a_patched_one_is_not_patched_and_says_so(
         )
     )
     pipe = apply_patch(tiny_pipeline(tmp_path, tiny_unet(**BLOCKS)), preset, min_tokens=0)
-    with pytest.warns(UserWarning, match="stays with the first. Call apply_patch on the pipeline"):
+    with pytest.warns(UserWarning, match="stays on the original. Call apply_patch on the new"):
         other = diffusers.AnimateDiffPipeline.from_pipe(pipe, motion_adapter=adapter)
     assert not any(layer.patched for layer in inspect_patch(other).layers)
     assert patched_layers(apply_patch(other, preset, min_tokens=0).unet)

@@ -1,4 +1,4 @@
-"""Other methods to speed up a Stable Diffusion UNet, as context managers, to compare with."""
+"""Baselines: other methods to speed up a Stable Diffusion UNet, as context managers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASELINES: dict[str, Callable[..., AbstractContextManager[Any]]] = {
     "taylorseer": taylorseer,
     "spectrum": spectrum,
 }
-"""The baselines by the names that protocols use."""
+"""Baselines by their names in protocols."""
 
 __all__ = [
     "BASELINES",

@@ -15,7 +15,7 @@ from ..patching.layers import find_unet, replaced_processors, top_attention_laye
 
 @contextmanager
 def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
-    """Token merging by its authors' package (Bolya & Hoffman, 2023, arXiv 2303.17604; tomesd).
+    """Token merging with its authors' package (Bolya & Hoffman, 2023, arXiv 2303.17604; tomesd).
 
     Args:
         x: A pipeline or UNet.
@@ -23,7 +23,7 @@ def tomesd(x: Any, ratio: float = 0.5, **settings: Any) -> Iterator[Any]:
         **settings: Other arguments of ``tomesd.apply_patch``, such as ``max_downsample``.
 
     Yields:
-        ``x``, changed until the end of the block. Draws are the same at each entry and do not
+        ``x``, changed until the end of the block. Random draws are the same each time and do not
         touch the global generator.
 
     Raises:
@@ -131,7 +131,7 @@ def _on_the_grid(x: Any, attend: Callable[..., Tensor]) -> Iterator[Any]:
     if not layers:
         raise PatchError("this UNet has no self-attention layer that can be changed")
     top = layers[0].downsample
-    size = [(0, 0)]  # of the grid, set before each call of the UNet
+    size = [(0, 0)]  # size of the grid, set before each call of the UNet
 
     def set_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]

@@ -1,4 +1,4 @@
-"""Baselines that skip work of whole steps: fewer steps, DeepCache, forecasts of the output."""
+"""Baselines that skip steps or parts of them: fewer steps, DeepCache, forecasts of the output."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def deepcache(pipe: Any, interval: int = 3) -> Iterator[Any]:
 
 
 def taylorseer(pipe: Any, interval: int = 3, order: int = 2) -> AbstractContextManager[Any]:
-    """Extrapolate the UNet's output by a Taylor series of finite differences (as in TaylorSeer).
+    """Extrapolate the UNet's output with a Taylor series of finite differences (as in TaylorSeer).
 
     Liu et al., *From Reusing to Forecasting*, 2025, arXiv 2503.06923, forecast features of each
-    block; here only the output is forecast, so that steps in between compute nothing.
+    block; here only the output is forecast, so steps in between compute nothing.
 
     Args:
         pipe: A pipeline.
@@ -112,14 +112,14 @@ def taylorseer(pipe: Any, interval: int = 3, order: int = 2) -> AbstractContextM
 def spectrum(
     pipe: Any, interval: int = 3, degree: int = 4, ridge: float = 0.1
 ) -> AbstractContextManager[Any]:
-    """Extrapolate the UNet's output by Chebyshev polynomials fitted to it (as in Spectrum).
+    """Extrapolate the UNet's output with fitted Chebyshev polynomials (as in Spectrum).
 
     A ridge regression over all computed steps (arXiv 2603.01623), with steps scaled to [-1, 1].
 
     Args:
         pipe: A pipeline.
         interval: Steps between two UNet calls, 2 or more.
-        degree: Of the polynomials, 1 to 16.
+        degree: Degree of the polynomials, 1 to 16.
         ridge: Weight of the penalty, above 0.
 
     Returns:
@@ -143,7 +143,7 @@ def spectrum(
 
 
 def _lagrange(nodes: Sequence[float], x: float) -> list[float]:
-    """Lagrange weights: those of the values at the nodes in their interpolation at ``x``."""
+    """The Lagrange weights at ``x`` of the values at ``nodes``."""
     return [
         float(np.prod([(x - other) / (node - other) for other in nodes if other != node]))
         for node in nodes
@@ -181,8 +181,8 @@ def _forecast_output(
             out = forward(*args, **kwargs)
             known[step] = out[0]
             return out
-        found = weights(list(known), step)
-        value = sum(w * v for w, v in zip(found, known.values(), strict=True) if w)
+        factors = weights(list(known), step)
+        value = sum(w * v for w, v in zip(factors, known.values(), strict=True) if w)
         return (value,) if kwargs.get("return_dict") is False else UNet2DConditionOutput(value)
 
     with (

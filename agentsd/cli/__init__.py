@@ -20,8 +20,8 @@ agentsd = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Faster Stable Diffusion without training: agent attention, token merging, fewer keys.",
-    epilog="Exit codes: 0 success; 1 the work failed, in whole or in part; 2 an option, a file or "
-    "a model that was given cannot be used; 130 or 143 stopped by Ctrl-C or SIGTERM.",
+    epilog="Exit codes: 0 success; 1 the work failed, fully or partly; 2 an option, file or model "
+    "cannot be used; 130 or 143 stopped by Ctrl-C or SIGTERM.",
 )
 agentsd.command()(generate.generate)
 agentsd.command()(compare.compare)

@@ -48,9 +48,9 @@ def serve(
     schedules: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of schedules (YAML) to offer beside the presets, such as those that "
-            "agentsd tune wrote.",
-            show_default="the presets alone",
+            help="Folder of schedules (YAML) to offer in addition to the presets, such as those "
+            "written by agentsd tune.",
+            show_default="only the presets",
         ),
     ] = None,
     lora: Annotated[

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Model = Literal["sd15", "sd15-top", "sd21", "sdxl", "pocket"]
 
 DEFAULT_SIZE: dict[Model, int] = {"sdxl": 1024, "pocket": 256}
-"""Image size in pixels, where it is not 512."""
+"""Default image size in pixels, if it is not 512."""
 
 
 def benchmark(
@@ -66,7 +66,7 @@ def benchmark(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the UNet.")] = False,
     steps: Annotated[
-        int, typer.Option(min=1, max=1000, help="Denoising steps of the whole runs to estimate.")
+        int, typer.Option(min=1, max=1000, help="Denoising steps of the full runs to estimate.")
     ] = 25,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
     quick: Annotated[
@@ -118,13 +118,13 @@ def _cases(
     device: str | None,
     compiled: bool,
 ) -> list[Case]:
-    """A case for each size."""
+    """One case per size."""
     from ..benchmark.cases import Case
     from ..models.loading import target_device, target_dtype
 
     target = target_device(device)
     if dtype is None and target.type == "cpu" and model != "pocket":
-        dtype = "bfloat16"  # the real architectures are slow enough
+        dtype = "bfloat16"  # real architectures are slow in float32
     name = str(target_dtype(dtype, target)).removeprefix("torch.")
     latents = [_latents(size, model) for size in sizes or [str(DEFAULT_SIZE.get(model, 512))]]
     return [
@@ -133,10 +133,10 @@ def _cases(
 
 
 def _latents(size: str, model: Model) -> tuple[int, int]:
-    """Height and width of the latents of an image of ``size``, which gives the width first."""
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip())
+    """Height and width of the latents of an image of ``size`` (width first)."""
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip())
     factor = 4 if model == "pocket" else 8
-    width, height = (int(n) for n in (found[1], found[2] or found[1])) if found else (0, 0)
+    width, height = (int(n) for n in (match[1], match[2] or match[1])) if match else (0, 0)
     if not 8 * factor <= min(width, height) <= max(width, height) <= 8192 or (width | height) % 8:
         raise SettingsError(
             f"--size must be WIDTHxHEIGHT or one number, in pixels, multiples of 8 from "

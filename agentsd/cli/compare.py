@@ -19,7 +19,8 @@ def compare(
     prompt: Annotated[list[str], typer.Option(help="What to draw.")],
     *,
     num_images: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Images, each patched and unpatched.")
+        int,
+        typer.Option(min=1, max=1_000_000, help="Number of images, each patched and unpatched."),
     ] = 1,
     schedule: Schedule = DEFAULT_SCHEDULE,
     image: ImageOptions,
@@ -28,7 +29,7 @@ def compare(
 ) -> None:
     """Make a prompt's images unpatched and patched, side by side, and time both.
 
-    It exits with 1 if a safety checker hid an image.
+    Exits with 1 if a safety checker hid an image.
     """
     from ..generation import comparison
     from ..generation.prompt_encoding import warnings_for
@@ -62,7 +63,7 @@ def compare(
 
 
 def _text(summary: dict[str, Any], out: Path) -> str:
-    """The comparison as text: a line per image, and the speed-up."""
+    """The comparison as text: one line per image, and the speed-up."""
     images = summary["images"]
     lines = [
         f"{out / image['comparison_file']}  (seed {image['seed']}, {image['seconds']:.1f} s)"

@@ -28,7 +28,7 @@ evaluate = typer.Typer(
 )
 
 Images = Annotated[
-    str, typer.Argument(help="A folder of images, a run of agentsd, or a webdataset .tar.")
+    str, typer.Argument(help="A folder of images, an agentsd run, or a webdataset .tar.")
 ]
 FeatureName = Annotated[
     str | None,
@@ -42,7 +42,7 @@ FeatureName = Annotated[
 
 @dataclass
 class MeasureOptions:
-    """How image sets are read, and how figures are printed."""
+    """How image sets are read, and how results are printed."""
 
     size: Annotated[
         int | None,
@@ -79,7 +79,7 @@ class MeasureOptions:
         )
 
     def show(self, sets: ComparedSets, figure: Figure) -> None:
-        """Print what was measured, with what was left out."""
+        """Print the measurements, and note what was left out."""
         sets.note_left_out()
         show({**figure.values, **sets.context()}, figure.text, self.as_json)
 
@@ -97,7 +97,7 @@ def score(
     reference: Annotated[
         str | None,
         typer.Argument(
-            help="Images to compare with, in the same forms, or statistics for FID (.npz of "
+            help="Images to compare with, in the same forms, or FID statistics (.npz from "
             "pytorch-fid)."
         ),
     ] = None,
@@ -125,14 +125,14 @@ def score(
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts, one per line, for images that come without.")
+        Path | None, typer.Option(help="Prompts, one per line, for images that have none.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures of each image and each pair.")
+        Path | None, typer.Option(help="Folder for the results of each image and each pair.")
     ] = None,
     options: MeasureOptions,
 ) -> None:
-    """Measure an image set: the figures named by flags, or else all that can be measured."""
+    """Measure an image set: the metrics chosen by flags, or all that can be measured."""
     from ..evaluation import measure
 
     sets = options.open(images, reference, features=features, clip=clip, prompts=prompts)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def run(
     protocol: Annotated[
-        str, typer.Argument(help="A YAML file, or one of ours: pocket, cache, …, imagenet2k.")
+        str, typer.Argument(help="A YAML file, or a built-in one: pocket, cache, …, imagenet2k.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for images and report; images already there are kept.")
+        Path, typer.Option(help="Folder for images and report; existing images are kept.")
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="The protocol's short form, of a few minutes.")
+        bool, typer.Option("--quick", help="The protocol's short version: a few minutes.")
     ] = False,
     model: Annotated[
         str | None, typer.Option(help="Model to use.", show_default="the protocol's")
@@ -56,25 +56,25 @@ def run(
                 bars[what] = phase.enter_context(progress_bar(what, total, done))
             bars[what].show(done)
 
-        found = run(plan, out, pipe, cache=cache, progress=progress)
-    _show(found, write(found, out), as_json)
+        results = run(plan, out, pipe, cache=cache, progress=progress)
+    _show(results, write(results, out), as_json)
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="Folder that an experiment ran in.")],
+    out: Annotated[Path, typer.Argument(help="Folder of an experiment.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write an experiment's report.html again, from its report.json and images."""
+    """Rewrite an experiment's report.html from its report.json and images."""
     from ..evaluation.report import load, write
 
-    found = load(out)
-    _show(found, write(found, out), as_json)
+    results = load(out)
+    _show(results, write(results, out), as_json)
 
 
-def _show(found: dict[str, Any], page: Path, as_json: bool) -> None:
+def _show(results: dict[str, Any], page: Path, as_json: bool) -> None:
     from ..evaluation.report import markdown
 
-    for text in found["notes"]:
+    for text in results["notes"]:
         note(text)
-    summary = {key: value for key, value in found.items() if key != "values"}
-    show(summary, f"{markdown(found)}\n{page}", as_json)
+    summary = {key: value for key, value in results.items() if key != "values"}
+    show(summary, f"{markdown(results)}\n{page}", as_json)

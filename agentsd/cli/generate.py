@@ -35,7 +35,7 @@ class PromptOptions:
         ),
     ] = None
     template: Annotated[
-        str, _prompt_option(help="Text around each prompt, with {} in its place.")
+        str, _prompt_option(help="Text around each prompt; {} stands for the prompt.")
     ] = "{}"
     on_error: Annotated[
         Literal["stop", "skip"],
@@ -46,7 +46,7 @@ class PromptOptions:
         _prompt_option(help="Regenerate an image from the settings stored in its file."),
     ] = None
     num_images: Annotated[
-        int, _prompt_option(min=1, max=1_000_000, help="Number of images of each prompt.")
+        int, _prompt_option(min=1, max=1_000_000, help="Number of images per prompt.")
     ] = 1
 
 
@@ -59,7 +59,7 @@ class RunOptions:
         _run_option(help="File format; webdataset packs PNGs into .tar shards."),
     ] = "png"
     batch_size: Annotated[
-        str, _run_option(help="Images at a time, or 'auto' for the most that fit in memory.")
+        str, _run_option(help="Images per batch, or 'auto' for as many as fit in memory.")
     ] = "1"
     resume: Annotated[bool, _run_option(help="Continue the run that is in --out.")] = True
     progress: Annotated[
@@ -186,7 +186,7 @@ def _batch_size(text: str) -> int | None:
 
 
 def _text(summary: dict[str, Any]) -> str:
-    """The summary for people."""
+    """The summary as text."""
     made, existing, total = summary["made"], summary["there_before"], summary["images"]
     plural = "" if made == 1 else "s"
     before = f", {existing} already there" if existing else ""

@@ -1,4 +1,4 @@
-"""Options of the commands that make images, and the request that they amount to."""
+"""Options of the commands that make images, and the request that they define."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _option = partial(typer.Option, rich_help_panel="Model and adapters")
 SIDE = (
     "In pixels, a multiple of 8. With --init-image, which is resized to fit, the default is that "
-    "image's own size; if you give one side alone, the other keeps its proportions."
+    "image's own size; if only one side is given, the other keeps the aspect ratio."
 )
 
 Schedule = Annotated[
@@ -28,7 +28,7 @@ Schedule = Annotated[
 
 @dataclass
 class ImageOptions:
-    """Settings of an image besides its prompt."""
+    """Settings of an image other than its prompt."""
 
     seed: Annotated[
         int, typer.Option(help="Seed of the first image; later seeds are derived from it.")
@@ -57,7 +57,7 @@ class ImageOptions:
 
 @dataclass
 class ModelOptions:
-    """The model, what is added to it, and where it runs."""
+    """The model, its adapters and options, and where it runs."""
 
     model: Annotated[str, _option(help="pocket, a folder, a .safetensors file, or a hub id.")] = (
         "pocket"
@@ -109,11 +109,11 @@ class ModelOptions:
     compile_unet: Annotated[bool, _option("--compile", help="Compile the UNet.")] = False
     cpu_offload: Annotated[
         Literal["model", "sequential", "group"] | None,
-        _option(help="Keep on the CPU what is not in use."),
+        _option(help="Keep unused parts of the model on the CPU."),
     ] = None
 
     def pipeline_options(self) -> PipelineOptions:
-        """What is added to the model."""
+        """Adapters and options of the pipeline."""
         from ..models.options import PipelineOptions
 
         given = {k: v for k, v in vars(self).items() if k in PipelineOptions.model_fields}
@@ -133,7 +133,7 @@ class ModelOptions:
 def build_request(
     out: Path, settings: dict[str, Any], model: ModelOptions, schedule: str = "none"
 ) -> BatchRequest:
-    """What to load, and the settings of every image besides its prompt."""
+    """What to load, and the settings of every image other than its prompt."""
     from ..generation.batch.request import BatchRequest
     from ..schedule import Schedule
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command takes a group of them."""
+"""Options shared by several commands, and groups of options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Device = Annotated[
 
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder of features.", show_default="~/.cache/agentsd"),
+    typer.Option("--cache", help="Folder of the feature cache.", show_default="~/.cache/agentsd"),
 ]
 
 Dtype = Annotated[
@@ -33,8 +33,8 @@ DEFAULT_SCHEDULE = "faithful"
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take options in groups.
 
-    To typer, a parameter annotated with a dataclass stands for the dataclass's fields, each an
-    option; the command receives an instance.
+    typer sees a parameter annotated with a dataclass as one option per field; the command receives
+    an instance.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

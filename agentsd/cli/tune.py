@@ -40,7 +40,9 @@ def tune(
     ] = 10.0,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Reuse what an earlier run measured; the budget may differ."),
+        typer.Option(
+            "--resume", help="Reuse an earlier run's measurements; the budget may differ."
+        ),
     ] = False,
     image: ImageOptions,
     model: ModelOptions,
@@ -60,7 +62,7 @@ def tune(
     with loading(model.model):
         pipe = request.load()
     with _Display() as display:
-        found = tune(
+        result = tune(
             pipe,
             budget,
             lines,
@@ -73,11 +75,11 @@ def tune(
             progress=display.show,
             **settings,
         )
-    if found.stopped:
+    if result.stopped:
         note("stopped; this is the best so far, and --resume continues")
-    text = "\n".join([*found.report["words"], f"{found.yaml}, {found.page}"])
-    show(found.report, text, as_json)
-    if found.stopped:
+    text = "\n".join([*result.report["words"], f"{result.yaml}, {result.page}"])
+    show(result.report, text, as_json)
+    if result.stopped:
         raise typer.Exit(130)
 
 

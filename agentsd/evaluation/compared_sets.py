@@ -21,26 +21,26 @@ DEFAULT_CLIP = "clip:openai/clip-vit-base-patch16"
 """Default CLIP for images of models other than the pocket model."""
 
 ProgressDisplay = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""Given what is counted and the total, opens a display of how many are done."""
+"""Opens a display, given what is counted and the total; the display takes how many are done."""
 
 
 class ComparedSets:
-    """An image set, perhaps with a reference; features are extracted when first needed.
+    """An image set and an optional reference; features are extracted when first needed.
 
     Args:
         images: Folder, run, or webdataset tar.
-        reference: Likewise, or statistics in pytorch-fid's format (.npz); ``None`` for the images
-            alone.
+        reference: Likewise, or statistics in pytorch-fid's format (.npz); ``None`` if there is
+            none.
         features: Extractor for FID, KID, precision and recall; by default ``pocket`` for images of
             the pocket model, else ``inception``.
         clip: CLIP for the CLIP score and the similarity of pairs; by default ``pocket`` likewise,
             else :data:`DEFAULT_CLIP`.
-        prompts: A file of prompts, one per line, for images that come without.
+        prompts: A file of prompts, one per line, for images that have none.
         reading: How to read images.
-        unfinished: Whether to accept an unfinished run, with the images that it has.
-        cache: Folder of the features.
+        unfinished: Whether to accept an unfinished run, with its existing images.
+        cache: Folder of the feature cache.
         device: Where to run the networks.
-        note: Called with notes for the reader of the figures.
+        note: Called with notes on the results.
         progress: Displays progress.
 
     Raises:
@@ -92,7 +92,7 @@ class ComparedSets:
         """
         if self.statistics is not None:
             raise EvaluationError(
-                f"{self.sources['reference']}: statistics serve FID alone; give the images"
+                f"{self.sources['reference']}: statistics can only be used for FID; give the images"
             )
         if self.reference is None:
             raise EvaluationError(
@@ -118,9 +118,9 @@ class ComparedSets:
         name = self._used["clip"] = self._asked["clip"] or default
         if not isinstance(self._extractors.get(name), Clip):
             self._extractors[name] = load_clip(name, self.device)
-        found = self._extractors[name]
-        assert isinstance(found, Clip)
-        return found
+        clip = self._extractors[name]
+        assert isinstance(clip, Clip)
+        return clip
 
     def clip_features(self) -> tuple[Clip, Features]:
         """The CLIP, and its features of the images."""
@@ -145,7 +145,7 @@ class ComparedSets:
 
     def context(self) -> dict[str, Any]:
         """How the sets were measured, and what was left out, for JSON."""
-        images = [len(found.images) for found in self._extracted.values()]
+        images = [len(features.images) for features in self._extracted.values()]
         used = self._used if "features" in self._used else {"features": self._used["clip"]}
         return {
             **({"images": images[0]} if images else {}),
@@ -175,11 +175,11 @@ class ComparedSets:
             if name not in self._extractors:
                 self._extractors[name] = load_extractor(name, self.device)
             with self.progress("images", len(shown)) as show:
-                found = extract(
+                features = extract(
                     shown, self._extractors[name], self.reading, folder=self.cache, progress=show
                 )
-            self._extracted[which, name] = found
-            self.leave_out(found.skipped)
+            self._extracted[which, name] = features
+            self.leave_out(features.skipped)
         return self._extracted[which, name]
 
 

@@ -22,8 +22,8 @@ from .protocol import Protocol, ProtocolVariant
 from .scoring import Metrics, ProgressReport, measure
 
 MAY_DIFFER = ("device", "agentsd", "torch", "weights")
-"""Keys in which an existing image may differ from one made now; fingerprints of weights are
-compared separately."""
+"""Keys in which existing images may differ from new ones; fingerprints of weights are compared
+separately."""
 
 WARM_UP_STEPS = 4
 
@@ -36,17 +36,17 @@ def run(
     cache: Path | None = None,
     progress: ProgressReport = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Make the missing images of an experiment and measure all; a second call resumes the first.
+    """Make an experiment's missing images and measure all; a second call resumes the first.
 
     Args:
         protocol: The experiment.
-        out: Folder for a folder of images per variant and ``report.json``.
+        out: Folder for ``report.json`` and one folder of images per variant.
         pipe: The protocol's model, loaded.
-        cache: Folder of the features' cache.
+        cache: Folder of the feature cache.
         progress: Called as the work proceeds.
 
     Returns:
-        What ``report.json`` holds.
+        The content of ``report.json``.
 
     Raises:
         EvaluationError: If the folder holds images of another experiment, or the images cannot be
@@ -67,8 +67,8 @@ def run(
 def generate(protocol: Protocol, out: Path, pipe: Any, progress: ProgressReport) -> None:
     """Make missing images; variants are interleaved so that their times can be compared.
 
-    They are made one by one, not by :func:`agentsd.generation.batch.engine.run`, which keeps a
-    patch on from batch to batch and writes in the background: that would distort the times.
+    They are made one by one, not by :func:`agentsd.generation.batch.engine.run`, which stays
+    patched between batches and writes in the background: that would distort the times.
     """
     images = protocol.images()
     weights = {"weights": {protocol.model: model_fingerprint(protocol.model)}}
@@ -105,7 +105,7 @@ class _VariantFolder:
 
     Raises:
         EvaluationError: If an existing image was made with other settings.
-        SettingsError: If one was made with other weights of the same name.
+        SettingsError: If an existing image was made with different weights of the same name.
     """
 
     def __init__(
@@ -142,15 +142,15 @@ class _VariantFolder:
         """Refuse an existing image that would be made differently now."""
         number = line.get("number", line["id"])
         if number >= len(self._images):
-            return  # of a longer run of the same experiment
-        # Through JSON, as the line went, so that tuples are lists.
+            return  # from a longer run of the same experiment
+        # Through JSON, like the line, so that tuples become lists.
         now = json.loads(json.dumps(self._record_of(number).to_dict() | self._extra(number)))
         check_unchanged(line.get("weights") or {}, now["weights"])
         for key, value in now.items():
             if key not in MAY_DIFFER and line.get(key) != value:
                 raise EvaluationError(
                     f"{self._folder.path}: image {number} was made with another {key} "
-                    f"({line.get(key)!r:.80}, now {value!r:.80}); take another --out, or delete "
+                    f"({line.get(key)!r:.80}, now {value!r:.80}); use another --out, or delete "
                     "that folder"
                 )
 

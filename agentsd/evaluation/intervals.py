@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ..errors import EvaluationError
 
 SMALL_SAMPLE = 20
-"""Number of images, or prompts, below which a figure says little."""
+"""Number of images, or prompts, below which figures are unreliable."""
 
 
 class Interval(NamedTuple):
@@ -65,19 +65,19 @@ def bootstrap(
     1411.5279); both halves are widened by the ratio of Student's interval to the normal one.
 
     Args:
-        values: ``[N]`` or ``[N, K]``, a column for each quantity.
+        values: ``[N]`` or ``[N, K]``, one column per quantity.
         groups: ``[N]`` labels, for example prompts; by default each image is its own group.
         level: Confidence level, in (0, 1).
         resamples: Number of resamples; more is steadier and takes longer.
-        seed: Of the resamples, so that an interval can be reproduced.
+        seed: Seed of the resamples, so that intervals can be reproduced.
 
     Returns:
-        An interval for each column, in the units of the values. A single group gives no
-        information on the spread: the ends are infinite.
+        One interval per column, in the units of the values. A single group gives no information on
+        the spread: the ends are infinite.
 
     Raises:
-        EvaluationError: If there are no values, one is not finite, or the number of labels is
-            another.
+        EvaluationError: If there are no values, a value is not finite, or the number of labels
+            differs from theirs.
 
     Example:
         >>> [interval] = bootstrap(range(100))
@@ -132,7 +132,7 @@ def student_quantile(probability: float, n: int) -> float:
 
 
 def small_sample_warning(labels: Sequence[str]) -> str | None:
-    """A warning for intervals over few prompts; ``None`` where they are enough.
+    """A warning for intervals over few prompts; ``None`` if there are enough.
 
     Example:
         >>> small_sample_warning(["a cat", "a cat", "a dog"])[:44]
@@ -145,6 +145,6 @@ def small_sample_warning(labels: Sequence[str]) -> str | None:
         return None
     plural = "prompt" if count == 1 else "prompts"
     return (
-        f"only {count} {plural}: the intervals are wide, and the figures hold for prompts like "
-        "these only"
+        f"only {count} {plural}: the intervals are wide, and the figures only hold for prompts "
+        "like these"
     )

@@ -1,4 +1,4 @@
-"""The figures of ``agentsd evaluate``: of an image set, alone or compared with a reference."""
+"""The figures of ``agentsd evaluate`` for an image set, alone or compared with a reference."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ FIGURES = ("fid", "kid", "precision_recall", "clip_score", "paired")
 
 
 class Figure(NamedTuple):
-    """What was measured, in one or several figures."""
+    """One or several measured figures."""
 
     values: dict[str, Any]
-    """For JSON."""
+    """Plain values, for JSON."""
     text: str
-    """For people."""
+    """The figures as text."""
 
 
 def measurable(sets: ComparedSets) -> list[str]:
     """The members of :data:`FIGURES` that the sets allow; notes why others cannot be measured.
 
     Raises:
-        EvaluationError: If there are none.
+        EvaluationError: If nothing can be measured.
     """
-    found = set()
+    names = set()
     if sets.statistics is not None:
-        found.add("fid")
+        names.add("fid")
     elif sets.reference is not None:
-        found |= {"fid", "kid", "precision_recall"}
+        names |= {"fid", "kid", "precision_recall"}
         if why := _unpaired(sets.images, sets.reference):
             sets.note(f"no similarity of pairs: {why}")
         else:
-            found.add("paired")
+            names.add("paired")
     missing = _without_prompt(sets.images)
     if missing is None:
-        found.add("clip_score")
-    elif not found:
+        names.add("clip_score")
+    elif not names:
         raise EvaluationError(f"{missing}; give --prompts, or REFERENCE to compare them with")
     else:
         sets.note(f"no CLIP score: {missing}")
-    return [name for name in FIGURES if name in found]
+    return [name for name in FIGURES if name in names]
 
 
 def measure_all(
@@ -64,8 +64,8 @@ def measure_all(
     """Measure several of :data:`FIGURES`.
 
     Args:
-        sets: What to measure.
-        names: Which figures.
+        sets: The sets to measure.
+        names: The figures to measure.
         infinity: As for :func:`measure_fid`.
         out: Folder for the figures of each image (``clip_scores.jsonl``) and each pair.
     """
@@ -88,9 +88,9 @@ def measure_fid(sets: ComparedSets, infinity: bool = False) -> Figure:
     ours, reference = (
         (sets.image_features, sets.statistics) if sets.statistics else sets.both_features
     )
-    found = metrics.fid(ours, reference)
+    estimate = metrics.fid(ours, reference)
     sets.note(metrics.fid_bias_warning(*ours.shape))
-    values, text = _estimate("fid", found)
+    values, text = _estimate("fid", estimate)
     if infinity:
         limit = metrics.fid_infinity(ours, reference)
         values |= {"fid_infinity": limit.mean, "fid_infinity_interval": list(limit[1:])}
@@ -103,14 +103,13 @@ def measure_kid(sets: ComparedSets) -> Figure:
     ours, reference = sets.both_features
     if (fewest := min(len(ours), len(reference))) < SMALL_SAMPLE:
         sets.note(f"{fewest} images are too few for KID; use at least {SMALL_SAMPLE}")
-    found = metrics.kid(ours, reference)
-    return _estimate("kid", found)
+    return _estimate("kid", metrics.kid(ours, reference))
 
 
-def _estimate(name: str, found: metrics.Estimate) -> Figure:
-    ends = list(found.interval[1:])
-    values = {name: found.value, f"{name}_error": found.error, f"{name}_interval": ends}
-    return Figure(values, f"{name.upper()} {found.value:.4g} ± {found.error:.2g}")
+def _estimate(name: str, estimate: metrics.Estimate) -> Figure:
+    ends = list(estimate.interval[1:])
+    values = {name: estimate.value, f"{name}_error": estimate.error, f"{name}_interval": ends}
+    return Figure(values, f"{name.upper()} {estimate.value:.4g} ± {estimate.error:.2g}")
 
 
 def measure_precision_recall(sets: ComparedSets) -> Figure:
@@ -130,22 +129,23 @@ def measure_clip_score(sets: ComparedSets, out: Path | None = None) -> Figure:
     """CLIP score; each image's score goes to the file ``out``, as JSON lines."""
     if missing := _without_prompt(sets.images):
         raise EvaluationError(
-            f"{missing}; give --prompts FILE, one a line, or NAME.txt beside each image"
+            f"{missing}; give --prompts FILE, one per line, or NAME.txt beside each image"
         )
-    network, found = sets.clip_features()
-    texts = [str(picture.prompt) for picture in found.images]
+    network, features = sets.clip_features()
+    texts = [str(picture.prompt) for picture in features.images]
     embedded, cut = network.embed_texts(texts)
-    scores = metrics.clip_score(found.values, embedded)
+    scores = metrics.clip_score(features.values, embedded)
     if cut:
         sets.note(
-            f"{len(cut)} of {len(texts)} prompts are longer than CLIP reads; it saw their start"
+            f"{len(cut)} of {len(texts)} prompts are longer than CLIP reads; it saw only their "
+            "beginnings"
         )
     sets.note(small_sample_warning(texts))
     [mean] = bootstrap(scores, texts)
     if out is not None:
         rows = (
             {"image": p.name, "prompt": p.prompt, "seed": p.seed, "clip_score": float(score)}
-            for p, score in zip(found.images, scores, strict=True)
+            for p, score in zip(features.images, scores, strict=True)
         )
         write_whole(out, _json_lines(rows))
     values = {
@@ -162,23 +162,23 @@ def measure_pairs(sets: ComparedSets, out: Path | None = None) -> Figure:
     Each pair's figures and a sheet of the worst ten go to the folder ``out``.
     """
     every = pair_images(sets.images, sets.reference_images)
-    found = [pair for pair in every if not (pair.image.hidden or pair.reference.hidden)]
-    if not found:
+    pairs = [pair for pair in every if not (pair.image.hidden or pair.reference.hidden)]
+    if not pairs:
         raise EvaluationError(f"{HIDDEN}: an image of each of {len(every)} pairs")
-    sets.hidden_pairs = len(every) - len(found)
+    sets.hidden_pairs = len(every) - len(pairs)
     network, perceptual = sets.clip, lpips.load_if_cached()
     if perceptual is None:
-        sets.note(f"LPIPS is left out; its weights ({lpips.weights_file()}) are not there")
-    with sets.progress("pairs", len(found)) as show:
+        sets.note(f"LPIPS is left out: its weights ({lpips.weights_file()}) are missing")
+    with sets.progress("pairs", len(pairs)) as show:
         rows, skipped = compare_pairs(
-            found, network, sets.reading, lpips=perceptual, folder=sets.cache, progress=show
+            pairs, network, sets.reading, lpips=perceptual, folder=sets.cache, progress=show
         )
     sets.leave_out(skipped)
     labels = [row["prompt"] or row["image"] for row in rows]
     sets.note(small_sample_warning(labels))
     figure = _over_pairs(rows, labels)
     if out is not None:
-        _write_pairs(out, found, rows, figure.values)
+        _write_pairs(out, pairs, rows, figure.values)
     return figure
 
 
@@ -197,16 +197,16 @@ def _over_pairs(rows: list[dict[str, Any]], labels: list[str]) -> Figure:
 
 
 def _write_pairs(
-    out: Path, found: list[Pair], rows: list[dict[str, Any]], values: dict[str, Any]
+    out: Path, pairs: list[Pair], rows: list[dict[str, Any]], values: dict[str, Any]
 ) -> None:
     prepare_folder(out)
     write_whole(out / "similarity.jsonl", _json_lines(rows))
     write_whole(out / "similarity.json", json.dumps(values, indent=2).encode())
-    save_image(worst_pairs(found, rows), out / "worst.png")
+    save_image(worst_pairs(pairs, rows), out / "worst.png")
 
 
 def write_statistics(sets: ComparedSets, out: Path) -> Figure:
-    """Write the statistics that FID needs of the images, in pytorch-fid's format."""
+    """Write the images' statistics for FID, in pytorch-fid's format."""
     if out.suffix != ".npz":
         raise EvaluationError(f"{out}: statistics are written as .npz")
     save_statistics(out, metrics.feature_statistics(sets.image_features))
@@ -235,12 +235,12 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _text(found: Interval) -> str:
-    if not math.isfinite(found.low):
-        return f"{found.mean:.4g} (one prompt only, so no interval)"
-    return f"{found.mean:.4g} [{found.low:.4g}, {found.high:.4g}]"
+def _text(interval: Interval) -> str:
+    if not math.isfinite(interval.low):
+        return f"{interval.mean:.4g} (one prompt only, so no interval)"
+    return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
-def _ends(found: Interval) -> list[float] | None:
-    """For JSON, which knows no infinity."""
-    return [found.low, found.high] if math.isfinite(found.low) else None
+def _ends(interval: Interval) -> list[float] | None:
+    """The ends for JSON, which has no infinity."""
+    return [interval.low, interval.high] if math.isfinite(interval.low) else None

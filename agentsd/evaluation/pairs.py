@@ -23,14 +23,14 @@ from .reading import ReadOptions, read_image
 
 
 class Pair(NamedTuple):
-    """An image, and the one that it is compared with."""
+    """An image, and the reference that it is compared with."""
 
     image: ImageEntry
     reference: ImageEntry
 
 
 def pair_images(images: list[ImageEntry], references: list[ImageEntry]) -> list[Pair]:
-    """Match images by prompt and seed where manifests give them, otherwise by file name.
+    """Match images by prompt and seed if manifests give them, otherwise by file name.
 
     Raises:
         EvaluationError: If an image has no counterpart, or two have the same one.
@@ -74,19 +74,20 @@ def compare_pairs(
     """Measure the similarity of each pair.
 
     Args:
-        pairs: What :func:`pair_images` matched.
+        pairs: The pairs, from :func:`pair_images`.
         clip: The CLIP whose image embeddings are compared.
         options: How to read the images.
         lpips: The LPIPS network; without it, LPIPS is left out.
-        folder: Of the cache of features and of SSIM, which takes most of a second a pair.
+        folder: Folder of the cache of features and SSIM values.
         progress: Called with the number of pairs done.
 
     Returns:
-        For each pair a row with ``image`` and ``reference`` (names), ``prompt``, ``seed``, ``psnr``
+        One row per pair with ``image`` and ``reference`` (names), ``prompt``, ``seed``, ``psnr``
         (dB), ``ssim``, ``cosine`` and, if measured, ``lpips``.
 
     Raises:
-        EvaluationError: Names the first image that cannot be used, unless such pairs are skipped.
+        EvaluationError: If an image cannot be used and such pairs are not skipped (names the
+            first), or if no pair is left.
     """
     options = options or ReadOptions()
     rows: list[dict[str, Any]] = []
@@ -137,7 +138,7 @@ def _read_pair(pair: Pair, options: ReadOptions) -> list[tuple[Image.Image, str]
 
 @contextmanager
 def _cached_ssim(folder: Path) -> Iterator[Callable[[str, ArrayLike, ArrayLike], float]]:
-    """SSIM by key, cached on disk, since it takes most of a second a pair."""
+    """SSIM by key, cached on disk, since it takes most of a second per pair."""
     cache = FeatureCache(folder / "ssim-gaussian-11-1.5")
     computed: dict[str, float] = {}
 

@@ -25,10 +25,10 @@ from .reading import ReadOptions
 UNPATCHED = "unpatched"
 """Name of the variant that all others are compared with; always included."""
 
-MOST_IMAGES = 100_000
-"""Upper limit for a variant."""
+MAX_IMAGES = 100_000
+"""Maximum number of images per variant."""
 
-Count = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 
 
 class ProtocolVariant(NamedTuple):
@@ -54,7 +54,7 @@ class Protocol(StrictModel):
 
     Args:
         model: What to load: ``pocket``, a folder, a ``.safetensors`` file or a hub id.
-        prompts: A list, or the path of a text file with one a line, relative to the protocol.
+        prompts: A list, or the path of a text file with one per line, relative to the protocol.
         template: Text in which ``{}`` is replaced with each prompt.
         variants: By name: ``schedule`` (a preset, the path of a YAML file, or a mapping with the
             content of one), or ``baseline`` (a name of :data:`agentsd.baselines.BASELINES`) with
@@ -64,8 +64,8 @@ class Protocol(StrictModel):
             the pocket model, otherwise 7.5.
         scheduler: Name of a diffusers scheduler; by default the model's own.
         seed: Seed of the first image of each variant; later images count up from it.
-        images_per_prompt: In each replicate.
-        replicates: How often the whole experiment is repeated with new seeds.
+        images_per_prompt: Images per prompt in each replicate.
+        replicates: How many times the whole experiment is made, each with new seeds.
         features: Extractor for FID and KID.
         clip: Extractor for the CLIP score and the cosine similarity to the unpatched image.
         reference: What FID and KID compare with: ``unpatched``, or a set of real images.
@@ -107,7 +107,7 @@ class Protocol(StrictModel):
         if self.scheduler is not None and class_name(self.scheduler) not in COMMON_NAMES:
             names = ", ".join(COMMON_NAMES.values())
             raise ProtocolError(f"scheduler: must be one of {names} (got {self.scheduler!r})")
-        self.images()[-1].model_dump()  # raises errors in the size or the prompts now
+        self.images()[-1].model_dump()  # reports an invalid size or prompt now
 
     def images(self) -> list[ImageSettings]:
         """The settings of each image of a variant: all prompts, then all of them again."""
@@ -115,9 +115,9 @@ class Protocol(StrictModel):
         if guidance is None:
             guidance = default_guidance(self.model)
         total = len(self.prompts) * self.images_per_prompt * self.replicates
-        if total > MOST_IMAGES:
+        if total > MAX_IMAGES:
             raise ProtocolError(
-                f"prompts × images_per_prompt × replicates must be at most {MOST_IMAGES:,} "
+                f"prompts × images_per_prompt × replicates must be at most {MAX_IMAGES:,} "
                 f"(got {total:,})"
             )
         return [
@@ -149,7 +149,7 @@ class Protocol(StrictModel):
             ProtocolError: If a name or a specification is wrong.
         """
         if len({name.casefold() for name in self.variants}) < len(self.variants):
-            raise ProtocolError("variants: two names differ only in upper and lower case")
+            raise ProtocolError("variants: two names differ only in case")
         unpatched = ProtocolVariant(UNPATCHED, {})
         others = (name for name in self.variants if name != UNPATCHED)
         return [unpatched, *(_parse_variant(name, self.variants[name]) for name in others)]
@@ -210,7 +210,7 @@ def load_protocol(path: str | Path, *, quick: bool = False, **changes: Any) -> P
     Raises:
         ProtocolError: Names the file and what is wrong in it.
     """
-    file, shipped = Path(path), {each.stem: each for each in (PRESETS / "eval").glob("*.yaml")}
+    file, shipped = Path(path), {yaml.stem: yaml for yaml in (PRESETS / "eval").glob("*.yaml")}
     if str(path) in shipped:
         file = shipped[str(path)]
     elif not file.suffix and not file.exists():

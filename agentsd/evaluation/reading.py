@@ -18,14 +18,14 @@ from .image_sets import ImageEntry
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How images are read. They are turned upright; nothing else is changed silently.
+    """How images are read. They are rotated upright; nothing else is changed silently.
 
     Args:
         size: Crop to a centred square and resize it (Lanczos, antialiased) to this many pixels;
-            ``None`` keeps images as they are, and all must then have the same size.
+            ``None`` keeps the size of the images, which must then all be equal.
         convert: Convert greyscale, palette, CMYK and transparent images to RGB, and take the first
-            of several frames, as pytorch-fid does: transparency is dropped. Otherwise they are
-            errors.
+            of several frames, as pytorch-fid does: transparency is dropped. Otherwise such images
+            are errors.
         skip_bad: Skip images that cannot be used, and report them, instead of raising an error.
     """
 
@@ -35,7 +35,7 @@ class ReadOptions:
 
     @property
     def cache_suffix(self) -> str:
-        """The part of a cache key that tells these options from others."""
+        """The part of a cache key that identifies these options."""
         return f"-upright-{self.size}-{'rgb' if self.convert else ''}"
 
 
@@ -54,12 +54,12 @@ def read_image(entry: ImageEntry, options: ReadOptions) -> tuple[Image.Image, st
 
 
 def open_image(name: str, data: bytes, options: ReadOptions) -> Image.Image:
-    """Open an image, check its header, and turn it upright.
+    """Open an image, check its header, and rotate it upright.
 
-    Unless it has to be turned, it is not decoded yet.
+    The image is only decoded if it has to be rotated.
 
     Raises:
-        EvaluationError: If the data is not an image, has more than 8 bits a channel, or is not a
+        EvaluationError: If the data is not an image, has more than 8 bits per channel, or is not a
             single opaque RGB image and may not be converted.
     """
     try:
@@ -69,7 +69,7 @@ def open_image(name: str, data: bytes, options: ReadOptions) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise EvaluationError(f"{name}: not a readable image ({_first_line(error)})") from None
     if image.mode.startswith(("I", "F")) or any(map(_is_deep, getattr(image, "tile", ()))):
-        raise EvaluationError(f"{name}: has more than 8 bits a channel; save it with 8")
+        raise EvaluationError(f"{name}: has more than 8 bits per channel; save it with 8")
     if not options.convert:
         if has_frames:
             raise EvaluationError(f"{name}: has several frames; --convert takes the first")
@@ -83,7 +83,7 @@ def open_image(name: str, data: bytes, options: ReadOptions) -> Image.Image:
 
 
 def _is_deep(tile: Any) -> bool:
-    """Whether a part of an image has more than 8 bits a channel, which Pillow silently reduces."""
+    """Whether an image tile has more than 8 bits per channel, which Pillow silently reduces."""
     codec, *_, args = tile
     if codec.startswith("ppm"):
         return isinstance(args, tuple) and args[-1] > 255
@@ -91,7 +91,7 @@ def _is_deep(tile: Any) -> bool:
 
 
 def _upright(name: str, image: Image.Image, data: bytes) -> Image.Image:
-    """Turn an image as its EXIF orientation says, decoding it only if necessary."""
+    """Rotate an image by its EXIF orientation, decoding it only if necessary."""
     # Pillow decodes any PNG to look for EXIF at its end.
     if image.format == "PNG" and not any(mark in data for mark in _EXIF_IN_PNG):
         return image

@@ -144,7 +144,7 @@ def _cells(row: dict[str, Any], metrics: list[str]) -> list[dict[str, str]]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table in Markdown, slowest variant first; those on the Pareto front in bold."""
+    """The table in Markdown, slowest variant first, with the Pareto front in bold."""
     table = report["variants"]
     metrics = _metrics_of(table)
     head = ["variant", "seconds", *(LABELS[metric] for metric in metrics)]
@@ -161,7 +161,7 @@ def plot(report: dict[str, Any], metric: str) -> bytes:
 
     Args:
         report: The report.
-        metric: A key of :data:`LABELS`; for ``psnr`` the Pareto front is drawn, too.
+        metric: A key of :data:`LABELS`; for ``psnr``, the Pareto front is also drawn.
 
     Returns:
         A PNG.
@@ -169,7 +169,7 @@ def plot(report: dict[str, Any], metric: str) -> bytes:
     from matplotlib.figure import Figure
 
     table = report["variants"]
-    is_similarity = metric in SIMILARITIES  # that of unpatched to itself is not meaningful
+    is_similarity = metric in SIMILARITIES  # not meaningful for unpatched itself
     names = [n for n in table if metric in table[n] and not (is_similarity and n == UNPATCHED)]
     figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -212,7 +212,7 @@ def _image(out: Path, name: str, number: int) -> Image.Image:
 
 
 def samples(report: dict[str, Any], out: Path, names: list[str]) -> Image.Image:
-    """Thumbnails of the first images: a row for each variant, a column for each image."""
+    """Thumbnails of the first images: one row per variant, one column per image."""
     count = min(8, report["images_per_variant"])
     label, side = 2 * THUMBNAIL, THUMBNAIL + 4
     sheet = Image.new("RGB", (label + count * side, len(names) * side), "white")
@@ -227,7 +227,7 @@ def samples(report: dict[str, Any], out: Path, names: list[str]) -> Image.Image:
 
 
 def worst(report: dict[str, Any], out: Path) -> Image.Image:
-    """The image with the lowest PSNR of each variant, beside the unpatched one; lowest first."""
+    """Each variant's image with the lowest PSNR, beside the unpatched one; lowest first."""
     lowest = [
         min((psnr, name, number) for number, psnr in enumerate(values["psnr"]))
         for name, values in report["values"].items()

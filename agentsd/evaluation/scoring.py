@@ -34,7 +34,7 @@ from .summary import (
 )
 
 ProgressReport = Callable[[str, int, int], object]
-"""Called with the task, how much of it is done, and the total."""
+"""Called with the task, the amount done, and the total."""
 
 
 class Metrics(NamedTuple):
@@ -77,7 +77,7 @@ def measure(
         progress: Called as the work proceeds.
 
     Returns:
-        The content of ``report.json``, but for the times that the experiment took.
+        The content of ``report.json``, except for the times that the experiment took.
 
     Raises:
         EvaluationError: If an image is missing or cannot be used.
@@ -138,7 +138,7 @@ def _made_images(out: Path, variant: str, count: int) -> list[tuple[ImageEntry, 
 
 
 def _visible_in_all(variants: list[list[ImageEntry]]) -> list[int]:
-    """The numbers of the images that are hidden in no variant, since variants are paired."""
+    """The numbers of the images that are visible in every variant, since variants are paired."""
     numbers = range(len(variants[0]))
     kept = [i for i in numbers if not any(images[i].hidden for images in variants)]
     if not kept:
@@ -197,7 +197,7 @@ def _add_distances(
     count, dimensions = features[UNPATCHED].shape
     if count < SMALL_SAMPLE:
         return [
-            f"{count} images a variant are too few for FID and KID; at least {SMALL_SAMPLE} are "
+            f"{count} images per variant are too few for FID and KID; at least {SMALL_SAMPLE} are "
             "needed"
         ]
     reference = features[UNPATCHED]

@@ -47,10 +47,10 @@ def add_replicates(table: Table, values: Values, protocol: Protocol, numbers: li
 def paired_differences(
     values: Values, prompts: list[str]
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """For each metric and each two variants the mean difference, paired by prompt and seed."""
+    """The mean difference of every two variants in each metric, paired by prompt and seed."""
     differences: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for metric in IMAGE_METRICS:
-        # Similarity to itself is not meaningful: unpatched takes part in the CLIP score only.
+        # Similarity to itself is not meaningful: unpatched only takes part in the CLIP score.
         names = [name for name in values if metric == "clip_score" or name != UNPATCHED]
         pairs = [(a, b) for a in names for b in names if a < b]
         if not pairs:

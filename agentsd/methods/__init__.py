@@ -1,7 +1,7 @@
-"""What a phase of a schedule can do to self-attention: pure PyTorch, one file per method.
+"""The attention methods that a phase can use: pure PyTorch, one file per method.
 
-To add a method, add a file with a subclass of :class:`~agentsd.methods.base.BasePhase` to this
-folder, and the class to :data:`Phase`.
+To add a method, put a subclass of :class:`~agentsd.methods.base.BasePhase` in a new file here and
+add it to :data:`Phase`.
 """
 
 from typing import get_args
@@ -13,9 +13,9 @@ from .keys import Keys
 from .merge import Merge
 
 Phase = Agent | Full | Keys | Merge
-"""A phase of a schedule: one of the methods, told apart by ``method``."""
+"""A phase of a schedule: one of the methods, discriminated by its ``method`` field."""
 
 METHODS: dict[str, type[Phase]] = {kind.method_name(): kind for kind in get_args(Phase)}
-"""The methods by name."""
+"""Methods by name."""
 
 __all__ = ["METHODS", "Agent", "BasePhase", "Cache", "Full", "Keys", "Merge", "Phase", "Plan"]

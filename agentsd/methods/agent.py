@@ -26,7 +26,7 @@ from .token_grid import strides_for
 from .token_merging import merge
 
 AGENT_RATIO = "Share of tokens merged to make the agents. Higher: fewer agents, faster, coarser."
-AGENTS = "Most agents at any image size. Fewer: faster, coarser."
+AGENTS = "Maximum number of agents at any image size. Fewer: faster, coarser."
 SCALE = "Lower: each token attends to fewer agents. No effect on speed."
 SHORTCUT = "Share of the values added to the output; restores variety. No effect on speed."
 
@@ -34,13 +34,13 @@ SHORTCUT = "Share of the values added to the output; restores variety. No effect
 class Agent(Merging):
     """Merged tokens attend through a few agents, at a cost linear in the number of tokens.
 
-    The defaults are those of the first phase of the published schedule.
+    The defaults match the first phase of the published schedule.
 
     Args:
-        agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped as ``ratio``
-            is. Agents are used only where twice their number is below the merged tokens' number.
-        agents: Most agents at any resolution, 1 to 65,536; where there would be more, cells are
-            larger than ``sx`` × ``sy``. Replaces ``agent_ratio``.
+        agent_ratio: Share of the tokens merged to make the agents, in [0, 1], capped like
+            ``ratio``. Agents are used only if there are fewer than half as many as merged tokens.
+        agents: Maximum number of agents at any resolution, 1 to 65,536; cells grow beyond
+            ``sx`` × ``sy`` to stay within it. Replaces ``agent_ratio``.
         k_scale2: Exponent of the scale of the agents' broadcast softmax, in (0, 2].
         k_shortcut: Share of the values added to the output, in [-1, 1].
         ratio, sx, sy, use_rand, merge_crossattn, merge_mlp, attn_precision: As for :class:`Merge`.
@@ -119,26 +119,26 @@ class Agent(Merging):
         owner, *agent_owner = owners_of(x[-1:], chosen, plan)[:, 0]  # each [N]
         if not agent_owner:
             return Observation(owner)
-        of = agent_owner[0] - plan.merged_tokens
+        agent = agent_owner[0] - plan.merged_tokens  # [N]
         q, a = (
             layer.queries(merge(x[-1:], index[None], count)[None])[0]  # [H, ·, d]
-            for index, count in ((owner, plan.merged_tokens), (of, plan.agents))
+            for index, count in ((owner, plan.merged_tokens), (agent, plan.agents))
         )
         attended = attended_most(q, a, (q.shape[-1] ** -0.5) ** self.k_scale2)
-        unmerged = (of >= len(chosen)).nonzero()[:, 0]
-        places = torch.cat([chosen, unmerged])  # destinations come first, then tokens by themselves
-        return Observation(owner, "agents", places, of, attended[owner])
+        unmerged = (agent >= len(chosen)).nonzero()[:, 0]
+        places = torch.cat([chosen, unmerged])  # destinations come first, then unmerged tokens
+        return Observation(owner, "agents", places, agent, attended[owner])
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """The tokens left after each stage of a plan, in a few words."""
+        """Short descriptions of the tokens left after each stage of a plan."""
         agents = (f"{plan.agents:,} agents",) if plan.agents else ()
         return super().stages(plan) + agents
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan differs from what the parameters ask for, and why."""
+        """Explain where a plan differs from the requested parameters."""
         notes = super().caps(plan)
         if not plan.agents:
-            notes.append("no agents: they would be half as many as the merged tokens, or more")
+            notes.append("no agents: there would be at least half as many as merged tokens")
         elif self.agents is None:
             merged = plan.tokens - plan.agents
             notes += capped("agent_ratio", self.agent_ratio, merged, plan.tokens)

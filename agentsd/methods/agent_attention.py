@@ -36,8 +36,8 @@ def agent_attention(
     """Attend through a few agent tokens, at a cost linear in the number of tokens.
 
     The agents first gather from the keys, then every query reads from the agents
-    (arXiv 2312.08874, eq. 3; ``k_scale2`` and ``k_shortcut`` are those of its training-free
-    use in Stable Diffusion)::
+    (arXiv 2312.08874, eq. 3; ``k_scale2`` and ``k_shortcut`` come from its training-free use in
+    Stable Diffusion)::
 
         V_A = softmax(A Kᵀ · d^-0.5) V
         O   = softmax(Q Aᵀ · d^(-0.5·k_scale2)) V_A + k_shortcut · V
@@ -45,13 +45,13 @@ def agent_attention(
     Args:
         q: Queries ``[B, H, N, d]``.
         k: Keys ``[B, H, N, d]``.
-        v: Values ``[B, H, N, d]``; as many as queries, since ``k_shortcut`` adds them.
+        v: Values ``[B, H, N, d]``, one per query, since ``k_shortcut`` adds them to the output.
         agents: Agent queries ``[B, H, n, d]``, usually ``n`` much smaller than ``N``.
         k_scale2: Exponent of the second softmax's scale. Below 1 it is sharper than usual.
         k_shortcut: Share of the values added to the output, which restores diversity.
         biases: Added to the logits of the two softmaxes, ``[1, H, n, N]`` and ``[1, H, N, n]``:
-            B₁ and B₂ of the trained module (eq. 5), which :class:`agentsd.nn.AgentBias` makes.
-        attend: Softmax attention to use; PyTorch's by default.
+            B₁ and B₂ of the trained module (eq. 5), computed by :class:`agentsd.nn.AgentBias`.
+        attend: Softmax attention function; PyTorch's by default.
 
     Returns:
         ``[B, H, N, d]`` in the dtype of ``q``.

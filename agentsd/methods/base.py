@@ -1,4 +1,4 @@
-"""What all methods share: when a phase ends, which layers it covers, its cache of deep features."""
+"""What all methods share: where a phase ends, which layers it covers, and its feature cache."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ Stride = Annotated[int, Field(ge=1, le=64)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 
 ADVANCED: dict[str, Any] = {"advanced": True}
-"""``json_schema_extra`` of a field that few people need to change."""
+"""``json_schema_extra`` for fields that few users need to change."""
 
 ENDS = ("until", "until_step")
 """Parameters that set when a phase ends."""
 
 MAX_INTERVAL = 10
 
-INTERVAL = "Compute the whole UNet once in so many steps. More: much faster, larger differences."
+INTERVAL = "Steps per computation of the whole UNet. More: much faster, larger differences."
 
 
 class Cache(StrictModel):
     """Which steps of a phase compute the whole UNet, and what the light steps in between do.
 
-    A light step computes the outermost layers alone, on a forecast of the deep feature that these
-    build on. The idea is DeepCache's (Ma et al., 2023, arXiv 2312.00858).
+    A light step computes only the outermost layers, from a forecast of the deep feature that they
+    take as input. The idea comes from DeepCache (Ma et al., 2023, arXiv 2312.00858).
 
     Args:
-        interval: Compute the whole UNet once in so many steps, 2 to 10. Larger is faster, with
-            larger differences to the unpatched image.
-        branch: What light steps compute. 0, the default: the last layer of the last block
-            (DeepCache's branch 0); 1: the last two; -1: nothing, as the output itself is forecast.
-        order: Degree of the polynomial through the last ``order + 1`` features that the forecast
-            continues: 0 keeps the last feature, as DeepCache does; 1, the default, is linear;
-            2 quadratic.
-        min_steps: Runs of fewer steps are computed in full. ``None``, the default, is four
-            intervals; in shorter runs features change so much from step to step that fewer steps
-            come closer to the unpatched image in the same time.
+        interval: Steps per computation of the whole UNet, 2 to 10. Larger is faster, with larger
+            differences from the unpatched image.
+        branch: What light steps compute. 0 (default): the last layer of the last block, like
+            DeepCache's branch 0; 1: its last two layers; -1: nothing, as the output itself is
+            forecast.
+        order: Degree of the polynomial through the last ``order + 1`` features that is
+            extrapolated: 0 reuses the last feature, as DeepCache does; 1 (default) is linear, 2
+            quadratic.
+        min_steps: Shorter runs are computed in full. ``None`` (default) means four intervals: in
+            shorter runs, features change so much between steps that simply taking fewer steps is
+            closer to the unpatched image in the same time.
 
     Raises:
         ScheduleError: On unknown keys, wrong types or values out of range.
@@ -75,20 +76,20 @@ class Cache(StrictModel):
         return 4 * self.interval if self.min_steps is None else self.min_steps
 
     def to_dict(self) -> dict[str, Any]:
-        """All parameters, except those that are None."""
+        """All parameters that are not None."""
         return self.model_dump(exclude_none=True)
 
 
 FLAT_CACHE = {f"cache_{name}": name for name in Cache.model_fields}
-"""``cache_interval`` for the cache's ``interval`` and so on: keywords of overrides, and the keys of
-files from before phases had a ``cache``."""
+"""Maps ``cache_interval`` to the cache's ``interval``, and so on. Overrides use these names, as do
+files written before phases had a ``cache``."""
 
 
 def nest_cache(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a phase with ``cache_interval`` and the like moved into its ``cache``.
+    """Move ``cache_interval`` and the like into a phase's ``cache``.
 
     Raises:
-        ScheduleError: If a light step is described where all steps are whole.
+        ScheduleError: If light steps are configured although every step is whole.
 
     Example:
         >>> nest_cache({"method": "keys", "cache_interval": 2})
@@ -116,9 +117,9 @@ class Plan(NamedTuple):
 
     tokens: int
     merged_tokens: int
-    """Tokens left after merging; equal to ``tokens`` where nothing is merged."""
+    """Tokens left after merging; equal to ``tokens`` if nothing is merged."""
     agents: int
-    """Agent tokens; 0 where plain softmax attention is used."""
+    """Agent tokens; 0 if plain softmax attention is used."""
     keys: int
     """Keys that each query (or, with agents, each agent) attends to."""
 
@@ -132,7 +133,7 @@ class Draw(NamedTuple):
     """Everything that the choice of tokens depends on."""
 
     step: int
-    """Denoising step, or the noise level where the steps are not known."""
+    """Denoising step, or the noise level if the steps are unknown."""
     steps_known: bool
     seed: int
     """The schedule's seed."""
@@ -140,23 +141,23 @@ class Draw(NamedTuple):
 
 
 class SelfAttention(Protocol):
-    """What a method needs of an attention layer with ``H`` heads of width ``d``."""
+    """What a method needs from an attention layer with ``H`` heads of width ``d``."""
 
     @property
     def heads(self) -> int:
         """Number of heads."""
 
     def queries(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` to ``[B, H, N, d]``."""
+        """Queries ``[B, H, N, d]`` of tokens ``[B, N, C]``."""
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, N, C]`` to two of ``[B, H, N, d]``."""
+        """Keys and values ``[B, H, N, d]`` of tokens ``[B, N, C]``."""
 
     def some_keys_and_values(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of each head's own tokens ``chosen`` ``[H, n]`` only: two of ``[B, H, n, d]``."""
+        """Keys and values ``[B, H, n, d]`` of each head's ``chosen`` tokens ``[H, n]``."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Softmax attention, all ``[B, H, ·, d]``."""
+        """Softmax attention; all tensors are ``[B, H, ·, d]``."""
 
     def output(self, x: Tensor) -> Tensor:
         """Output projection, ``[B, H, N, d]`` to ``[B, N, C]``."""
@@ -165,18 +166,18 @@ class SelfAttention(Protocol):
 class BasePhase(StrictModel):
     """A range of denoising steps that share one method and its parameters.
 
-    Each method is a subclass with parameters of its own: :class:`Agent`, :class:`Full`,
-    :class:`Keys` and :class:`Merge`. Fields with a description can be set on the page of the app,
-    with their range, default and ``examples``; those marked :data:`ADVANCED` are folded away.
+    Each method is a subclass with its own parameters: :class:`Agent`, :class:`Full`,
+    :class:`Keys` and :class:`Merge`. The web app shows the fields that have a description, with
+    their range, default and ``examples``; those marked :data:`ADVANCED` are collapsed.
 
-    :class:`Full` describes the parameters that all of them share.
+    :class:`Full` documents the shared parameters.
     """
 
     error: ClassVar = ScheduleError
     summary: ClassVar[str] = ""
     """What the method does, in one line."""
     replaces: ClassVar[Mapping[str, str]] = {}
-    """Parameters that, when given, take the place of another one, by name."""
+    """Maps parameters to those that they replace when given."""
 
     method: str
     until: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -191,7 +192,7 @@ class BasePhase(StrictModel):
 
     @classmethod
     def method_name(cls) -> str:
-        """What ``method`` is for this class."""
+        """The value of ``method`` for this class."""
         name: str = cls.model_fields["method"].default
         return name
 
@@ -204,12 +205,12 @@ class BasePhase(StrictModel):
 
     @classmethod
     def reads(cls, name: str) -> bool:
-        """Whether the method reads a parameter, in any spelling."""
+        """Whether the method reads a parameter, under its name or in :data:`FLAT_CACHE`."""
         return name in cls.parameters() or name in FLAT_CACHE
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
-        """What is said of a parameter that the method does not read."""
+        """Error message for a parameter that the method does not read."""
         close = get_close_matches(key.lower(), cls.model_fields, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         reads = ", ".join(cls.parameters())
@@ -217,7 +218,7 @@ class BasePhase(StrictModel):
 
     @classmethod
     def ignored_parameters(cls, values: Mapping[str, Any]) -> set[str]:
-        """Parameters that have no effect beside the given values of others."""
+        """Parameters that have no effect, given the values of others."""
         return {old for new, old in cls.replaces.items() if values.get(new)}
 
     def is_active_at(self, step: int, num_steps: int) -> bool:
@@ -228,7 +229,7 @@ class BasePhase(StrictModel):
         return self.until is None or step / num_steps < self.until
 
     def enables(self, option: str) -> bool:
-        """Whether the phase turns on ``option``; its method may not have it."""
+        """Whether the phase turns on ``option``; False if its method does not have it."""
         return bool(getattr(self, option, False))
 
     def plan(self, height: int, width: int) -> Plan:
@@ -240,7 +241,7 @@ class BasePhase(StrictModel):
         return None
 
     def choose(self, draw: Draw, heads: int, height: int, width: int) -> Tensor:
-        """Choose one token of each cell: ``[cells]`` for all heads, or ``[heads, cells]``."""
+        """Choose one token per cell: ``[cells]`` for all heads, or ``[heads, cells]``."""
         raise NotImplementedError
 
     def attention(
@@ -255,7 +256,7 @@ class BasePhase(StrictModel):
             plan: The plan that :meth:`plan` returned.
 
         Returns:
-            ``[B, N, C]``, and the owner ``[B, N]`` of each token if tokens were merged.
+            The output ``[B, N, C]`` and, if tokens were merged, each token's owner ``[B, N]``.
         """
         raise NotImplementedError
 
@@ -264,15 +265,15 @@ class BasePhase(StrictModel):
         return Observation()
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """The tokens left after each stage of a plan, in a few words."""
+        """Short descriptions of the tokens left after each stage of a plan."""
         raise NotImplementedError
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan differs from what the parameters ask for, and why."""
+        """Explain where a plan differs from the requested parameters."""
         return []
 
     def override(self, **changes: Any) -> Self:
-        """A copy with those of the parameters changed that its method reads."""
+        """A copy with parameters changed, except those that its method does not read."""
         changes = {k: v for k, v in changes.items() if self.reads(k)}
         # Of two parameters that replace each other, a new one drops the old one.
         pairs = [set(pair) for pair in self.replaces.items()]
@@ -281,11 +282,11 @@ class BasePhase(StrictModel):
         return type(self)(**nest_cache(values | changes))
 
     def without(self, *names: str) -> Self:
-        """A copy with some parameters at their defaults."""
+        """A copy with some parameters reset to their defaults."""
         return type(self)(**{k: v for k, v in self.to_dict().items() if k not in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """The end, the method and all parameters in effect, except those that are None."""
+        """The end, the method and all parameters in effect that are not None."""
         ignored = self.ignored_parameters(vars(self))
         names = [name for name in (*ENDS, "method", *self.parameters()) if name not in ignored]
         values = {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -8,21 +8,21 @@ from .base import BasePhase, Plan
 
 
 class Full(BasePhase):
-    """Attention as unpatched, with the parameters that all phases share.
+    """Unpatched attention. Its parameters are shared by all methods.
 
     Args:
-        until: The phase ends at this share of the run, in (0, 1]. All phases but the last need
+        until: The phase ends at this share of the run, in (0, 1]. All phases except the last need
             this or ``until_step``; the last one runs to the end.
         until_step: The same as a number of steps, at least 1.
-        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` takes
-            the highest resolution at which the model has self-attention.
-        min_tokens: Leave layers with fewer tokens unpatched. ``None`` takes the number from which
-            patching was measured to be faster on this kind of device
-            (:data:`agentsd.patching.runtime.MIN_TOKENS`); 0 patches all.
-        cache: Which steps are light; ``None``, the default, computes the whole UNet in every step.
+        max_downsample: Patch layers down to this resolution: 1 (top), 2, 4 or 8. ``None`` means
+            only the highest resolution at which the model has self-attention.
+        min_tokens: Leave layers with fewer tokens unpatched. ``None`` means the device's default
+            (:data:`agentsd.patching.runtime.MIN_TOKENS`), from which patching saves time; 0
+            patches all layers.
+        cache: Which steps are light; ``None`` (default) computes the whole UNet in every step.
 
     Raises:
-        ScheduleError: On wrong types, values out of range, or a parameter that the method does not
+        ScheduleError: On wrong types, values out of range, or parameters that the method does not
             read, so that no setting is silently ignored.
 
     Example:
@@ -35,10 +35,10 @@ class Full(BasePhase):
     method: Literal["full"] = "full"
 
     def plan(self, height: int, width: int) -> Plan:
-        """Count the tokens; none are merged."""
+        """Count the tokens; nothing is merged."""
         tokens = height * width
         return Plan(tokens, tokens, 0, tokens)
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """The tokens left after each stage of a plan, in a few words."""
+        """Short descriptions of the tokens left after each stage of a plan."""
         return ("as unpatched",)

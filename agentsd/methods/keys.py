@@ -1,4 +1,4 @@
-"""``keys``: all queries attend to one token of each cell."""
+"""``keys``: every query attends to one token per cell."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .base import BasePhase, Count, Draw, Plan, SelfAttention, Stride
 from .observation import Observation, attended_most
 from .token_grid import cells, cycled_places, random_places, strides_for, tokens_at
 
-KEYS = "Most keys at any image size. Fewer: faster, coarser."
+KEYS = "Maximum number of keys at any image size. Fewer: faster, coarser."
 SELECT = "Which token of a cell is its key. cycle: each in turn, closest to full attention."
 
 
 class Keys(BasePhase):
-    """Every query, but one token of each ``sy × sx`` cell as key and value.
+    """Every query attends to one token of each ``sy × sx`` cell.
 
-    With ``cycle``, each token of a cell serves once as a key of each head within ``sx · sy`` steps,
-    so that the errors of neighbouring steps and of different heads cancel.
+    With ``cycle``, each head uses every token of a cell as a key once in ``sx · sy`` steps, so that
+    the errors of neighbouring steps and of different heads cancel.
 
     Args:
         sx, sy: Width and height of a cell, in tokens, 1 to 64. Larger cells mean fewer keys.
-        keys: Most keys at any resolution, 1 to 65,536; where there would be more, cells are larger
-            than ``sx`` × ``sy``.
+        keys: Maximum number of keys at any resolution, 1 to 65,536; cells grow beyond
+            ``sx`` × ``sy`` to stay within it.
         select: Which token of a cell is its key: the top-left one (``grid``), one drawn at each
             step (``random``), or each in turn (``cycle``, the closest to full attention).
         attn_precision: ``"fp32"`` computes the softmax in float32 (for Stable Diffusion 2.1 in
-            float16); ``None`` leaves the model's precision.
+            float16); ``None`` keeps the model's precision.
         until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
 
     Raises:
@@ -94,7 +94,7 @@ class Keys(BasePhase):
         return layer.output(layer.attend(q, k, v, q.shape[-1] ** -0.5)), None
 
     def observe(self, layer: SelfAttention, x: Tensor, chosen: Tensor, plan: Plan) -> Observation:
-        """Observe the keys of the first head, and which of them each token attends to most."""
+        """Observe the keys of the first head, and the one that each token attends to most."""
         places = chosen[0]  # [n]
         q = layer.queries(x[-1:])[0, :1]  # [1, N, d]
         k = layer.keys_and_values(x[-1:, places])[0][0, :1]  # [1, n, d]
@@ -104,5 +104,5 @@ class Keys(BasePhase):
         return Observation(None, "keys of the first head", places, target, attended)
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """The tokens left after each stage of a plan, in a few words."""
+        """Short descriptions of the tokens left after each stage of a plan."""
         return (f"{plan.keys:,} keys",)

@@ -20,9 +20,9 @@ HEIGHT = "Height of a cell. Larger: faster, coarser."
 
 
 class Merging(BasePhase):
-    """The parameters of methods that merge tokens, and the tokens that others are merged into.
+    """The parameters of methods that merge tokens, and the choice of destinations.
 
-    :class:`Merge` describes the parameters.
+    :class:`Merge` documents the parameters.
     """
 
     ratio: Annotated[Share, Field(description=RATIO, examples=[0.2, 0.4, 0.6])] = 0.5
@@ -62,11 +62,11 @@ class Merging(BasePhase):
         return tokens_at(place, height, width, sy, sx, rows)
 
     def stages(self, plan: Plan) -> tuple[str, ...]:
-        """The tokens left after each stage of a plan, in a few words."""
+        """Short descriptions of the tokens left after each stage of a plan."""
         return (f"{plan.merged_tokens:,}",)
 
     def caps(self, plan: Plan) -> list[str]:
-        """Where a plan differs from what the parameters ask for, and why."""
+        """Explain where a plan differs from the requested parameters."""
         return capped("ratio", self.ratio, plan.tokens - plan.merged_tokens, plan.tokens)
 
 
@@ -74,15 +74,15 @@ class Merge(Merging):
     """Merge similar tokens, attend, and give each token the output of the one it was merged into.
 
     Args:
-        ratio: Share of the tokens to merge, in [0, 1], capped at those that are not destinations
-            (0.9375 at stride 4). Higher is faster and coarser.
+        ratio: Share of the tokens to merge, in [0, 1]. It is capped (at 0.9375 for stride 4), since
+            destinations are never merged. Higher is faster and coarser.
         sx, sy: Width and height of a cell, in tokens, 1 to 64. Each cell has one destination.
-        use_rand: Draw the destination of a cell at random rather than take its top-left token.
-        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it gains
-            little and loses detail.
+        use_rand: Draw each cell's destination at random instead of using its top-left token.
+        merge_crossattn: Also merge the queries of the cross-attention. Not recommended: it saves
+            little time and loses detail.
         merge_mlp: Also merge the tokens of the feed-forward network. Not recommended either.
         attn_precision: ``"fp32"`` computes the softmaxes in float32 (for Stable Diffusion 2.1 in
-            float16); ``None`` leaves the model's precision.
+            float16); ``None`` keeps the model's precision.
         until, until_step, max_downsample, min_tokens, cache: As for :class:`Full`.
 
     Raises:
@@ -98,7 +98,7 @@ class Merge(Merging):
     method: Literal["merge"] = "merge"
 
     def plan(self, height: int, width: int) -> Plan:
-        """Count the tokens that are left."""
+        """Count the tokens left after merging."""
         return self.merged_plan(height, width)[0]
 
     def attention(
@@ -113,7 +113,7 @@ class Merge(Merging):
 
 
 def owners_of(x: Tensor, chosen: Tensor, plan: Plan) -> Tensor:
-    """The owners ``[1, B, N]`` among the merged rows, or ``[2, B, N]`` with the agents'."""
+    """Each token's merged row ``[1, B, N]``, or its merged row and its agent ``[2, B, N]``."""
     levels = (plan.merged_tokens, plan.agents) if plan.agents else (plan.merged_tokens,)
     return owners(match(x, chosen), *(plan.tokens - count for count in levels))
 
@@ -130,35 +130,35 @@ def merged_attention(
     Args:
         layer: The layer.
         x: The tokens, ``[B, N, C]``.
-        owner: What :func:`owners_of` returned for them.
+        owner: Their owners, from :func:`owners_of`.
         plan: The layer's plan.
-        attend: Attention of a layer's queries, keys and values ``[B, H, M, d]``, the last argument
-            being the agents ``[B, H, n, d]``.
+        attend: Attention function, called with the layer, queries, keys and values
+            ``[B, H, M, d]``, and agents ``[B, H, n, d]``.
 
     Returns:
-        ``[B, N, C]``, and the owner ``[B, N]`` of each token.
+        The output ``[B, N, C]``, and each token's owner ``[B, N]``.
     """
     batch, count = len(x), len(x) * plan.merged_tokens
     table = merge(x, owner, count + batch * plan.agents)  # [B·M + B·n, C]
     k, v = layer.keys_and_values(table[:count].unflatten(0, (batch, -1)))
     rows = layer.queries(table[None])[0]  # [H, B·M + B·n, d]; one projection for both
-    q, agents = (_of_each_image(part, batch) for part in (rows[:, :count], rows[:, count:]))
+    q, agents = (_split_images(part, batch) for part in (rows[:, :count], rows[:, count:]))
     return unmerge(layer.output(attend(layer, q, k, v, agents)), owner[0]), owner[0]
 
 
 def softmax_attention(layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
-    """Every merged token attends to all."""
+    """All merged tokens attend to each other."""
     return layer.attend(q, k, v, q.shape[-1] ** -0.5)
 
 
-def _of_each_image(rows: Tensor, batch: int) -> Tensor:
+def _split_images(rows: Tensor, batch: int) -> Tensor:
     """``[H, B·n, d]`` to ``[B, H, n, d]``."""
     heads, count, width = rows.shape
     return rows.view(heads, batch, count // batch, width).transpose(0, 1)
 
 
 def capped(name: str, ratio: float, merged: int, tokens: int) -> list[str]:
-    """Note that fewer tokens are merged than a ratio asks for, if so."""
+    """A note if fewer tokens are merged than a ratio asks for."""
     if merged >= int(tokens * ratio):
         return []
-    return [f"{name} {ratio:g} is capped to {merged / tokens:.4g}: one token of each cell stays"]
+    return [f"{name} {ratio:g} is capped to {merged / tokens:.4g}: one token of each cell is kept"]

@@ -1,4 +1,4 @@
-"""What attention does to the tokens of one image, for people to look at."""
+"""What attention does to the tokens of one image, for display."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 QUERIES_AT_ONCE = 2048
-"""Queries scored at a time, so that memory stays bounded."""
+"""Queries scored at a time, to bound memory."""
 
 
 class Observation(NamedTuple):
-    """What a layer does at one step, for ``N`` tokens; every field is ``None`` where it does not.
+    """What a layer does at one step, for ``N`` tokens; fields that do not apply are ``None``.
 
     *Targets* are the few tokens that queries attend to: the agents, or the keys of the first head.
     """
 
     owner: Tensor | None = None
-    """``[N]`` merged token that each token belongs to."""
+    """``[N]`` index of the merged token that each token belongs to."""
     targets: str | None = None
-    """What the targets are called, in the plural."""
+    """Plural noun for the targets."""
     places: Tensor | None = None
-    """``[n]`` token at which each target is."""
+    """``[n]`` token index of each target."""
     target: Tensor | None = None
-    """``[N]`` target that each token belongs to; -1 for none."""
+    """``[N]`` index of the target that each token belongs to; -1 if there is none."""
     attended: Tensor | None = None
-    """``[N]`` target that each token attends to most."""
+    """``[N]`` index of the target that each token attends to most."""
 
 
 def attended_most(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -35,7 +35,7 @@ def attended_most(q: Tensor, k: Tensor, scale: float) -> Tensor:
     Args:
         q: Queries ``[H, N, d]`` of one image.
         k: Keys ``[H, n, d]``.
-        scale: Of the softmax.
+        scale: Factor of the logits.
 
     Returns:
         Indices ``[N]`` in ``[0, n)``.

@@ -1,4 +1,4 @@
-"""Tensors that follow from numbers alone, made once for all layers, steps and images."""
+"""A cache of tensors computed from numbers alone, for all layers, steps and images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**25
-"""Bytes that a cache holds."""
+"""Default size of a cache, in bytes."""
 
 
 class TensorCache:
-    """Keeps what functions make of their arguments, up to a limit; the oldest go first.
-
-    Threads may share it.
+    """Caches the results of functions and evicts the least recently used; thread-safe.
 
     Args:
-        limit: Bytes; a single tensor above it is made anew at each call.
+        limit: Maximum size in bytes; a larger tensor is computed anew at each call.
 
     Example:
         >>> cache, x = TensorCache(), torch.zeros(1)
@@ -38,30 +36,30 @@ class TensorCache:
         return TensorCache, (self._limit,)  # copies and pickles start empty
 
     def get(self, make: Callable[..., Tensor], *args: Any, like: Tensor) -> Tensor:
-        """``make(*args)``, or the tensor that an earlier call made of the same arguments.
+        """``make(*args)``, or the result of an earlier call with the same arguments.
 
         Args:
             make: A function of numbers.
-            *args: Its arguments, hashable, the device among them.
-            like: A tensor that the new one is computed with; it tells a real call from a trace.
+            *args: Its hashable arguments, including the device.
+            like: A tensor that the result is used with; distinguishes real calls from traces.
         """
         if torch.compiler.is_compiling() or _is_capturing(like.device):
-            return make(*args)  # it becomes part of the graph
-        # A fake tensor, as exporters trace with, must not be met in a real call.
+            return make(*args)  # the result becomes part of the graph
+        # Fake tensors, which exporters trace with, must not leak into real calls.
         key = make, args, type(like)
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
                 return kept
-            # A tensor of inference mode would be refused wherever gradients are computed.
+            # Inference-mode tensors cannot be used where gradients are computed.
             with torch.inference_mode(False):
-                made = make(*args)
-            self._kept[key] = made
-            self._held += made.nbytes
+                tensor = make(*args)
+            self._kept[key] = tensor
+            self._held += tensor.nbytes
             while self._held > self._limit:
                 self._held -= self._kept.popitem(last=False)[1].nbytes
-            return made
+            return tensor
 
 
 def _is_capturing(device: torch.device) -> bool:
@@ -69,11 +67,11 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 CONSTANTS = TensorCache()
-"""For what is the same in every model."""
+"""Shared by all models."""
 
 
 def integers(*bounds: int, like: Tensor) -> Tensor:
-    """``torch.arange(*bounds)`` on the device of ``like``, made once."""
+    """``torch.arange(*bounds)`` on the device of ``like``, cached."""
     return CONSTANTS.get(_arange, bounds, like.device, like=like)
 
 

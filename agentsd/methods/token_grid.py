@@ -1,8 +1,8 @@
-"""Choose a token of each cell by draws that depend on seed, step and grid alone.
+"""Choose one token per cell, by draws that depend only on the seed, the step and the grid.
 
-A draw is a hash of what it is for, not the next number of a stream. So nothing is stored or moved
+A draw is a hash of its key, not the next number of a random stream. So no state is stored or moved
 between devices, PyTorch's generators are not touched, and an image cannot depend on its batch or on
-what ran before. A *place* counts row by row within a cell of ``sy × sx`` tokens.
+earlier runs. A *place* is an index, row by row, within a cell of ``sy × sx`` tokens.
 """
 
 import itertools
@@ -24,7 +24,7 @@ def _hash(x: Integers) -> Integers:
 
 
 def draw(shape: tuple[int, ...], *key: int, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform 32-bit integers, int64 of ``shape``, that depend on ``shape`` and ``key`` alone."""
+    """Uniform 32-bit integers, int64 of ``shape``, that depend only on ``shape`` and ``key``."""
     state = 0
     for part in (*shape, *key):
         state = _hash(state + 0x9E3779B9 + (part & _MASK) & _MASK)
@@ -33,7 +33,7 @@ def draw(shape: tuple[int, ...], *key: int, device: torch.device | str = "cpu") 
 
 
 def cells(height: int, width: int, sy: int, sx: int, *, partial: bool) -> tuple[int, int]:
-    """Rows and columns of cells on a grid; ``partial`` also counts those cut by its edge."""
+    """Rows and columns of cells on a grid; ``partial`` also counts cells cut off by the edge."""
     if partial:
         return -(-height // sy), -(-width // sx)
     return height // sy, width // sx
@@ -43,9 +43,9 @@ def strides_for(height: int, width: int, count: int, *, partial: bool) -> tuple[
     """Size of the smallest, squarest cells such that a grid holds at most ``count`` of them.
 
     Args:
-        height: Tokens down the grid.
-        width: Tokens across it.
-        count: Most cells, at least 1.
+        height: Height of the grid, in tokens.
+        width: Width of the grid, in tokens.
+        count: Maximum number of cells, at least 1.
         partial: As for :func:`cells`.
 
     Returns:
@@ -65,15 +65,15 @@ def strides_for(height: int, width: int, count: int, *, partial: bool) -> tuple[
 
 
 def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: int) -> Tensor:
-    """Turn a place in every cell into a token of the row-major grid.
+    """Convert a place in each cell to a token index of the row-major grid.
 
     Args:
         place: ``[..., rows · columns]`` in ``[0, sy · sx)``, cells row by row.
-        height: Tokens down the grid.
-        width: Tokens across it.
+        height: Height of the grid, in tokens.
+        width: Width of the grid, in tokens.
         sy: Height of a cell.
         sx: Width of a cell.
-        rows: Rows of cells. In a cell cut by the edge, places wrap around within what is left.
+        rows: Rows of cells. In cells cut off by the edge, places wrap around.
 
     Returns:
         Token indices, in the shape of ``place``.
@@ -89,7 +89,7 @@ def tokens_at(place: Tensor, height: int, width: int, sy: int, sx: int, rows: in
 def random_places(
     shape: tuple[int, ...], size: int, step: int, seed: int, device: torch.device | str
 ) -> Tensor:
-    """A place in ``[0, size)`` drawn anew at each step, of ``shape`` (heads and cells)."""
+    """Places in ``[0, size)`` of ``shape`` (heads and cells), drawn anew at each step."""
     return draw(shape, seed, step, device=device) % size
 
 

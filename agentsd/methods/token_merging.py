@@ -2,9 +2,9 @@
 
 The merged rows of a batch are one table, image after image. The *owner* of a token is the row that
 it belongs to: merging is a mean by owner, unmerging one gather by owner. An image's rows begin with
-its destinations; the unmerged tokens follow in their order, on which attention does not depend.
+its destinations; the unmerged tokens follow in their order, which does not affect attention.
 
-A token can have a row at each of several *levels*, which follow each other in the table.
+A token can have a row at each of several *levels*, which are consecutive in the table.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 from .tensor_cache import CONSTANTS, integers
 
 BLOCK = 2**25
-"""Similarities computed at a time, so that memory stays bounded on large grids."""
+"""Similarities computed at a time, to bound memory on large grids."""
 
 
 class Matching(NamedTuple):
@@ -25,9 +25,9 @@ class Matching(NamedTuple):
     destinations: Tensor
     """``[n]`` token indices of the destinations."""
     best: Tensor
-    """``[B, N]`` rank in ``destinations`` of each token's most similar one."""
+    """``[B, N]`` index into ``destinations`` of each token's most similar one."""
     similarity: Tensor
-    """``[B, N]`` cosine to it; ``inf`` for the destinations, which are their own."""
+    """``[B, N]`` cosine similarity to it; ``inf`` for the destinations themselves."""
 
 
 def match(x: Tensor, destinations: Tensor) -> Matching:
@@ -40,14 +40,14 @@ def match(x: Tensor, destinations: Tensor) -> Matching:
     Returns:
         The :class:`Matching`, from which :func:`owners` can merge any number of tokens.
     """
-    # A token of zeros would turn all similarities into NaN.
+    # An all-zero token would turn all similarities into NaN.
     length = torch.linalg.vector_norm(x, dim=-1).clamp_min(torch.finfo(x.dtype).tiny)  # [B, N]
     targets = x.index_select(1, destinations) / length.index_select(1, destinations)[..., None]
     rows = max(1, BLOCK // (len(x) * len(destinations)))
-    found = [(some @ targets.mT).max(dim=-1) for some in x.split(rows, dim=1)]
-    product, best = found[0]  # [B, N]
-    if len(found) > 1:
-        product, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    maxima = [(block @ targets.mT).max(dim=-1) for block in x.split(rows, dim=1)]
+    product, best = maxima[0]  # [B, N]
+    if len(maxima) > 1:
+        product, best = (torch.cat(parts, dim=1) for parts in zip(*maxima, strict=True))
     # A token's own length does not change which destination is nearest, so divide by it last.
     similarity = (product / length).index_fill_(1, destinations, torch.inf)
     return Matching(destinations, best, similarity)
@@ -57,7 +57,7 @@ def owners(matching: Matching, *merges: int) -> Tensor:
     """Merge the most similar tokens into their destinations.
 
     Args:
-        matching: What :func:`match` returned.
+        matching: The result of :func:`match`.
         merges: Number of tokens to merge at each level, from 0 to ``N - n``.
 
     Returns:
@@ -84,7 +84,7 @@ def owners(matching: Matching, *merges: int) -> Tensor:
     for level, unmerged in enumerate(count - n for count in rows):
         if unmerged:
             least = similarity.topk(unmerged, dim=1, largest=False, sorted=False).indices
-            if least.device.type == "mps":  # older releases of macOS sort 32-bit integers alone
+            if least.device.type == "mps":  # older macOS releases only sort 32-bit integers
                 least = least.int()
             order = least.sort(dim=1).values.long()
             owner[level].scatter_(1, order, numbers(n, unmerged)[level])
@@ -94,7 +94,7 @@ def owners(matching: Matching, *merges: int) -> Tensor:
 def _rows(
     batch: int, rows: tuple[int, ...], first: int, count: int, device: torch.device
 ) -> Tensor:
-    """``[levels, B, count]`` numbers in the table of each image's rows from ``first`` on."""
+    """Table indices ``[levels, B, count]`` of each image's rows from ``first`` on."""
     image = torch.arange(batch, device=device)
     starts = [batch * sum(rows[:level]) + image * size for level, size in enumerate(rows)]
     return torch.stack(starts)[..., None] + torch.arange(first, first + count, device=device)
@@ -105,20 +105,20 @@ def merge(x: Tensor, owner: Tensor, rows: int) -> Tensor:
 
     Args:
         x: Tokens ``[B, N, C]``.
-        owner: ``[B, N]`` or ``[levels, B, N]`` with values in ``[0, rows)``, each taken at least
-            once; no smaller one at a higher level.
+        owner: ``[B, N]`` or ``[levels, B, N]`` with values in ``[0, rows)``, each used at least
+            once; values do not decrease from level to level.
         rows: Length of the table.
 
     Returns:
-        The table ``[rows, C]`` in the dtype of ``x``; sums are kept in float32 or better, since
-        counts above 256 are not exact in bfloat16.
+        The table ``[rows, C]`` in the dtype of ``x``. Sums are accumulated in float32 or better,
+        since counts above 256 are not exact in bfloat16.
     """
     x = x.flatten(0, 1)
     owner = owner.reshape(-1, len(x))  # [levels, B·N]
     if x.device.type == "mps" or (x.device.type == "cpu" and x.dtype == torch.float16):
-        # Bags are missing on MPS before PyTorch 2.10, and overflow in float16 on CPUs.
+        # embedding_bag is missing on MPS before PyTorch 2.10, and overflows in float16 on CPUs.
         return _mean_by_adding(x, owner, rows)
-    # One pass, and on CUDA, unlike adding, always in the same order.
+    # One pass and, unlike index_add on CUDA, always in the same order.
     index, order = owner.sort(dim=1)
     first = torch.searchsorted(index.flatten(), integers(rows, like=x))
     return F.embedding_bag(order.flatten(), x, first, mode="mean")

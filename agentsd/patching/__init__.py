@@ -1,1 +1,1 @@
-"""All that touches a live UNet."""
+"""Everything that touches a live UNet."""

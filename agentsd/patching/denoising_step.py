@@ -1,4 +1,4 @@
-"""Where a call of the UNet stands in its run."""
+"""Locates a UNet call in its run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 TRAIN_TIMESTEPS = 1000
-"""Length of the noise scale that Stable Diffusion's timesteps count on."""
+"""Number of timesteps that Stable Diffusion is trained on."""
 
 
 class Position(NamedTuple):
-    """Where a call of the UNet stands in its run: denoising step ``step`` of ``num_steps``."""
+    """The position of a UNet call in its run: denoising step ``step`` of ``num_steps``."""
 
     step: int
     num_steps: int
     listed: bool = True
-    """False where no list of timesteps was found and the two only tell the level of noise."""
+    """False if no list of timesteps was found, so that the two only give the noise level."""
 
 
 class Call(NamedTuple):
@@ -26,16 +26,16 @@ class Call(NamedTuple):
 
     place: int
     timesteps: Tensor
-    """The list; as long as it is held, no other list has its memory."""
+    """The list. Holding it keeps its memory from being reused for another list."""
     num_steps: int
-    """Denoising steps of the list, which second-order schedulers call the UNet for twice."""
+    """Denoising steps of the list; second-order schedulers call the UNet twice per step."""
     is_entry: bool = True
     """Whether the UNet was given an entry of the scheduler's own list, rather than an entry of
-    another tensor or a number of equal value."""
+    another tensor or just an equal number."""
 
     @property
     def length(self) -> int:
-        """Entries of the list."""
+        """Number of entries in the list."""
         return len(self.timesteps)
 
     def step_of(self, place: int) -> int:
@@ -46,11 +46,11 @@ class Call(NamedTuple):
         """Whether two calls belong to one run's list."""
         return _memory(self.timesteps) == _memory(other.timesteps)
 
-    def falls(self, *, strictly: bool) -> bool:
-        """Whether the list goes one way only, as that of a run does. May wait for the device.
+    def is_monotonic(self, *, strictly: bool) -> bool:
+        """Whether the list only falls or only rises, as in a run. May wait for the device.
 
         Args:
-            strictly: Whether a repeated timestep counts as a turn.
+            strictly: Whether repeated timesteps are ruled out.
         """
         values = self.timesteps.tolist()
         falling, rising = pairwise(values), pairwise(values[::-1])
@@ -60,27 +60,27 @@ class Call(NamedTuple):
 
 
 def find_call(timestep: Tensor | float, scheduler: Any = None) -> Call | None:
-    """Find the timestep a UNet was called with in its list.
+    """Find the timestep that a UNet was called with in its list.
 
-    Pipelines and loops hand the UNet one entry of the scheduler's list of timesteps, as a view
-    of it. Its place in memory is its place in the list: unambiguous where the list repeats a
-    timestep (PNDM, Heun), the whole list's where a run starts in its middle (img2img), and known
-    without waiting for the device. Only a timestep that is no view is looked up by its value,
-    which may wait for the device.
+    Pipelines and loops pass the UNet one entry of the scheduler's list of timesteps, as a view.
+    Its memory address gives its place in the list: this is unambiguous if the list repeats a
+    timestep (PNDM, Heun), refers to the whole list if a run starts in its middle (img2img), and
+    does not wait for the device. Only a timestep that is not a view is looked up by value, which
+    may wait for the device.
 
     Args:
-        timestep: What the UNet was called with: a tensor of no or one dimension, or a number.
-        scheduler: The pipeline's scheduler, or None for a UNet on its own.
+        timestep: The timestep that the UNet was called with: a 0- or 1-dimensional tensor, or a
+            number.
+        scheduler: The pipeline's scheduler, or None for a bare UNet.
 
     Returns:
-        The place, or None where there is no list, or the timestep is not in it. A list that is not
-        the scheduler's may be any tensor, such as that of random noise levels
-        (:meth:`Call.falls`).
+        The place, or None if there is no list or the timestep is not in it. A list other than the
+        scheduler's may be any tensor, such as random noise levels (:meth:`Call.is_monotonic`).
     """
     known = getattr(scheduler, "timesteps", None)
     known = known if isinstance(known, Tensor) and known.ndim == 1 and len(known) else None
     if isinstance(timestep, Tensor):
-        if timestep.numel() > 1 and any(timestep.stride()):  # a timestep for each image
+        if timestep.numel() > 1 and any(timestep.stride()):  # one timestep per image
             return _by_value(timestep, known, scheduler)
         for timesteps in (known, _viewed_list(timestep)):
             place = None if timesteps is None else _place_in(timesteps, timestep)
@@ -95,10 +95,10 @@ def _by_value(timestep: Tensor | float, known: Tensor | None, scheduler: Any) ->
     if known is None:
         return None
     values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
-    found = [i for i, t in enumerate(known.tolist()) if t == values[0]]
-    if not found or any(value != values[0] for value in values):
+    places = [i for i, t in enumerate(known.tolist()) if t == values[0]]
+    if not places or any(value != values[0] for value in values):
         return None
-    return Call(found[0], known, _num_steps(scheduler, known), is_entry=False)
+    return Call(places[0], known, _num_steps(scheduler, known), is_entry=False)
 
 
 def _memory(x: Tensor) -> tuple[int, ...]:
@@ -117,7 +117,7 @@ def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
 def _viewed_list(timestep: Tensor) -> Tensor | None:
     """The one-dimensional tensor of two or more entries that a timestep is a view of."""
     base = timestep._base
-    if base is None and timestep.is_inference():  # which does not say what it is a view of
+    if base is None and timestep.is_inference():  # such tensors do not record their base
         size = timestep.untyped_storage().nbytes() // timestep.element_size()
         base = torch.as_strided(timestep, (int(size),), (1,), 0)
     return base if base is not None and base.ndim == 1 and len(base) > 1 else None
@@ -128,22 +128,22 @@ def _num_steps(scheduler: Any, timesteps: Tensor) -> int:
 
 
 def locate(timestep: Tensor | float, scheduler: Any = None) -> Position:
-    """The :func:`position_of` a timestep's place in its list."""
+    """The position of a UNet call, from its timestep."""
     return position_of(find_call(timestep, scheduler), timestep)
 
 
 def position_of(call: Call | None, timestep: Tensor | float) -> Position:
-    """Tell the denoising step from the timestep a UNet was called with.
+    """The position of a UNet call, from its place in the list of timesteps.
 
     Calls that belong to one step (Heun makes two, PNDM two for its first) share its number.
 
     Args:
-        call: What :func:`find_call` found for the timestep.
-        timestep: What the UNet was called with.
+        call: The result of :func:`find_call` for the timestep.
+        timestep: The timestep that the UNet was called with.
 
     Returns:
-        The step and the number of steps. Without any list to look into, the step's place on
-        the noise scale out of 1,000 stands for both.
+        The step and the number of steps. Without a list, they give the noise level out of 1,000
+        instead.
     """
     if call is None:
         value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep

@@ -1,6 +1,6 @@
-"""What agentsd uses of diffusers beyond its public names: all of it, and nothing else.
+"""All private names of diffusers that agentsd uses.
 
-If a release of diffusers moves one of these, fix it here.
+If a diffusers release moves one of these, fix it here.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from ..errors import LoadError
 RELEASE = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
 
 DTYPE = "dtype" if RELEASE >= (0, 40) else "torch_dtype"
-"""What loading calls the type of the weights; each ignores or deprecates the other's name."""
+"""Keyword of ``from_pretrained`` for the dtype; releases ignore or deprecate the other name."""
 
 try:
     from diffusers.models.attention import BasicTransformerBlock
@@ -29,7 +29,7 @@ try:
 
     if RELEASE >= (0, 35):
         from diffusers.models.attention_dispatch import dispatch_attention_fn
-    else:  # there are no backends to choose from yet
+    else:  # there are no attention backends yet
 
         def dispatch_attention_fn(
             query: Tensor, key: Tensor, value: Tensor, scale: float | None = None
@@ -40,15 +40,15 @@ try:
 
 except ImportError as error:
     raise LoadError(
-        f"diffusers {diffusers.__version__} lacks what agentsd builds on ({error}); agentsd works "
-        "with diffusers 0.30 and later: upgrade whichever of the two is older"
+        f"diffusers {diffusers.__version__} lacks names that agentsd needs ({error}); agentsd "
+        "supports diffusers 0.30 and later: upgrade whichever of the two is older"
     ) from error
 
 
 def forward_slot(module: nn.Module) -> dict[str, Any]:
-    """The dict whose entry ``"forward"`` is what a module computes, beneath diffusers' hooks.
+    """The dict whose entry ``"forward"`` is a module's forward, beneath diffusers' hooks.
 
-    Those of group offloading bring the weights of other modules, too, and count on being called.
+    The hooks must still be called: group offloading also loads other modules' weights in them.
     """
     registry = vars(module).get("_diffusers_hook")
     references = getattr(registry, "_fn_refs", None)

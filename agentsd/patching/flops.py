@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a run, on a copy of the UNet without weights."""
+"""Counts the floating-point operations of a run, on a weightless copy of the UNet."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Flops(NamedTuple):
     """Floating-point operations."""
 
     attention: float
-    """Of the products of queries with keys and of weights with values."""
+    """Operations of the products of queries with keys and of attention weights with values."""
     other: float
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of both."""
         return self.attention + self.other
 
     def times(self, factor: float) -> Flops:
-        """The operations of that many runs."""
+        """The operations of ``factor`` runs."""
         return Flops(factor * self.attention, factor * self.other)
 
 
@@ -42,17 +42,17 @@ def work_left(
     device: str,
     calls: Sequence[tuple[Phase, bool]],
 ) -> float | None:
-    """The share of the floating-point operations of unpatched calls that patched ones need.
+    """The floating-point operations of patched calls, as a share of the unpatched ones.
 
     Args:
         unet: The UNet.
         runtime: Its patch.
         size: Height and width of the latents.
-        device: Kind of device, which decides how many tokens a layer needs to be patched.
+        device: Kind of device, on which the default of ``min_tokens`` depends.
         calls: The phase of each call, and whether it computes the whole UNet.
 
     Returns:
-        The share, at most 1, or None if the inputs of this kind of UNet are not known.
+        The share, at most 1, or None if the inputs of this kind of UNet are unknown.
     """
     unpatched = unpatched_flops(unet, size)
     ours = run_flops(unet, runtime, size, device, calls)
@@ -101,29 +101,29 @@ def _twin(unet: torch.nn.Module, size: tuple[int, int]) -> tuple[Any, dict[str, 
 
 
 def _inputs(unet: Any, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Arguments of a call with guidance, without values."""
+    """Arguments of a call with guidance, on the meta device."""
     config = unet.config
     if config.encoder_hid_dim_type or config.addition_embed_type not in (None, "text_time"):
         return None
     with torch.device("meta"):
-        found: dict[str, Any] = {
+        inputs: dict[str, Any] = {
             "sample": torch.empty(2, config.in_channels, *size),
             "timestep": torch.empty(2),
             "encoder_hidden_states": torch.empty(2, TEXT_TOKENS, config.cross_attention_dim),
         }
         if config.num_class_embeds:
-            found["class_labels"] = torch.empty(2, dtype=torch.long)
+            inputs["class_labels"] = torch.empty(2, dtype=torch.long)
         elif config.class_embed_type:
             return None
         if config.addition_embed_type:
             times = 6 * config.addition_time_embed_dim
             text = torch.empty(2, config.projection_class_embeddings_input_dim - times)
-            found["added_cond_kwargs"] = {"text_embeds": text, "time_ids": torch.empty(2, 6)}
-    return found
+            inputs["added_cond_kwargs"] = {"text_embeds": text, "time_ids": torch.empty(2, 6)}
+    return inputs
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter that knows the product by which ``keys`` projects its keys, as PyTorch's does not.
+    """PyTorch's counter, extended by the in-place product that ``keys`` projects its keys with.
 
     Example:
         >>> with flop_counter() as counter:
@@ -142,9 +142,9 @@ def _product(_: torch.Size, a: torch.Size, b: torch.Size, **__: Any) -> int:
 def _flops(unet: Any, inputs: dict[str, Any]) -> Flops:
     with torch.no_grad(), flop_counter() as counter:
         unet(**inputs)
-    # A light step of a forecast output does nothing that is counted.
+    # A light step that forecasts the output performs no counted operation.
     counts = counter.get_flop_counts().get("Global", {})
-    # On the meta device, attention is two batched products; projections are other ones.
+    # On the meta device, attention is two batched products; projections use other operators.
     names = ("aten.bmm", "scaled_dot_product")
     attention = sum(n for kind, n in counts.items() if any(name in str(kind) for name in names))
     return Flops(attention, counter.get_total_flops() - attention)

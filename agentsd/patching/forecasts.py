@@ -1,8 +1,8 @@
 """Which steps of a run are light, and the deep feature that they build on.
 
 A UNet's deep layers change slowly from step to step. DeepCache (Ma et al., 2023, arXiv 2312.00858)
-computes them at every so many steps and holds their last output in between; here it is continued
-along its line or parabola (Lagrange) through the last steps that were computed whole.
+computes them every few steps and reuses their last output in between; here the output is
+extrapolated along a line or parabola (Lagrange) through the last whole steps.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .step_cache import Feature
 
 
 def has_light_steps(phase: Phase, num_steps: int) -> bool:
-    """Whether a phase leaves out work in a run of ``num_steps``."""
+    """Whether a phase has light steps in a run of ``num_steps``."""
     return phase.cache is not None and phase.cache.has_light_steps(num_steps)
 
 
 def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) -> Sequence[Feature]:
-    """The features that a step is forecast from; none where it is to be computed whole.
+    """The features that a step is forecast from; empty for a whole step.
 
-    Whole are the first step of each phase and the last of the run, and from there every
-    ``interval``-th of its cache. Forecasts take as many features as are known, up to one more than
-    the cache's ``order``: the first light steps of a run hold the only one there is.
+    The first step of each phase is whole, and so are the last step of the run and, counting back
+    from it, every ``interval``-th step. Forecasts use up to ``order + 1`` features: the first light
+    steps of a run reuse the only feature that is known.
 
     Args:
         known: Features of earlier steps of the run, the oldest first.
         phase: The step's phase, which has a cache.
-        step: Its number.
-        num_steps: The number of steps of the run.
+        step: Index of the step, from 0.
+        num_steps: Number of steps of the run.
     """
     cache = phase.cache
     assert cache is not None
@@ -44,14 +44,14 @@ def usable(known: Sequence[Feature], phase: Phase, step: int, num_steps: int) ->
     return known[-1 - cache.order :]
 
 
-def forecast(taken: Sequence[Feature], step: int) -> Tensor:
-    """The deep feature that a step builds on, from those that are :func:`usable` for it."""
-    values = {float(feature.step): feature.value for feature in taken}
+def forecast(features: Sequence[Feature], step: int) -> Tensor:
+    """Forecast the deep feature of a step from the features that are :func:`usable` for it."""
+    values = {float(feature.step): feature.value for feature in features}
     return extrapolated(values, float(step))
 
 
 def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
-    """Whether each step of a run from its start is computed whole.
+    """Whether each step of a complete run is a whole step.
 
     Example:
         >>> from agentsd import Cache, Keys, Schedule
@@ -73,13 +73,13 @@ def whole_steps(schedule: Schedule, num_steps: int) -> list[bool]:
 
 
 def planned_calls(schedule: Schedule, num_steps: int) -> list[tuple[Phase, bool]]:
-    """The phase of each step of a run from its start, and whether the step is computed whole."""
+    """The phase of each step of a complete run, and whether the step is whole."""
     whole = whole_steps(schedule, num_steps)
     return [(schedule.phase_at(step, num_steps), is_whole) for step, is_whole in enumerate(whole)]
 
 
 def weights(places: Sequence[float], x: float) -> list[float]:
-    """The weight of each value known in the polynomial's value at ``x`` (Lagrange).
+    """The Lagrange weights at ``x`` of values known at ``places``.
 
     Example:
         >>> weights([0, 2], 3)
@@ -92,11 +92,11 @@ def weights(places: Sequence[float], x: float) -> list[float]:
 
 
 def extrapolated(known: Mapping[float, Tensor], x: float) -> Tensor:
-    """Continue the polynomial through known values (Neville's scheme).
+    """Evaluate the polynomial through known values (Neville's scheme).
 
     Args:
-        known: Values by where they are known.
-        x: Where to continue it to.
+        known: Values by position.
+        x: Position to evaluate it at.
     """
     places, values = list(known), list(known.values())
     if len(values) == 1:

@@ -14,22 +14,22 @@ from ..methods import METHODS, Plan
 from .flops import work_left
 from .forecasts import planned_calls
 from .layers import AttentionLayer, find_attention_layers, find_unet
-from .light_steps import why_none
+from .light_steps import light_step_conflict
 from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
 from .runtime import UNTOUCHED, Runtime
 
-MOST_STEPS = 1000
+MAX_STEPS = 1000
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 class PhaseEffect(NamedTuple):
-    """What a phase does to one layer, after every cap."""
+    """What a phase does to one layer, after all caps."""
 
     method: str
-    """The method in effect; ``full`` where the phase leaves the layer as it is."""
+    """The method in effect; ``full`` if the phase leaves the layer unpatched."""
     plan: Plan
 
 
@@ -43,36 +43,36 @@ class LayerInspection:
     tokens: int
     patched: bool
     reason: str | None
-    """Why nothing changes in it; None where something does."""
+    """Why the layer does not change; None if it does."""
     can_be_patched: bool
-    """False for cross-attention and the like, whatever the schedule."""
+    """False for layers that no schedule can patch, such as cross-attention."""
     phases: tuple[PhaseEffect, ...]
-    """One per phase of the schedule; none where the layer is not patched."""
+    """One per phase of the schedule; empty if the layer is not patched."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :func:`inspect_patch` found; ``print`` and notebooks show it as a table.
+    """The result of :func:`inspect_patch`; ``print`` and notebooks show it as a table.
 
-    The table has one row for all layers of a block that are treated alike, and one for all that
+    In the table, layers of a block that are treated alike share a row, and so do all layers that
     cannot be patched for the same reason.
     """
 
     height: int
-    """In pixels, as the width; of the latents for a UNet on its own."""
+    """Height and width in pixels; for a bare UNet, those of the latents."""
     width: int
     layers: list[LayerInspection]
     whole_steps: list[bool] | None = None
-    """Whether each step of a run computes the whole UNet; None if no run was asked for."""
+    """Whether each step of a run computes the whole UNet; None without ``num_inference_steps``."""
     work: float | None = None
-    """Share of the unpatched run's floating-point operations that is left; None if no run was asked
-    for, and for kinds of UNets that cannot be counted."""
+    """Floating-point operations of a run, as a share of the unpatched run's; None without
+    ``num_inference_steps``, and for kinds of UNets that cannot be counted."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; the plan of each phase stands beside its method."""
+        """Plain values, for JSON; each phase has its method and its plan in one mapping."""
         plain = asdict(self)
-        for layer, found in zip(plain["layers"], self.layers, strict=True):
-            layer["phases"] = [{"method": m, **plan._asdict()} for m, plan in found.phases]
+        for plain_layer, layer in zip(plain["layers"], self.layers, strict=True):
+            plain_layer["phases"] = [{"method": m, **plan._asdict()} for m, plan in layer.phases]
         return plain
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
@@ -108,7 +108,7 @@ class Inspection:
 
     def table(self) -> Table:
         """The table, for a terminal."""
-        from rich.table import Table  # patching needs none of it
+        from rich.table import Table  # not needed for patching
 
         header, rows = self._rows()
         table = Table(title=self._title)
@@ -127,7 +127,7 @@ class Inspection:
 
 
 def as_text(table: Table) -> str:
-    """A table as wide as it needs to be."""
+    """Render a table as text, without wrapping it to the terminal."""
     from rich.console import Console
 
     out = StringIO()
@@ -136,7 +136,7 @@ def as_text(table: Table) -> str:
 
 
 def as_html(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """A table for notebooks."""
+    """Render a table for notebooks."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -168,15 +168,15 @@ def inspect_patch(
 
     Args:
         x: A pipeline or UNet, patched or not.
-        height: Height of the image in pixels (of the latents for a UNet on its own); by default
-            the model's own size.
+        height: Height of the image in pixels (of the latents for a bare UNet); by default the
+            model's own size.
         width: Width, likewise.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``, on which the default of ``min_tokens`` depends;
             by default the model's device.
-        num_inference_steps: Also describe a run of so many denoising steps.
+        num_inference_steps: Also describe a run of this many denoising steps.
 
     Returns:
-        The layers, and for a run which steps are whole and how much work is left.
+        The layers and, for a run, which steps are whole and how much work is left.
 
     Raises:
         PatchError: If ``x`` has no UNet, a size is not a multiple of the model's factor, or the
@@ -197,9 +197,9 @@ def inspect_patch(
     for name, value in (("height", height), ("width", width)):
         if type(value) is not int or value < factor or value % factor:
             raise PatchError(f"{name} must be a positive multiple of {factor} (got {value!r})")
-    if num_inference_steps is not None and not 1 <= num_inference_steps <= MOST_STEPS:
+    if num_inference_steps is not None and not 1 <= num_inference_steps <= MAX_STEPS:
         raise PatchError(
-            f"num_inference_steps must be 1 to {MOST_STEPS:,} (got {num_inference_steps!r})"
+            f"num_inference_steps must be 1 to {MAX_STEPS:,} (got {num_inference_steps!r})"
         )
     patch, kind = patch_of(unet), device or unet.device.type
     runtime = patch.runtime if patch else None
@@ -213,7 +213,7 @@ def inspect_patch(
     if runtime is None:
         return Inspection(height, width, layers, [True] * num_inference_steps, 1.0)
     calls = planned_calls(runtime.schedule, num_inference_steps)
-    if why_none(unet):  # as a run will find and say
+    if light_step_conflict(unet):  # a run will warn of it
         calls = [(phase, True) for phase, _ in calls]
     work = work_left(unet, runtime, (rows, columns), kind, calls)
     return Inspection(height, width, layers, [whole for _, whole in calls], work)
@@ -238,7 +238,7 @@ def _describe_layer(
     elif LAYER in vars(layer.module):
         reason = f"its processor has been replaced ({type(layer.module.processor).__name__})"
     elif (layer.downsample, layer.module.heads) in runtime.layers:
-        reason = "its processor was not diffusers' own when the patch was applied; apply it again"
+        reason = "it had a custom processor when the patch was applied; apply the patch again"
     else:
         reason = "below max_downsample"
     return LayerInspection(

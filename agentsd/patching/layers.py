@@ -36,7 +36,7 @@ MODELS = (
 """Models that can be patched: UNets (and ControlNets) whose tokens form a grid of latents."""
 
 WRAPPED = ("_orig_mod", "module", "base_model", "model")
-"""What wrappers call the model in them: ``torch.compile``, data parallelism, PEFT, tuners of it."""
+"""Attributes in which wrappers hold the model: ``torch.compile``, data parallelism, PEFT."""
 
 ACROSS_IMAGE = (Transformer2DModel, TransformerSpatioTemporalModel)
 """Parents of blocks that attend across an image; other blocks attend across a video's frames."""
@@ -59,32 +59,32 @@ class AttentionLayer:
 
 
 def find_unet(x: Any) -> UNet2DConditionModel:
-    """The UNet of a pipeline, or ``x`` itself; wrappers are looked through (:data:`WRAPPED`).
+    """The UNet of a pipeline, or ``x`` itself; wrappers (:data:`WRAPPED`) are removed.
 
     Returns:
         One of :data:`MODELS`.
 
     Raises:
-        PatchError: If there is none; says what was found instead.
+        PatchError: If there is no UNet; says what was found instead.
     """
-    found = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
-    found = _unwrapped(found)
-    if isinstance(found, MODELS):
-        return found
+    unet = getattr(x, "unet", None) if not isinstance(x, nn.Module) else x
+    unet = _unwrapped(unet)
+    if isinstance(unet, MODELS):
+        return unet
     what = type(x).__name__
-    if found is not None and found is not x:
-        what += f", whose unet is a {type(found).__name__}"
+    if unet is not None and unet is not x:
+        what += f", whose unet is a {type(unet).__name__}"
     elif isinstance(getattr(x, "transformer", None), nn.Module):
         what += f", whose model is a transformer ({type(x.transformer).__name__}), not a UNet"
     elif isinstance(x, DiffusionPipeline):
-        what += f", which has no unet but {', '.join(x.components)}"
+        what += f", whose components are {', '.join(x.components)}"
     nets = getattr(x, "nets", None)
     give = "one of its nets" if isinstance(nets, nn.ModuleList) else "the pipeline or its unet"
     raise PatchError(f"no UNet to patch in {what}; {_SUPPORTED}: pass {give}")
 
 
 def _unwrapped(module: Any) -> Any:
-    """The model within the modules that others wrap around it; ``module`` if there is none."""
+    """The model inside its wrappers; ``module`` if there is no model inside."""
     inner = module
     while isinstance(inner, nn.Module) and not isinstance(inner, MODELS):
         parts = (getattr(inner, name, None) for name in WRAPPED)
@@ -133,7 +133,7 @@ def find_attention_layers(unet: UNet2DConditionModel) -> list[AttentionLayer]:
 
 
 def _misplaced(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """Why the attention module does not attend across an image; None if it does."""
+    """Why an attention module does not attend across an image; None if it does."""
     if getattr(modules[name], "added_kv_proj_dim", None) is not None:
         return "it attends to image and text at once (Kandinsky, DeepFloyd)"
     block, _, role = name.rpartition(".")
@@ -152,9 +152,9 @@ def _unsupported_feature(attn: Attention) -> str | None:
         return f"its processor is not one of diffusers' own ({type(attn.processor).__name__})"
     for part in ("group_norm", "spatial_norm", "norm_q", "norm_k"):
         if getattr(attn, part, None) is not None:
-            return f"it has {part}, which Stable Diffusion's attention does not"
+            return f"it has {part}, unlike Stable Diffusion's attention"
     if attn.residual_connection or attn.rescale_output_factor != 1:
-        return "it rescales its output or adds its input, which Stable Diffusion's does not"
+        return "it rescales its output or adds its input, unlike Stable Diffusion's attention"
     return None
 
 

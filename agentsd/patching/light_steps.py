@@ -1,11 +1,11 @@
-"""Light steps: a UNet call in which most modules are stood in for.
+"""Light steps: UNet calls in which stand-ins replace most modules.
 
-No forward of diffusers is copied, and nothing stays in the model between calls: just before a call
-the forwards of the modules concerned are replaced, and just after it they are put back. So hooks
-that others set or remove between calls (offloading, LoRA) neither undo a light step nor are undone.
+No forward of diffusers is copied, and nothing stays in the model between calls: the forwards of
+these modules are replaced just before a call and restored just after it. So hooks that others add
+or remove between calls (offloading, LoRA) neither break a light step nor are broken by it.
 
-diffusers' own hooks (``ModelHook``) would not do: they came with 0.33, have to be registered
-between the hooks of others, and go when those are set anew.
+diffusers' own hooks (``ModelHook``) are not suitable: they were added in 0.33, would have to be
+registered between other hooks, and are lost when those are registered again.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ OUTER = (
     *("time_proj", "time_embedding", "class_embedding", "add_time_proj", "add_embedding"),
     *("conv_in", "transformer_in", "conv_norm_out"),
 )
-"""Modules of a UNet outside of its blocks that a light step needs unless its output is forecast."""
+"""Modules outside a UNet's blocks that a light step needs, unless its output is forecast."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A module that a light step may leave out."""
+    """A module that a light step may skip."""
 
     module: nn.Module
     branch: int
-    """The lowest branch at which it is computed all the same."""
+    """The lowest branch at which light steps still compute it."""
     gives_feature: bool = False
     """Whether its output is the feature that the next lower branch forecasts."""
     residuals: int | None = None
-    """Of a block on the way down: how many it hands to the way up."""
+    """For a down block: how many residuals it passes to the up blocks."""
 
 
 def find_parts(unet: Any) -> list[Part]:
-    """The modules of a UNet that light steps leave out; compiled ones are unwrapped.
+    """The modules of a UNet that light steps may skip, unwrapped if compiled.
 
     Raises:
-        PatchError: If its last block does not have the layers that a light step computes.
+        PatchError: If its last block lacks the layers that a light step computes.
     """
     first, *down = map(_unwrapped, unet.down_blocks)
     *up, last = map(_unwrapped, getattr(unet, "up_blocks", None) or (None,))
     count = len(getattr(last, "resnets", ()))
     if count < 2:
         raise PatchError(
-            f"cache: {type(unet).__name__} has no last block of two or more layers, of which a "
-            "light step could compute the outermost; drop the cache"
+            f"cache: light steps need a last block of two or more layers, which "
+            f"{type(unet).__name__} lacks; drop the cache"
         )
     outer = [_unwrapped(getattr(unet, name, None)) for name in OUTER]
     parts = [Part(module, 0) for module in outer if isinstance(module, nn.Module)]
@@ -81,12 +81,12 @@ def find_parts(unet: Any) -> list[Part]:
 
 
 def _unwrapped(module: Any) -> Any:
-    """The module that ``torch.compile`` has wrapped, or the module itself."""
+    """The module that ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
 def _layers(block: Any) -> Iterator[list[nn.Module]]:
-    """The lists of a block that have a module for each of its layers."""
+    """The lists of a block that have one module per layer."""
     for name, part in block.named_children():
         is_list = isinstance(part, nn.ModuleList) and not name.endswith("samplers")
         if is_list and len(part) == len(block.resnets):
@@ -98,16 +98,16 @@ def _residuals(block: Any) -> int:
 
 
 class LightSteps:
-    """Makes calls of one UNet light, or keeps the deep feature of whole ones.
+    """Makes calls of one UNet light, or records the deep feature of whole ones.
 
-    Before a call comes :meth:`record` or :meth:`stand_in`, after it :meth:`finish`.
+    Call :meth:`record` or :meth:`stand_in` before a UNet call, and :meth:`finish` after it.
 
     Args:
         unet: The UNet.
-        branches: Each branch that a cache of its schedule has.
+        branches: The branches of the schedule's caches.
 
     Raises:
-        PatchError: As for :func:`find_parts`, or if a branch has nothing left to forecast.
+        PatchError: As for :func:`find_parts`, or if a branch leaves nothing to forecast.
     """
 
     def __init__(self, unet: nn.Module, branches: Iterable[int] = ()) -> None:
@@ -118,22 +118,22 @@ class LightSteps:
         known = {part.branch - 1 for part in parts if part.gives_feature}
         for branch in sorted(set(branches) - known):
             raise PatchError(
-                f"cache: branch {branch}: this UNet has no layers beneath those that its light "
+                f"cache: branch {branch}: this UNet has no layers below those that its light "
                 "steps would compute; give a lower branch"
             )
         self._stand_ins = [StandIn(part, self) for part in parts]
         self._armed: list[StandIn] = []
 
     def record(self, branch: int) -> None:
-        """Let the next call keep the feature that ``branch`` forecasts."""
+        """Record the feature that ``branch`` forecasts in the next call."""
         self._arm(branch, None)
 
     def stand_in(self, branch: int, forecast: Tensor) -> None:
-        """Let the next call be a light step on a forecast feature."""
+        """Make the next call a light step from a forecast feature."""
         self._arm(branch, forecast)
 
     def finish(self) -> Tensor | None:
-        """Put all forwards back.
+        """Restore all forwards.
 
         Returns:
             The feature that the call recorded, or None.
@@ -144,7 +144,7 @@ class LightSteps:
         return feature
 
     def _arm(self, branch: int, forecast: Tensor | None) -> None:
-        self.finish()  # a call may have been interrupted
+        self.finish()  # the last call may have been interrupted
         self.branch, self.forecast = branch, forecast
         for stand_in in self._stand_ins:
             part = stand_in.part
@@ -155,7 +155,7 @@ class LightSteps:
 
 
 class StandIn:
-    """What is called in place of a part's forward, in calls for which it is armed."""
+    """Replaces a part's forward while armed."""
 
     def __init__(self, part: Part, state: LightSteps) -> None:
         self.part, self.state = part, state
@@ -163,13 +163,13 @@ class StandIn:
         self._slot: dict[str, Any] = {}
 
     def arm(self) -> None:
-        """Take the place of the forward."""
+        """Replace the forward."""
         self._slot = forward_slot(self.part.module)
         self.previous = self._slot.get("forward")
         self._slot["forward"] = self
 
     def disarm(self) -> None:
-        """Put back what was there."""
+        """Restore what was there before."""
         if self._slot.get("forward") is self:
             if self.previous is None:
                 del self._slot["forward"]
@@ -178,24 +178,24 @@ class StandIn:
         self._slot, self.previous = {}, None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The part's output, which is kept, or in a light step something of the same make."""
+        """The part's output, which is recorded, or in a light step a placeholder of its form."""
         part, state = self.part, self.state
         if state.forecast is None:
             if self.previous is None:
                 out = type(part.module).forward(part.module, *args, **kwargs)
             else:
                 out = self.previous(*args, **kwargs)
-            # A copy, as FreeU changes hidden states in place; without the graph that made it, which
-            # a backward pass frees.
+            # Copied, as FreeU changes hidden states in place; detached, as a backward pass frees
+            # the graph.
             state.feature = (out if isinstance(out, Tensor) else out[0]).detach().clone()
             return out
-        hidden = (*args, *kwargs.values())[0]  # the first, whatever blocks call it
+        hidden = (*args, *kwargs.values())[0]  # the first argument, whatever its name
         if part.gives_feature and part.branch == state.branch + 1:
             hidden = state.forecast
         elif hidden.ndim < 2:
             hidden = hidden[:, None]
         else:
-            # Unused downstream; one channel keeps what it is concatenated with small.
+            # Unused downstream; one channel keeps the concatenation small.
             hidden = hidden[:, :1]
         if part.residuals is not None:
             return hidden, (hidden,) * part.residuals
@@ -206,7 +206,7 @@ def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any
     """A light step's arguments, without what ControlNets and T2I-Adapters add to deep layers."""
     mid, down = "mid_block_additional_residual", "down_block_additional_residuals"
     kwargs = {k: v for k, v in kwargs.items() if k != "down_intrablock_additional_residuals"}
-    if kwargs.get(mid) is None:  # else they are a T2I-Adapter's, under an old name
+    if kwargs.get(mid) is None:  # then they are a T2I-Adapter's, under an old name
         kwargs.pop(down, None)
     elif kwargs.get(down) is not None:
         kept = [x if number <= branch else 0.0 for number, x in enumerate(kwargs[down])]
@@ -214,13 +214,13 @@ def without_deep_residuals(kwargs: dict[str, Any], branch: int) -> dict[str, Any
     return kwargs
 
 
-def why_none(unet: nn.Module) -> str | None:
-    """Why a UNet can have no light steps as it is now; None if it can."""
+def light_step_conflict(unet: nn.Module) -> str | None:
+    """Why a UNet in its current state cannot have light steps; None if it can."""
     for module in unet.modules():
         forward = vars(module).get("forward")
         if (getattr(forward, "__module__", None) or "").partition(".")[0] == "DeepCache":
             return (
-                "DeepCache leaves out the same layers; use one of the two: call its helper's "
+                "DeepCache skips the same layers; use one of the two: call its helper's "
                 "disable(), or choose a schedule without a cache"
             )
     return None

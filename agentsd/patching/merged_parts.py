@@ -1,4 +1,4 @@
-"""``merge_crossattn`` and ``merge_mlp``: the rest of a block on merged tokens."""
+"""``merge_crossattn`` and ``merge_mlp``: run the rest of a block on merged tokens."""
 
 from __future__ import annotations
 

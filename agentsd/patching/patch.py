@@ -21,7 +21,7 @@ from ..errors import PatchError, ScheduleError
 from ..schedule import METHODS, Schedule
 from .diffusers_internals import AttnProcessor2_0
 from .layers import find_attention_layers, find_unet
-from .light_steps import LightSteps, why_none
+from .light_steps import LightSteps, light_step_conflict
 from .merged_parts import MergedPart
 from .processor import LAYER, AgentAttnProcessor, PatchedLayer, get_processor, set_processor
 from .runtime import Runtime
@@ -36,78 +36,78 @@ _PATCH = "_agentsd_patch"
 
 @dataclass(eq=False)
 class _Block:
-    """A ``with patched(…)`` block that has not ended."""
+    """An active ``with patched(…)`` block."""
 
     before: Patch | None
-    """What is put back at its end."""
+    """The patch to restore at its end."""
 
 
 _BLOCKS: WeakKeyDictionary[nn.Module, list[_Block]] = WeakKeyDictionary()
-"""Those of each UNet, the outermost first; they may be left in another order (notebooks)."""
+"""Active blocks of each UNet, outermost first; notebooks may exit them in another order."""
 
 
 class Patch(NamedTuple):
-    """What :func:`apply_patch` leaves on a UNet, for :func:`remove_patch` to take away."""
+    """What :func:`apply_patch` adds to a UNet and :func:`remove_patch` removes."""
 
     runtime: Runtime
     hooks: list[RemovableHandle]
 
 
 def apply_patch(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> T:
-    """Patch the self-attention of a UNet, so that each denoising step runs as a schedule says.
+    """Patch the self-attention of a UNet, so that each denoising step follows a schedule.
 
-    The processors of the self-attention modules of this one UNet change (cross-attention, LoRA and
-    IP-Adapter are left alone), and hooks follow its calls. Applying twice equals applying once with
-    the newer settings, and :func:`remove_patch` restores the model bit for bit.
+    This replaces the processors of this UNet's self-attention modules (cross-attention, LoRA and
+    IP-Adapter are left alone) and adds hooks that follow its calls. Applying twice equals applying
+    once with the newer settings, and :func:`remove_patch` restores the model bit for bit.
 
-    diffusers sees and sets the processors underneath. If it sets another of its own softmax
-    processors (``set_default_attn_processor``), the patch stays on top of it. If something sets a
-    processor that computes anything else (attention slicing, xFormers), the patch steps aside with
-    a warning until that one is replaced.
+    diffusers gets and sets the processors underneath the patch. If it sets another of its own
+    softmax processors (``set_default_attn_processor``), the patch stays on top of it. If a
+    processor that computes anything else is set (attention slicing, xFormers), the patch steps
+    aside with a warning until that processor is replaced.
 
     Args:
-        x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Give the pipeline
-            if there is one: its scheduler knows how many steps a run has.
+        x: A diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``. Prefer the pipeline:
+            its scheduler knows how many steps a run has.
         schedule: A :class:`Schedule`, a preset's name (``"faithful"``, ``"fast"``,
             ``"balanced"``, ``"turbo"``, or ``"paper"``, the published one), or the path of a YAML
-            file. ``None`` is ``"faithful"``, the closest to the unpatched image.
+            file. ``None`` means ``"faithful"``, the closest to the unpatched image.
         **overrides: Parameters of the methods, under their published names. They change the phases
             of the schedule that read them; ``cache_interval``, ``cache_branch`` and
-            ``cache_order`` change one parameter of a phase's :class:`Cache`. ``method``, without
-            a schedule, makes one constant phase of that method instead.
+            ``cache_order`` change one parameter of a phase's :class:`Cache`. Without a schedule,
+            ``method`` makes a single phase of that method instead.
 
     Returns:
         ``x``, patched.
 
     Raises:
         ScheduleError: If the schedule or an override is not valid.
-        PatchError: If ``x`` has no UNet to patch, or no layer of it matches.
+        PatchError: If ``x`` has no UNet to patch, or no layer matches.
 
     Example:
         >>> from agentsd import apply_patch, load_pipeline
         >>> pipe = apply_patch(load_pipeline("pocket"), cache_interval=2)  # faithful, with a cache
-        >>> pipe = apply_patch(pipe, method="agent", ratio=0.3)  # in the place of the first patch
+        >>> pipe = apply_patch(pipe, method="agent", ratio=0.3)  # replaces the first patch
         >>> image = pipe("a red circle", num_inference_steps=2, height=128, width=128).images[0]
         >>> image.size
         (128, 128)
     """
     settings = _settings(schedule, overrides)
     pipeline = None if isinstance(x, nn.Module) else x
-    find_unet(x)  # or else it is no pipeline, either
+    find_unet(x)  # raises PatchError before the policy takes x for a pipeline
     apply_schedule(x, settings, FollowRuns(settings, pipeline))
     return x
 
 
 def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
-    """:func:`apply_patch`, under a policy that decides what each UNet call is.
+    """:func:`apply_patch`, with a policy that decides what each UNet call does.
 
     Args:
         x: As for :func:`apply_patch`.
         schedule: The phases that the policy chooses from.
-        policy: Asked before each call.
+        policy: Decides before each call.
 
     Returns:
-        What follows the UNet's calls.
+        The runtime that follows the UNet's calls.
 
     Raises:
         PatchError: As for :func:`apply_patch`.
@@ -120,11 +120,11 @@ def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
     reach = schedule.reach(top)
     if reach < top:
         raise PatchError(
-            f"max_downsample={reach} matches no layer: the self-attention of this UNet begins at "
+            f"max_downsample={reach} matches no layer: the self-attention of this UNet starts at "
             f"downsample {top}; give {top} or more, or leave it out"
         )
-    if schedule.has_cache and (why := why_none(unet)):
-        raise PatchError(why)
+    if schedule.has_cache and (conflict := light_step_conflict(unet)):
+        raise PatchError(conflict)
     kinds = ((s.downsample, s.module.heads) for s in layers if s.downsample <= reach)
     runtime = Runtime(schedule, kinds, policy)
     before = patch_of(unet)
@@ -138,7 +138,7 @@ def apply_schedule(x: Any, schedule: Schedule, policy: StepPolicy) -> Runtime:
 
 
 def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any]) -> Schedule:
-    """The schedule that :func:`apply_patch` is asked for."""
+    """The schedule that :func:`apply_patch` was asked for."""
     if schedule is None and "method" in overrides:
         return Schedule.from_dict({"phases": [overrides]})
     settings = Schedule.load(DEFAULT_SCHEDULE if schedule is None else schedule)
@@ -148,12 +148,12 @@ def _settings(schedule: Schedule | str | Path | None, overrides: dict[str, Any])
         return settings.override(**overrides)
     except ScheduleError as error:
         unread = [name for name in overrides if not any(p.reads(name) for p in settings.phases)]
-        of_others = any(method.reads(name) for method in METHODS.values() for name in unread)
-        if schedule is not None or not of_others:
+        known = any(method.reads(name) for method in METHODS.values() for name in unread)
+        if schedule is not None or not known:
             raise
         raise ScheduleError(
             f"{error}; without a schedule, parameters change the default, {DEFAULT_SCHEDULE!r}: "
-            "for those of another method, give method= as well"
+            "to set parameters of another method, give method= as well"
         ) from None
 
 
@@ -169,26 +169,26 @@ def install(unet: UNet2DConditionModel, runtime: Runtime) -> None:
         runtime.light_steps = LightSteps(unet, [cache.branch for cache in caches])
         hooks.append(unet.register_forward_hook(runtime.finish, always_call=True))
     modules = dict(unet.named_modules())
-    for number, found in enumerate(find_attention_layers(unet)):
-        attn, kind = found.module, (found.downsample, found.module.heads)
-        if found.unpatchable_reason is not None or kind not in runtime.layers:
+    for number, layer in enumerate(find_attention_layers(unet)):
+        attn, kind = layer.module, (layer.downsample, layer.module.heads)
+        if layer.unpatchable_reason is not None or kind not in runtime.layers:
             continue
-        layer = PatchedLayer(runtime, number, found.downsample, attn.processor)
-        setattr(attn, LAYER, layer)
+        patched_layer = PatchedLayer(runtime, number, layer.downsample, attn.processor)
+        setattr(attn, LAYER, patched_layer)
         attn.set_processor(AgentAttnProcessor())
         attn.get_processor = partial(get_processor, attn)
         attn.set_processor = partial(set_processor, attn)
-        block = modules[found.name.rpartition(".")[0]]
+        block = modules[layer.name.rpartition(".")[0]]
         for option, part in (("merge_crossattn", block.attn2), ("merge_mlp", block.ff)):
             if part is not None and runtime.schedule.enables(option):
-                merged = MergedPart(layer, option)
+                merged = MergedPart(patched_layer, option)
                 hooks.append(part.register_forward_pre_hook(merged.enter))
                 hooks.append(part.register_forward_hook(merged.leave))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch has no types for it
 def _warn_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
-    """Warn, as a run begins, where others have since put their processors into every layer."""
+    """Warn, as a run begins, if every processor of the patch has been replaced."""
     patch = patch_of(unet)
     step = patch.runtime.step if patch else None
     if step is None or step.position.step:
@@ -197,9 +197,9 @@ def _warn_if_replaced(unet: UNet2DConditionModel, _: Any) -> None:
     kinds = {type(module.processor).__name__ for module in layers}
     if AgentAttnProcessor.__name__ not in kinds:
         warnings.warn(
-            f"agentsd does nothing: {', '.join(sorted(kinds))} took the place of its processors "
-            "since (sliced attention and xFormers do); call unet.set_default_attn_processor() to "
-            "bring the patch back, or apply_patch again",
+            f"agentsd does nothing: its processors were replaced with {', '.join(sorted(kinds))}, "
+            "as attention slicing and xFormers do; call unet.set_default_attn_processor() to "
+            "restore the patch, or apply_patch again",
             stacklevel=2,
         )
 
@@ -208,22 +208,22 @@ def _warn_of_copied_parts(_: nn.Module, prefix: str, keep_vars: bool) -> None:
     """Warn where the weights are copied part by part, as ``AnimateDiffPipeline`` does."""
     if not prefix:
         warnings.warn(
-            "agentsd: a model is being made of the parts of a patched UNet; the patch stays with "
-            "the first. Call apply_patch on the pipeline of the new one, too",
+            "agentsd: a model is being built from parts of a patched UNet; the patch stays on the "
+            "original. Call apply_patch on the new model's pipeline, too",
             stacklevel=2,
         )
 
 
 def _restore(unet: UNet2DConditionModel, before: Patch | None) -> None:
-    """Put back the patch that was there before, or none."""
+    """Restore the patch that was there before, if any."""
     remove_patch(unet)
     if before is not None:
         install(unet, before.runtime)
 
 
 def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
-    found = Counter(layer.unpatchable_reason for layer in find_attention_layers(unet))
-    listed = "; ".join(f"{count} × {reason}" for reason, count in found.items())
+    reasons = Counter(layer.unpatchable_reason for layer in find_attention_layers(unet))
+    listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
     return (
         "no self-attention layer to patch: agentsd looks for the attn1 of transformer blocks, "
         f"with diffusers' own softmax processors, and found {listed or 'no attention at all'}"
@@ -233,10 +233,10 @@ def _nothing_to_patch(unet: UNet2DConditionModel) -> str:
 def remove_patch(x: T) -> T:
     """Remove the patch, and restore every module bit for bit.
 
-    Processors that something else has set since (an IP-Adapter, say) are left as they are.
+    Processors that something else has set since (such as an IP-Adapter) are left unchanged.
 
     Args:
-        x: What was given to :func:`apply_patch`, or its UNet; patched or not.
+        x: A pipeline or UNet, patched or not.
 
     Returns:
         ``x``, unpatched.
@@ -270,13 +270,13 @@ def remove_patch(x: T) -> T:
 
 
 def patch_of(unet: UNet2DConditionModel) -> Patch | None:
-    found: Patch | None = vars(unet).get(_PATCH)
-    return found
+    patch: Patch | None = vars(unet).get(_PATCH)
+    return patch
 
 
 @contextmanager
 def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: Any) -> Iterator[T]:
-    """Patch for the length of a ``with`` block, then restore what was there, errors or not.
+    """Patch for the duration of a ``with`` block, then restore what was there, even on errors.
 
     Args:
         x: As for :func:`apply_patch`.
@@ -306,7 +306,7 @@ def patched(x: T, schedule: Schedule | str | Path | None = None, **overrides: An
     finally:
         place = blocks.index(block)
         blocks.remove(block)
-        if place < len(blocks):  # another block was entered after this one, and not left yet
+        if place < len(blocks):  # a block that was entered after this one is still active
             blocks[place].before = block.before
         else:
             _restore(unet, block.before)

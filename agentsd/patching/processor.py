@@ -21,7 +21,7 @@ from .diffusers_internals import (
 from .runtime import Runtime, StepPlan
 
 REST_OF_BLOCK = ("merge_crossattn", "merge_mlp")
-"""Parameters that merge the tokens of the rest of a block, too."""
+"""Parameters that also merge tokens in the rest of a block."""
 
 LAYER = "_agentsd_layer"
 """Attribute of a patched attention module that holds its :class:`PatchedLayer`."""
@@ -36,7 +36,7 @@ class PatchedLayer:
     """Its index among the attention layers of the UNet."""
     downsample: int
     original: Any
-    """The processor that was there before, which handles all calls that are left unpatched."""
+    """The processor that was there before, which handles all unpatched calls."""
 
     def step_for(self, tokens: int) -> StepPlan | None:
         """The current step, if it changes this layer and its grid has ``tokens`` tokens."""
@@ -68,7 +68,7 @@ class AgentAttnProcessor:
         layer: PatchedLayer | None = getattr(attn, LAYER, None)
 
         def unpatched() -> Tensor:
-            # Without a layer, the processor was kept and set again after the patch was removed.
+            # Without a layer, someone saved the processor and set it again after remove_patch.
             original = layer.original if layer else AttnProcessor2_0()
             out: Tensor = original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
@@ -89,24 +89,25 @@ class AgentAttnProcessor:
 
 
 REPLACEABLE = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, AgentAttnProcessor)
-"""Processors of plain softmax attention, which the patch can stand in for."""
+"""Processors of plain softmax attention, which the patch can replace."""
 
 
 def get_processor(attn: Attention, *args: Any, **kwargs: Any) -> Any:
     """A patched module's ``get_processor``: the processor underneath the patch.
 
-    diffusers makes decisions by the kinds of processors, and does not know the patch's own.
+    diffusers makes decisions based on processor types, and does not know the patch's own.
     """
-    found = type(attn).get_processor(attn, *args, **kwargs)
-    return vars(attn)[LAYER].original if isinstance(found, AgentAttnProcessor) else found
+    processor = type(attn).get_processor(attn, *args, **kwargs)
+    is_ours = isinstance(processor, AgentAttnProcessor)
+    return vars(attn)[LAYER].original if is_ours else processor
 
 
 def set_processor(attn: Attention, processor: Any) -> None:
-    """A patched module's ``set_processor``: underneath the patch if it can stand in for it."""
+    """A patched module's ``set_processor``: sets a replaceable processor underneath the patch."""
     if type(processor) not in REPLACEABLE:
         warnings.warn(
-            f"agentsd steps aside for {type(processor).__name__}, which it cannot stand in for; "
-            "unet.set_default_attn_processor() brings the patch back",
+            f"agentsd steps aside for {type(processor).__name__}, which it cannot replace; "
+            "unet.set_default_attn_processor() restores the patch",
             stacklevel=3,
         )
     elif not isinstance(processor, AgentAttnProcessor):
@@ -129,19 +130,19 @@ class Projections(NamedTuple):
         return heads
 
     def queries(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` to ``[B, H, N, d]``."""
+        """Queries ``[B, H, N, d]`` of tokens ``[B, N, C]``."""
         return self._split(self.attn.to_q(x))
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, N, C]`` to two of ``[B, H, N, d]``."""
+        """Keys and values ``[B, H, N, d]`` of tokens ``[B, N, C]``."""
         return self._split(self.attn.to_k(x)), self._split(self.attn.to_v(x))
 
     def some_keys_and_values(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of each head's own tokens ``chosen`` ``[H, n]`` only: two of ``[B, H, n, d]``."""
+        """Keys and values ``[B, H, n, d]`` of each head's ``chosen`` tokens ``[H, n]``."""
         projections = self.attn.to_k, self.attn.to_v
         if all(map(_is_plain, projections)):
             return _project_heads(projections, x, chosen)
-        # LoRA, offloading and quantisation only take effect in a call of the whole module.
+        # LoRA, offloading and quantisation only take effect when the module itself is called.
         heads, count = chosen.shape
         rows = (chosen * heads + torch.arange(heads, device=x.device)[:, None]).flatten()
         k, v = (
@@ -152,7 +153,7 @@ class Projections(NamedTuple):
         return k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Softmax attention by the attention backend that is set in diffusers."""
+        """Softmax attention with the attention backend selected in diffusers."""
         dtype = q.dtype
         if self.in_float32:
             q, k, v = q.float(), k.float(), v.float()
@@ -173,12 +174,12 @@ class Projections(NamedTuple):
 def _project_heads(
     projections: Sequence[nn.Linear], x: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Project tokens, each for its own head only.
+    """Project each head's chosen tokens, for that head only.
 
     Args:
-        projections: Those of keys and values.
+        projections: The projections of keys and values.
         x: Tokens ``[B, N, C]``.
-        chosen: Those to project for each head, ``[H, n]``.
+        chosen: Indices of the tokens to project for each head, ``[H, n]``.
 
     Returns:
         Keys and values ``[B, H, n, d]``.
@@ -187,7 +188,7 @@ def _project_heads(
     # Each head has its own keys, so only its own rows of the weights are needed.
     weight = torch.cat([p.weight.view(heads, -1, channels) for p in projections], dim=1).mT
     images = integers(0, batch * count, count, like=x)[:, None]
-    index = chosen[:, None] + images  # [H, B, n], counted through the batch
+    index = chosen[:, None] + images  # [H, B, n], into the flattened batch
     tokens = x.flatten(0, 1)
     out = weight.new_empty(heads, batch * some, weight.shape[-1])  # [H, B·n, 2·d]
 
@@ -196,7 +197,7 @@ def _project_heads(
         rows = tokens.index_select(0, index[part].flatten())
         return rows.view(-1, batch * some, channels).to(weight.dtype)
 
-    # As many heads at a time as take no more memory than the tokens themselves.
+    # Chunks of heads that need no more memory than the tokens themselves.
     size = max(1, count // some)
     for part in (slice(start, start + size) for start in range(0, heads, size)):
         out[part].baddbmm_(gathered(part), weight[part], beta=0)

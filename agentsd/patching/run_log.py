@@ -18,13 +18,13 @@ class CallRecord(NamedTuple):
     """Denoising step, from 0."""
     phase: Phase
     weights: dict[int, float] | None
-    """Of a light call: by earlier step, the weight that its feature has in the forecast."""
+    """For a light call: the weight of each earlier step's feature in the forecast."""
     begun: Any
-    """When it began: seconds, or an event of the CUDA stream, for which nothing waits."""
+    """When it began: seconds, or a CUDA event, which does not synchronise."""
 
 
 class RunLog:
-    """The calls of the last run, one list per image or batch that had a run of its own."""
+    """The calls of the last run; images or batches denoised in turn have one run each."""
 
     def __init__(self) -> None:
         self.size: tuple[int, int] | None = None
@@ -37,30 +37,30 @@ class RunLog:
         return list(self._runs.values())
 
     def begin(self) -> None:
-        """Forget the last run, as another begins."""
+        """Forget the last run when another begins."""
         self._runs.clear()
 
     def add(
-        self, of: object, step: int, phase: Phase, weights: dict[int, float] | None, sample: Any
+        self, run_id: object, step: int, phase: Phase, weights: dict[int, float] | None, sample: Any
     ) -> None:
         """Add a call.
 
         Args:
-            of: Tells apart runs that take turns; None where they are not told apart.
+            run_id: Identifies the run among interleaved ones; None if they are not told apart.
             step: Denoising step, from 0.
-            phase: Its phase.
+            phase: The step's phase.
             weights: As for :class:`CallRecord`.
             sample: The latents.
         """
-        run = self._runs.setdefault(of, [])
-        if of is None and run and step < run[-1].step:
+        run = self._runs.setdefault(run_id, [])
+        if run_id is None and run and step < run[-1].step:
             run.clear()
         self.size = (sample.shape[-2], sample.shape[-1])
         run.append(CallRecord(step, phase, weights, _now(sample.device)))
 
 
 def seconds(run: list[CallRecord]) -> list[float | None]:
-    """Seconds from the beginning of each call to that of the next; None for the last.
+    """Seconds from the start of each call to the start of the next; None for the last.
 
     Waits for the device.
     """

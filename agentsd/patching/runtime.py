@@ -1,4 +1,4 @@
-"""Prepares each call of a UNet: what its layers need to know of the step."""
+"""Prepares what the layers need to know about each call of a UNet."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .step_policy import StepPolicy
 MIN_TOKENS = {"cpu": 512, "cuda": 2048, "mps": 2048}
 """Layers with fewer tokens are left unpatched, by kind of device; other kinds count as CUDA.
 
-On a CPU no method lost time with 512 tokens or more, at any width from 32 to 1,280 channels, nor,
-from 320 channels on, with 256 or more. The numbers for other devices are guesses, not yet measured.
+On a CPU, no method was slower with at least 512 tokens, at any width from 32 to 1,280 channels, or
+with at least 256 tokens from 320 channels on. The other numbers are guesses, not yet measured.
 """
 
 UNTOUCHED = Full()
 
 INPUTS = ("sample", "timestep", "encoder_hidden_states", *map(str, range(3, 16)))
-"""Names of a UNet's positional arguments; from the fourth on, they are called by their number."""
+"""Names of a UNet's positional arguments; from the fourth on, just their numbers."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one call of the UNet does: its place in the run, its phase, and the plans of layers."""
+    """What one call of the UNet does: its place in the run, its phase, and the layers' plans."""
 
     position: Position
     phase: Phase
@@ -44,17 +44,17 @@ class StepPlan:
     """By resolution and number of heads: the tokens chosen as destinations ``[cells]``, or as keys
     ``[heads, cells]``."""
     works: frozenset[int]
-    """The resolutions at which layers behave other than unpatched."""
+    """The resolutions at which layers do not behave as if unpatched."""
     forecast: Tensor | None = None
-    """The deep feature that a light step builds on; None if the step is computed whole."""
+    """The deep feature that a light step starts from; None for a whole step."""
 
 
 @dataclass
 class StepState:
-    """What the layers of one call leave to each other."""
+    """What the layers of one call share."""
 
     owners: dict[int, Tensor] = field(default_factory=dict)
-    """By number of the layer: the owners of its tokens, for the rest of its block."""
+    """By layer number: the owners of the layer's tokens, for the rest of its block."""
 
 
 class Runtime:
@@ -63,9 +63,9 @@ class Runtime:
     Args:
         schedule: What each step does.
         layers: Resolution (``downsample``) and number of heads of the patched layers.
-            ``max_downsample=None`` stands for the highest resolution among them.
-        policy: Decides which step a call is, and whether it is a light one.
-        device: Kind of device that steps are planned for; by default that of the latents.
+            ``max_downsample=None`` means the highest resolution among them.
+        policy: Decides which step a call belongs to, and whether it is light.
+        device: Kind of device that steps are planned for; by default the latents' device.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Runtime:
         """The current call; None between calls."""
         self.state = StepState()
         self.light_steps: LightSteps | None = None
-        """Where the schedule has light steps, what makes them so."""
+        """Makes calls light; None if the schedule has no cache."""
         self._chosen = TensorCache()
         self._sizes: set[tuple[int, int]] = set()
         self._warned_of_mask = False
@@ -95,12 +95,12 @@ class Runtime:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Read the step and the size of the latents from a call; a forward pre-hook of the UNet.
 
-        Whatever depends on the step is computed here, before the layers run and outside of the
-        compiled graph. A compiled UNet then sees only tensors and constants of the phase, and is
-        compiled once per phase instead of at each step.
+        Everything that depends on the step is computed here, before the layers run and outside
+        the compiled graph. A compiled UNet then sees only tensors and constants of the phase, and
+        is compiled once per phase instead of at each step.
 
         Raises:
-            ScheduleError: If a phase ends at a number of steps but the steps are not known.
+            ScheduleError: If a phase ends at a step number but the steps are unknown.
         """
         self.step, self.state = None, StepState()
         inputs = dict(zip(INPUTS, args, strict=False)) | kwargs
@@ -130,19 +130,19 @@ class Runtime:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def finish(self, _: nn.Module, __: Any, output: Any) -> None:
-        """Keep what a call leaves to later ones, and nothing else; a forward hook.
+        """Keep what later calls need, and drop the rest; a forward hook.
 
-        It is also called, without an output, where the call raised an error.
+        It is also called, without an output, if the call raised an error.
         """
         feature = self.stop()
         if output is not None:
             self.policy.finish(feature)
 
     def stop(self) -> Tensor | None:
-        """End a call, however it ended: the UNet is as unpatched until the next.
+        """End a call, failed or not: until the next one, the UNet behaves as if unpatched.
 
         Returns:
-            The deep feature that it recorded.
+            The deep feature that the call recorded, if any.
         """
         self.step, self.state = None, StepState()
         return None if self.light_steps is None else self.light_steps.finish()
@@ -156,8 +156,8 @@ class Runtime:
         if any(self.covers(p, d, height, width, device) for p in phases for d, _ in self.layers):
             why = "it would merge no tokens, and use as many agents or keys as there are tokens"
         else:
-            least = max(self._least(phase, device) for phase in phases)
-            why = f"layers of fewer than {least:,} tokens gain nothing on {device} (min_tokens)"
+            fewest = max(self._min_tokens(phase, device) for phase in phases)
+            why = f"layers of fewer than {fewest:,} tokens gain nothing on {device} (min_tokens)"
         warnings.warn(
             f"this agentsd schedule changes nothing on latents of {height}×{width}: {why}; "
             "inspect_patch shows what each layer does",
@@ -165,14 +165,14 @@ class Runtime:
         )
 
     def _warn_of_no_agents(self, height: int, width: int, device: str) -> None:
-        """Warn of phases that are to have agents, but at this size only merge tokens."""
+        """Warn of phases that should use agents, but only merge tokens at this size."""
         for phase in self.schedule.phases:
             plans = [self.plan(phase, d, height, width, device) for d, _ in self.layers]
             merging = [plan for plan in plans if not plan.untouched]
             if isinstance(phase, Agent) and merging and not any(plan.agents for plan in merging):
                 warnings.warn(
                     f"agentsd only merges tokens on latents of {height}×{width}, without agents: "
-                    "they would be half as many as the merged tokens, or more; for fewer agents "
+                    "there would be at least half as many as merged tokens; for fewer agents, "
                     "raise agent_ratio, sx or sy",
                     stacklevel=2,
                 )
@@ -188,11 +188,11 @@ class Runtime:
         """Prepare a step on latents of ``height × width``.
 
         Args:
-            position: Where it is in its run.
-            phase: Its phase.
-            height: Of the latents.
-            width: Likewise.
-            sample: A tensor on the device that it runs on; by default on the CPU.
+            position: The step's position in its run.
+            phase: The step's phase.
+            height: Height of the latents.
+            width: Width of the latents.
+            sample: A tensor on the device that the UNet runs on; by default the CPU.
         """
         sample = torch.empty(0) if sample is None else sample
         kind = self.device or sample.device.type
@@ -208,10 +208,10 @@ class Runtime:
     def _choose(
         self, position: Position, phase: Phase, heads: int, grid: tuple[int, int], sample: Tensor
     ) -> Tensor:
-        """The tokens that a step chooses on a grid, drawn only when they first are needed."""
+        """The tokens that a step chooses on a grid, cached."""
         period = phase.period(*grid) if position.listed else None
         step = position.step % period if period else position.step
-        # 64-bit integers are incomplete on MPS; what is drawn once may as well come from the CPU.
+        # MPS supports 64-bit integers incompletely; tokens drawn only once can come from the CPU.
         device = torch.device("cpu") if sample.device.type == "mps" else sample.device
         draw = Draw(step, position.listed, self.schedule.seed, device)
         return self._chosen.get(_chosen, phase, draw, heads, *grid, sample.device, like=sample)
@@ -222,15 +222,15 @@ class Runtime:
         return (phase if covered else UNTOUCHED).plan(*_grid(downsample, height, width))
 
     def covers(self, phase: Phase, downsample: int, height: int, width: int, device: str) -> bool:
-        """Whether the phase patches a resolution: not too deep for it, nor too small to gain."""
+        """Whether the phase patches a resolution, given ``max_downsample`` and ``min_tokens``."""
         reach = phase.max_downsample or min(d for d, _ in self.layers)
         rows, columns = _grid(downsample, height, width)
-        return downsample <= reach and rows * columns >= self._least(phase, device)
+        return downsample <= reach and rows * columns >= self._min_tokens(phase, device)
 
-    def _least(self, phase: Phase, device: str) -> int:
+    def _min_tokens(self, phase: Phase, device: str) -> int:
         """Number of tokens from which layers are patched."""
-        usual = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
-        return usual if phase.min_tokens is None else phase.min_tokens
+        default = MIN_TOKENS.get(device, MIN_TOKENS["cuda"])
+        return default if phase.min_tokens is None else phase.min_tokens
 
 
 def _chosen(

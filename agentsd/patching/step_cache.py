@@ -1,7 +1,7 @@
-"""What outlives a UNet call: features of earlier steps of the same run, and nothing else.
+"""Features cached between the UNet calls of a run.
 
-A UNet may denoise several images in turn, so features belong to a *stream* of calls: those of one
-run, on one batch of images, with one conditioning.
+A UNet may denoise several images in turn, so features belong to a *stream*: the calls of one run,
+on one batch of images, with one conditioning.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..errors import PatchError
 from ..schedule import Phase
 from .denoising_step import Call
 
-MOST_FEATURES = 3
-"""Features that a forecast takes at most."""
+MAX_FEATURES = 3
+"""Maximum number of features that a forecast uses."""
 
-MOST_STREAMS = 64
-"""Streams that are followed at a time; the one that was called longest ago goes first."""
+MAX_STREAMS = 64
+"""Maximum number of streams followed at a time; the least recently called is dropped first."""
 
-LARGEST_TURN = 6.0
-"""Most that latents may turn from one call to the next, as a multiple of an even share of the
+MAX_TURN = 6.0
+"""Largest angle between the latents of consecutive calls, as a multiple of an even share of the
 quarter turn from noise to image. On the pocket model at 10, 25 and 50 steps, deterministic
 schedulers stayed below 5.7; those that add noise reach 8 to 50, and other images more."""
 
@@ -48,16 +48,16 @@ _KEY: ContextVar[Hashable] = ContextVar("agentsd_cache_context", default=None)
 
 @contextmanager
 def cache_context(key: Hashable) -> Iterator[None]:
-    """Say which run the UNet calls of a ``with`` block belong to.
+    """Name the run that the UNet calls of a ``with`` block belong to.
 
-    A schedule with a cache forecasts features from earlier calls of the same run. In a pipeline,
-    runs tell themselves apart. A loop of your own that denoises several images in turn with one
-    UNet should name them: features then pass from call to call of one key alone. Without a key,
-    calls are told apart by their conditioning and, where that is the same, by their latents, which
-    waits for the device; what cannot be told apart is computed whole, with a warning.
+    A schedule with a cache forecasts features from earlier calls of the same run. Pipelines need no
+    key. If a loop of your own denoises several images in turn with one UNet, give each run a key:
+    features are then only shared between calls with the same key. Without keys, calls are told
+    apart by their conditioning and, if that is the same, by their latents, which waits for the
+    device; calls that cannot be told apart are computed in full, with a warning.
 
     Args:
-        key: Names the run; anything hashable but None.
+        key: Identifies the run; any hashable value except None.
 
     Raises:
         PatchError: If the key is None or not hashable.
@@ -69,7 +69,7 @@ def cache_context(key: Hashable) -> Iterator[None]:
         ...         pass  # unet(latents[image], t, prompt_embeds[image])
     """
     if key is None or not isinstance(key, Hashable):
-        raise PatchError(f"cache_context: a key is hashable and not None (got {key!r})")
+        raise PatchError(f"cache_context: the key must be hashable and not None (got {key!r})")
     token = _KEY.set(key)
     try:
         yield
@@ -78,7 +78,7 @@ def cache_context(key: Hashable) -> Iterator[None]:
 
 
 class Feature(NamedTuple):
-    """The deep feature of a step that was computed whole."""
+    """The deep feature of a whole step."""
 
     step: int
     phase: Phase
@@ -86,18 +86,18 @@ class Feature(NamedTuple):
 
     @property
     def branch(self) -> int | None:
-        """Which layers it is the input of, as :class:`~agentsd.methods.base.Cache` counts them."""
+        """The ``branch`` of the phase's :class:`~agentsd.methods.base.Cache`."""
         return None if self.phase.cache is None else self.phase.cache.branch
 
 
 class _Seen:
-    """A tensor that a UNet was called with, and whether it still has the same values."""
+    """A tensor that a UNet was called with, to compare with those of later calls."""
 
     def __init__(self, x: Tensor) -> None:
         self._x, self._version, self._object = x.detach(), _version(x), weakref.ref(x)
 
     def is_known_to_equal(self, x: Tensor) -> bool:
-        """Whether another tensor is the same memory, unchanged; reads no values."""
+        """Whether another tensor shares its memory, unchanged; reads no values."""
         return self._version == _version(x) and (
             self._object() is x
             or (
@@ -112,13 +112,13 @@ class _Seen:
         return _version(self._x) == self._version and torch.equal(self._x, x)
 
     def turn_to(self, x: Tensor) -> float:
-        """The largest angle between an image's values and those in ``x``; waits for the device.
+        """The largest angle between an image's latents and those in ``x``; waits for the device.
 
         Returns:
-            Radians; infinite if the values that were seen are gone.
+            The angle in radians; infinite if the earlier values were overwritten.
         """
         rewritten = _version(self._x) != self._version
-        # A tensor of inference mode does not tell whether its memory was written again.
+        # Inference-mode tensors do not record whether they were overwritten.
         if rewritten or (x.is_inference() and self.is_known_to_equal(x)):
             return math.inf
         a, b = self._x.flatten(1).float(), x.detach().flatten(1).float()
@@ -135,29 +135,29 @@ class Stream:
     """The calls of one run, on one batch of images, with one conditioning."""
 
     call: Call
-    """Its last call."""
+    """The last call."""
     begins: int
     """Place of the run's first call in the list."""
     ends: int
-    """The place after its last."""
+    """Place after the run's last call."""
     key: Hashable
     kind: object
     """Shapes, types and devices of the arguments."""
     conditioning: list[_Seen]
     latents: _Seen
     born: int
-    """Number of its first call among all calls of the UNet."""
+    """Number of the first call, among all calls of the UNet."""
     called: int
-    """Number of its last call, likewise."""
+    """Number of the last call, likewise."""
     calls: int = 0
-    """Number of its calls."""
+    """How many calls there were."""
     opens: bool = False
-    """Whether its last call was the first of any stream with its list of timesteps."""
+    """Whether the last call was the first of any stream with its list of timesteps."""
     compared: bool = True
-    """Whether the latents of its last call were compared with those before."""
+    """Whether the latents of the last call were compared with the previous ones."""
     number: int = 0
-    """Of the last call among those of its step: second-order schedulers make two, whose features
-    lie on lines of their own."""
+    """Index of the last call within its step: second-order schedulers make two calls per step,
+    whose features are forecast separately."""
     kept: dict[int, list[Feature]] = field(default_factory=dict)
     """Features by number, the oldest first."""
 
@@ -178,21 +178,21 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """Whether its last call was the last of its run."""
+        """Whether the last call was the last of the run."""
         return self.call.place == self.ends - 1
 
 
 class StepCache:
-    """Tells which calls of a UNet go on with each other, and keeps their features.
+    """Assigns the calls of a UNet to streams, and keeps their features.
 
-    A call goes on with a stream if it is given the next entry of the same list of timesteps, the
-    same conditioning (guidance in two calls makes two streams), and arguments of the same shapes.
-    Where that is not enough, because several images share all of it or the list is not that of the
-    pipeline's scheduler, its latents have to continue those of the stream's last call. Whatever
-    does not go on with a stream begins one, so that no feature reaches another image.
+    A call continues a stream if it has the next entry of the same list of timesteps, the same
+    conditioning (guidance in two calls makes two streams), and arguments of the same shapes. If
+    that is ambiguous, because several images share all of it or the list is not the scheduler's,
+    the latents must also continue those of the stream's last call. Any other call begins a new
+    stream, so that no feature reaches another image.
 
-    What a stream holds is freed with the last call of its run; where that was cut short, when
-    another run has begun.
+    A stream is freed after the last call of its run or, if the run was interrupted, once another
+    run has begun.
     """
 
     def __init__(self) -> None:
@@ -205,12 +205,12 @@ class StepCache:
         """The stream that a UNet call belongs to.
 
         Args:
-            call: Its place in the list of timesteps.
-            inputs: What the UNet is called with, by name.
-            expected: Calls that the run is expected to make, if known.
+            call: The call's place in the list of timesteps.
+            inputs: Arguments of the UNet, by name.
+            expected: Number of calls that the run is expected to make, if known.
 
         Returns:
-            The stream, and why it begins anew in the middle of a run, if it does.
+            The stream and, if it had to restart in the middle of a run, the reason.
         """
         self._count += 1
         key, latents = _KEY.get(), inputs["sample"]
@@ -221,7 +221,7 @@ class StepCache:
         rivals = _of_conditioning(alike, tensors)
         stream, problem = _continued(rivals, alike, call, latents)
         if stream is None:
-            if problem and len(rivals) == 1:  # one image after another, rather than in turn
+            if problem and len(rivals) == 1:  # images come one after another, not in turn
                 self._streams.remove(rivals[0])
             before = [
                 s
@@ -232,13 +232,13 @@ class StepCache:
             stream = self._begin(call, before, expected, key, kind, tensors, latents)
             for rival in rivals:
                 if not rival.compared and rival.call.place == call.place:
-                    rival.kept.clear()  # which of the two it belonged to was never looked at
+                    rival.kept.clear()  # it was never checked which of the two it belonged to
         else:
             same_step = call.step_of(call.place) == stream.step
             stream.number = stream.number + 1 if same_step else 0
         stream.call, stream.latents, stream.called = call, _Seen(latents), self._count
         stream.opens, stream.calls = not listed, stream.calls + 1
-        # In turns, two images differ by one call at most: what others have overtaken is over.
+        # Images in turn differ by one call at most: a stream that others have overtaken is over.
         if stream.calls > 2:
             self._streams = [
                 s for s in self._streams if s.called >= stream.born or s.key is not None
@@ -257,7 +257,7 @@ class StepCache:
         tensors: Sequence[Tensor],
         latents: Tensor,
     ) -> Stream:
-        # A run that goes on otherwise (other conditioning, half the batch) began where it began.
+        # A run that continues with other conditioning or half the batch keeps its beginning.
         begins = min((s.begins for s in before), default=call.place)
         ends = max((s.ends for s in before), default=call.length)
         if not before and expected is not None and begins + expected <= call.length:
@@ -273,26 +273,26 @@ class StepCache:
         stream = Stream(
             call, begins, ends, key, kind, seen, _Seen(latents), born=number, called=number
         )
-        self._streams = [*self._streams, stream][-MOST_STREAMS:]
+        self._streams = [*self._streams, stream][-MAX_STREAMS:]
         return stream
 
     def put(self, stream: Stream, phase: Phase, value: Tensor) -> None:
-        """Keep the feature of a stream's last call, and of those before as many as are used."""
-        # A copy: a compiled UNet may return memory that its next call writes over.
-        found = Feature(stream.step, phase, value.clone())
-        stream.kept[stream.number] = [*stream.features, found][-MOST_FEATURES:]
+        """Keep the feature of a stream's last call, and as many earlier ones as forecasts use."""
+        # A copy: a compiled UNet may return memory that its next call overwrites.
+        feature = Feature(stream.step, phase, value.clone())
+        stream.kept[stream.number] = [*stream.features, feature][-MAX_FEATURES:]
 
     def end(self, stream: Stream) -> None:
         """After a call: free the stream if its run is over."""
         if stream.is_over:
             stream.kept.clear()
             self._streams = [s for s in self._streams if s is not stream]
-        else:  # the one called longest ago comes first
+        else:  # the least recently called comes first
             self._streams.sort(key=lambda s: s.called)
 
 
 def _of_conditioning(streams: list[Stream], tensors: Sequence[Tensor]) -> list[Stream]:
-    """The streams with a conditioning; it is read only where it is not in the same memory."""
+    """The streams with this conditioning; values are only read if no stream shares its memory."""
 
     def like(stream: Stream, same: Any) -> bool:
         return all(same(seen, x) for seen, x in zip(stream.conditioning, tensors, strict=True))
@@ -304,15 +304,15 @@ def _of_conditioning(streams: list[Stream], tensors: Sequence[Tensor]) -> list[S
 def _continued(
     rivals: list[Stream], alike: list[Stream], call: Call, latents: Tensor
 ) -> tuple[Stream | None, str | None]:
-    """The stream of ``rivals`` that a call goes on with, or why it goes on with none."""
+    """The stream of ``rivals`` that a call continues, or why it continues none."""
     candidates = [s for s in rivals if s.call.place == call.place - 1]
     if not candidates:
         # Some were called, but with another conditioning, or with entries further back.
         lost = any(s.call.place < call.place for s in alike) and not rivals
         skipped = any(s.call.place < call.place - 1 for s in rivals)
         if lost:
-            return None, "its conditioning is not that of the call before"
-        return None, "entries of the list of timesteps were left out" if skipped else None
+            return None, "its conditioning differs from the previous call's"
+        return None, "entries of the list of timesteps were skipped" if skipped else None
     first = candidates[0]
     if first.key is not None:  # the caller has told them apart
         return first, None
@@ -322,15 +322,15 @@ def _continued(
     turns = [s.latents.turn_to(latents) for s in candidates]
     least = min(turns)
     if least > _largest_turn(call):
-        return None, "its latents do not continue those of a call before"
-    found = candidates[turns.index(least)]
-    found.compared = True
-    return found, None
+        return None, "its latents do not continue those of a previous call"
+    closest = candidates[turns.index(least)]
+    closest.compared = True
+    return closest, None
 
 
 def _largest_turn(call: Call) -> float:
-    """Radians that the latents of a run may turn by from one call to the next."""
-    return min(LARGEST_TURN * math.pi / 2 / call.num_steps, 1.0)
+    """Largest angle in radians between the latents of consecutive calls of a run."""
+    return min(MAX_TURN * math.pi / 2 / call.num_steps, 1.0)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Decides which step of the schedule a UNet call is, and whether it is a light one."""
+"""Decides which step of the schedule a UNet call belongs to, and whether it is light."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..errors import ScheduleError
 from ..schedule import Phase, Schedule
 from .denoising_step import Call, Position, find_call, position_of
 from .forecasts import forecast, has_light_steps, usable, weights
-from .light_steps import why_none
+from .light_steps import light_step_conflict
 from .run_log import RunLog
 from .step_cache import StepCache, Stream
 
 
 class Decision(NamedTuple):
-    """What a UNet call is to do."""
+    """What a UNet call should do."""
 
     position: Position
     phase: Phase
     forecast: Tensor | None = None
-    """The deep feature that a light step builds on; None for a whole one."""
+    """The deep feature that a light step starts from; None for a whole step."""
     records: bool = False
-    """Whether the call is to keep the feature that later light steps of its phase build on."""
+    """Whether the call records the feature for later light steps of its phase."""
 
 
 class StepPolicy(Protocol):
@@ -38,39 +38,39 @@ class StepPolicy(Protocol):
 
         Args:
             unet: The UNet.
-            inputs: What it is called with, by name.
+            inputs: Its arguments, by name.
         """
 
     def finish(self, feature: Tensor | None) -> None:
-        """Take the deep feature that the call recorded, if it did, after it has succeeded."""
+        """Receive the deep feature, if any, that a successful call recorded."""
 
 
 class FollowRuns:
-    """The policy of a patch: each call says where in its run it stands, so none are counted.
+    """The policy of a patch: derives the step from each call's timestep, without counting calls.
 
     Args:
         schedule: What each step does.
-        pipeline: The pipeline whose scheduler lists the steps, or None for a UNet on its own.
+        pipeline: The pipeline whose scheduler lists the steps, or None for a bare UNet.
     """
 
     def __init__(self, schedule: Schedule, pipeline: Any = None) -> None:
         self.schedule = schedule
         self.log = RunLog()
-        """The calls of the last run, or of the one that goes on."""
-        # Weak, so that a UNet that is kept alone does not keep its pipeline's other models alive.
-        # Looked up at every call, so that a scheduler swapped in later counts; the last one is that
-        # of pipelines made from it, which may outlive it.
+        """The calls of the current or last run."""
+        # Weak, so that the UNet does not keep its pipeline's other models alive. The scheduler is
+        # looked up at every call, as it may be swapped; the last one is remembered for pipelines
+        # made from this one, which may outlive it.
         self._pipeline, self._scheduler = _weak(pipeline), _weak(None)
         self._cache = StepCache()
         self._stream: Stream | None = None
         self._phase: Phase | None = None
-        self._refusal: str | None = None
+        self._conflict: str | None = None
         self._warned: set[str] = set()
-        # Keys of a single phase cycle by the place in any list.
+        # The keys of a single phase can cycle along any list.
         self._needs_run = schedule.has_cache or len(schedule.phases) > 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickle leaves the pipeline and caches behind; timesteps still show their list."""
+        """Pickles leave out the pipeline and caches; timesteps still identify their list."""
         weak = {"_pipeline": _weak(None), "_scheduler": _weak(None)}
         return vars(self) | weak | {"_cache": StepCache(), "_stream": None, "log": RunLog()}
 
@@ -83,10 +83,10 @@ class FollowRuns:
         return twin
 
     def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
-        """Tell the step from the timestep, and forecast from earlier calls of the same run.
+        """Derive the step from the timestep, and forecast from earlier calls of the same run.
 
         Raises:
-            ScheduleError: If a phase ends at a number of steps but the steps are not known.
+            ScheduleError: If a phase ends at a step number but the steps are unknown.
         """
         self._stream = None
         timestep, scheduler = inputs["timestep"], self._find_scheduler()
@@ -105,7 +105,7 @@ class FollowRuns:
             decision, used = self._with_cache(decision, call, unet, inputs, scheduler)
         if self._stream is not None and self._stream.opens:
             self.log.begin()
-        # By number, as a stream holds tensors.
+        # Identified by number, since a stream holds tensors.
         run = None if self._stream is None else self._stream.born
         self.log.add(run, position.step, phase, used, inputs["sample"])
         return decision
@@ -135,9 +135,9 @@ class FollowRuns:
         inputs: Mapping[str, Any],
         scheduler: Any,
     ) -> tuple[Decision, dict[int, float] | None]:
-        """A decision with what the cache makes of it, and the weights of its forecast."""
+        """Apply the cache to a decision; also returns the weights of its forecast."""
         position, phase, *_ = decision
-        if call is None or not (call.is_entry or call.falls(strictly=True)):
+        if call is None or not (call.is_entry or call.is_monotonic(strictly=True)):
             self._warn_of_no_run(scheduler)
             return decision, None
         expected = getattr(self._pipeline(), "num_timesteps", None)
@@ -146,26 +146,26 @@ class FollowRuns:
         if problem is not None:
             self._warn(
                 problem,
-                f"agentsd begins anew in the middle of a run, since {problem}. Calls that cannot "
-                "be told to go on with a run are computed in full; in a loop of your own, wrap "
-                "those of each run in `with agentsd.cache_context(key)`",
+                f"agentsd restarts its cache in the middle of a run, since {problem}. Calls that "
+                "cannot be matched to a run are computed in full; in a loop of your own, wrap the "
+                "calls of each run in `with agentsd.cache_context(key)`",
             )
         steps = self._stream.steps
         if not has_light_steps(phase, len(steps)):
-            self._stream.kept.clear()  # the next phase that has a cache begins anew
+            self._stream.kept.clear()  # the next phase with a cache starts from scratch
             if phase.cache is not None and problem is None:
                 self._warn(
                     f"short {len(steps)}",
                     f"this run of {len(steps)} steps computes each step in full: a cache of "
-                    f"interval {phase.cache.interval} gains only in runs of "
+                    f"interval {phase.cache.interval} only pays off in runs of "
                     f"{phase.cache.fewest_steps} steps or more (min_steps)",
                 )
             return decision, None
         if self._stream.begins == call.place:
-            self._refusal = why_none(unet)
+            self._conflict = light_step_conflict(unet)
             self._warn_of_noise(scheduler)
-        if self._refusal is not None:
-            self._warn(self._refusal, f"agentsd computes each step in full: {self._refusal}")
+        if self._conflict is not None:
+            self._warn(self._conflict, f"agentsd computes each step in full: {self._conflict}")
             return decision, None
         known = usable(self._stream.features, phase, position.step, steps.stop)
         if not known:
@@ -182,39 +182,39 @@ class FollowRuns:
         )
         self._warn(
             "no run",
-            "agentsd computes each step in full: no run of steps can be told from the timesteps "
-            f"that the UNet was called with (numbers, copies, random noise levels); {what}",
+            "agentsd computes each step in full: the timesteps that the UNet was called with "
+            f"(numbers, copies, random noise levels) do not identify a run; {what}",
         )
 
     def _warn_of_noise(self, scheduler: Any) -> None:
         if (name := type(scheduler).__name__) not in self._warned and _adds_noise(scheduler):
             self._warn(
                 name,
-                f"{name} adds noise at each step, which agentsd's forecasts cannot foresee: expect "
-                'images unlike the unpatched ones. The preset "faithful" stays closer, and so does '
-                "this schedule with a scheduler that adds none (DPM++ 2M, DDIM, UniPC, Euler)",
+                f"{name} adds noise at each step, which agentsd cannot forecast: expect images "
+                'unlike the unpatched ones. The preset "faithful" stays closer, and so does this '
+                "schedule with a scheduler that adds no noise (DPM++ 2M, DDIM, UniPC, Euler)",
             )
 
     def _warn(self, cause: str, message: str) -> None:
-        """Warn once of each cause."""
+        """Warn once per cause."""
         if cause not in self._warned:
             self._warned.add(cause)
             warnings.warn(message, stacklevel=2)
 
 
 class GivenSteps:
-    """The policy of UNet calls out of order: each does what is set before it."""
+    """The policy for UNet calls out of order: each follows the decision set before it."""
 
     decision: Decision
     feature: Tensor | None = None
     """What the last call recorded."""
 
     def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
-        """The decision that is set."""
+        """Return the decision that was set."""
         return self.decision
 
     def finish(self, feature: Tensor | None) -> None:
-        """Hand out the feature."""
+        """Make the feature available."""
         self.feature = feature
 
 
@@ -227,9 +227,9 @@ def _nothing() -> None:
 
 
 def _is_run(call: Call, scheduler: Any) -> bool:
-    """Whether the list of a call may be that of a run: the scheduler's, or one that falls."""
+    """Whether the list of a call may be a run's: the scheduler's own, or a monotonic one."""
     is_own = scheduler is not None and call.timesteps is getattr(scheduler, "timesteps", None)
-    return is_own or call.falls(strictly=False)
+    return is_own or call.is_monotonic(strictly=False)
 
 
 def _adds_noise(scheduler: Any) -> bool:

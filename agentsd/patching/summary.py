@@ -25,13 +25,13 @@ class StepSummary:
     step: int
     """Denoising step, from 0; second-order schedulers call the UNet twice in most steps."""
     method: str
-    """Of the step's phase."""
+    """Method of the step's phase."""
     weights: dict[int, float] | None
-    """Of a light call: by earlier step, the weight that its feature has in the forecast; None for a
-    whole one."""
+    """For a light call: the weight of each earlier step's feature in the forecast; None for a whole
+    one."""
     seconds: float | None
-    """Until the next call began, and so with what the scheduler and callbacks did; None for the
-    last call."""
+    """Time until the next call began, including the scheduler and callbacks; None for the last
+    call."""
 
     @property
     def is_light(self) -> bool:
@@ -49,14 +49,14 @@ class StepSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`summary` found; ``print`` and notebooks show it as a table."""
+    """The result of :func:`summary`; ``print`` and notebooks show it as a table."""
 
     runs: list[list[StepSummary]]
-    """The calls of each image or batch that had a run of its own, in order; empty before the first
-    run."""
+    """The calls in order; images or batches denoised in turn have one run each. Empty before the
+    first run."""
     work: float | None
-    """Share of the unpatched run's floating-point operations that was left; None before the first
-    run, and for kinds of UNets that cannot be counted."""
+    """Floating-point operations of the last run, as a share of the unpatched run's; None before the
+    first run, and for kinds of UNets that cannot be counted."""
 
     @property
     def title(self) -> str:
@@ -67,7 +67,7 @@ class Summary:
         light = sum(call.is_light for call in calls)
         title = f"last run: {len(calls)} UNet calls, {len(calls) - light} whole, {light} light"
         if len(self.runs) > 1:
-            title += f", in {len(self.runs)} runs side by side"
+            title += f", in {len(self.runs)} interleaved runs"
         if self.work is not None:
             title += f"; {self.work:.0%} of the work left"
         for kind, is_light in (("whole", False), ("light", True)):
@@ -109,13 +109,13 @@ class Summary:
 
 
 def summary(x: Any) -> Summary:
-    """Tell what a patch did in the last run: which steps were whole or light, and their times.
+    """Show what a patch did in the last run: which steps were whole or light, and their times.
 
     Args:
         x: A patched pipeline or UNet.
 
     Returns:
-        The calls of the last run; images that a loop denoises in turn have a run each.
+        The calls of the last run; images that a loop denoises in turn have one run each.
 
     Raises:
         PatchError: If ``x`` has no UNet or is not patched.
@@ -130,7 +130,7 @@ def summary(x: Any) -> Summary:
     unet = find_unet(x)
     patch = patch_of(unet)
     if patch is None:
-        raise PatchError("there is nothing to sum up: not patched; call apply_patch and run it")
+        raise PatchError("nothing to summarise: not patched; call apply_patch, then run the model")
     runtime = patch.runtime
     if not isinstance(runtime.policy, FollowRuns) or not runtime.policy.log.runs:
         return Summary([], None)

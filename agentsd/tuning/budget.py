@@ -40,13 +40,13 @@ class Budget(NamedTuple):
         Raises:
             SettingsError: If the text is not a budget; says what is allowed.
         """
-        found = re.fullmatch(r"\s*(\w+)\s*([<>]=?|=)\s*([\d.]+)\s*", text)
-        metric = found[1].lower() if found else ""
+        match = re.fullmatch(r"\s*(\w+)\s*([<>]=?|=)\s*([\d.]+)\s*", text)
+        metric = match[1].lower() if match else ""
         try:
-            bound = float(found[3]) if found else math.nan
+            bound = float(match[3]) if match else math.nan
         except ValueError:
             bound = math.nan
-        if found is None or SIGNS.get(metric) != found[2] or not _is_possible(metric, bound):
+        if match is None or SIGNS.get(metric) != match[2] or not _is_possible(metric, bound):
             raise SettingsError(
                 "budget: must be psnr>=DB (above 0), ssim>=SHARE or lpips<=DISTANCE (both between "
                 f"0 and 1), or speed>=FACTOR (above 1) (got {short_repr(text)})"
@@ -79,7 +79,7 @@ def _is_possible(metric: str, bound: float) -> bool:
 def decibels(metric: str, value: float) -> float:
     """A similarity in decibels: higher is closer, and multiplied errors become sums.
 
-    PSNR already is; 1 − SSIM and LPIPS grow with the squared error as well.
+    PSNR already is in decibels; 1 − SSIM and LPIPS also grow with the squared error.
 
     Example:
         >>> decibels("psnr", 40.0), round(decibels("ssim", 0.99), 6)
@@ -94,17 +94,17 @@ Measure = Callable[[Image.Image, Image.Image], float]
 
 
 def measures_for(budget: Budget) -> dict[str, Measure]:
-    """The similarity metrics to measure, by name: PSNR, and that of the budget.
+    """The similarity metrics to measure, by name: PSNR, and the budget's metric.
 
     Raises:
         MissingPackageError: If torchmetrics is not installed.
         SettingsError: If the weights of LPIPS are missing.
     """
-    found: dict[str, Measure] = {"psnr": lambda a, b: psnr(np.asarray(a), np.asarray(b))}
+    measures: dict[str, Measure] = {"psnr": lambda a, b: psnr(np.asarray(a), np.asarray(b))}
     if budget.metric == "ssim":
-        found["ssim"] = lambda a, b: ssim(np.asarray(a), np.asarray(b))
+        measures["ssim"] = lambda a, b: ssim(np.asarray(a), np.asarray(b))
         blank = Image.new("RGB", (16, 16))
-        found["ssim"](blank, blank)  # fails before hours of work
+        measures["ssim"](blank, blank)  # fails before hours of work
     if budget.metric == "lpips":
         network = load_if_cached()
         if network is None:
@@ -112,5 +112,5 @@ def measures_for(budget: Budget) -> dict[str, Measure]:
                 f"lpips requires AlexNet's weights at {weights_file()}; put them there, or give a "
                 "budget of psnr or ssim"
             )
-        found["lpips"] = lambda a, b: network.between(np.asarray(a), np.asarray(b))
-    return found
+        measures["lpips"] = lambda a, b: network.between(np.asarray(a), np.asarray(b))
+    return measures

@@ -27,18 +27,18 @@ CACHES: tuple[Cache | None, ...] = (
 )
 """Cache settings of a phase; the first computes every step in full."""
 
-MOST_SEGMENTS = 4
+MAX_SEGMENTS = 4
 
 
 class Segment(NamedTuple):
-    """A stretch of the run with one attention setting and one cache setting."""
+    """A part of the run with one attention setting and one cache setting."""
 
     attention: int
     """Index into :data:`ATTENTION`."""
     cache: int
     """Index into :data:`CACHES`."""
     end: int
-    """The step it ends before."""
+    """The step before which the segment ends."""
 
 
 Candidate = tuple[Segment, ...]
@@ -71,7 +71,7 @@ def _share(step: int, num_steps: int) -> float:
 
 
 def describe(schedule: Schedule) -> str:
-    """A schedule in a few words, phase by phase.
+    """Describe a schedule briefly, phase by phase.
 
     Example:
         >>> describe(schedule_of((Segment(0, 0, 5), Segment(0, 4, 10)), 10))

@@ -12,15 +12,15 @@ class TuningProgress(NamedTuple):
 
     stage: str
     seconds: float
-    """Since tuning began."""
+    """Seconds since tuning began."""
     limit: float
     """Time limit in seconds."""
     best: str
-    """The best schedule so far, in a few words; empty before there is one."""
+    """Short description of the best schedule so far; empty before there is one."""
 
 
 class TuningStopped(Exception):  # noqa: N818  # not an error: tuning ends with the best so far
-    """Someone asked tuning to stop."""
+    """Tuning was asked to stop."""
 
 
 class OutOfTime(Exception):  # noqa: N818
@@ -53,7 +53,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Since tuning began."""
+        """Seconds since tuning began."""
         return time.monotonic() - self._begun
 
     @property
@@ -66,7 +66,7 @@ class Clock:
 
         Args:
             stage: Its name.
-            share: Of the time left; ``None`` sets no limit.
+            share: Share of the time left that it may use; ``None`` sets no limit.
         """
         self.stage = stage
         self._stage_ends = float("inf") if share is None else self.seconds + share * self.left
@@ -76,19 +76,19 @@ class Clock:
         """Report the progress.
 
         Raises:
-            TuningStopped: If someone asked to stop.
+            TuningStopped: If tuning was asked to stop.
         """
         self._progress(TuningProgress(self.stage, self.seconds, self.limit, self.best))
         if self._cancelled():
             raise TuningStopped
 
     def goes_on(self) -> bool:
-        """Whether the stage has time left; otherwise as :meth:`check`."""
+        """Whether the stage has time left; also does what :meth:`check` does."""
         self.check()
         return self.seconds < self._stage_ends
 
     def check_stage(self) -> None:
-        """As :meth:`check`.
+        """Like :meth:`check`, but also end the stage when its time is up.
 
         Raises:
             OutOfTime: If the stage has no time left.

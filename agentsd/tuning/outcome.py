@@ -1,4 +1,4 @@
-"""What tuning found: judged on held-out images, as figures, as words and as a schedule file."""
+"""The result of tuning: judged on held-out images, as figures, as text and as a schedule file."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Judged = list[dict[str, dict[str, float]]]
 
 NUMBERS = ("num_inference_steps", "guidance_scale")
 WIDTH = 98
-"""Characters in a line of comment."""
+"""Maximum length of a comment line."""
 
 
 def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, Any]:
-    """All figures of a tuning run that has found a schedule, as plain values for JSON.
+    """All figures of a tuning run with a best schedule, as plain values for JSON.
 
     Args:
         tuner: The tuner, after its last stage.
-        conditions: What it tuned for.
+        conditions: The conditions that it tuned for.
         stopped: Whether it was stopped early.
     """
     budget, race, best = tuner.budget, tuner.race, tuner.best()
@@ -45,7 +45,7 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
     table = {chosen if entry is best else entry.name: _tuning_row(entry, tuner) for entry in whole}
     front = pareto_front(_higher_is_better(table, budget), budget.similarity)
     preset = tuner.best_preset()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "budget": str(budget),
         "tuned_for": conditions.model_dump(),
         "made_with": VERSIONS,
@@ -66,15 +66,15 @@ def figures(tuner: Tuner, conditions: TunedFor, *, stopped: bool) -> dict[str, A
         "seconds": tuner.clock.seconds,
         "stopped": stopped,
     }
-    found["words"] = words(found, budget)
-    return found
+    result["words"] = words(result, budget)
+    return result
 
 
 def _tuning_row(entry: RaceEntry, tuner: Tuner) -> dict[str, Any]:
     budget, race = tuner.budget, tuner.race
     assert race is not None
     prompts = [settings.prompt for settings in tuner.images.tuning[: race.first]]
-    first = [entry.values[image] for image in range(race.first)]  # so that all have the same
+    first = [entry.values[image] for image in range(race.first)]  # the same for all
     values = list(entry.values.values())
     return {
         "time": {"mean": entry.time, "low": None, "high": None},
@@ -99,16 +99,16 @@ def _held_out(tuner: Tuner) -> dict[str, Any]:
     judged, budget = tuner.judged, tuner.budget
     prompts = [settings.prompt for settings in tuner.images.held_out[: len(judged)]]
     names = [name for name in judged[0] if name != UNPATCHED]
-    chosen, found = names[0], {}
+    chosen, rows = names[0], {}
     for name in names:
         row = judge(judged, prompts, name, budget)
         if name != chosen:
             row["tuned_is_faster_by"] = faster_by(judged, prompts, chosen, name)
-        found[name] = {
+        rows[name] = {
             key: interval_to_json(value) if isinstance(value, Interval) else value
             for key, value in row.items()
         }
-    return found | {"warning": small_sample_warning(prompts)}
+    return rows | {"warning": small_sample_warning(prompts)}
 
 
 def judge(judged: Judged, prompts: list[str], name: str, budget: Budget) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def judge(judged: Judged, prompts: list[str], name: str, budget: Budget) -> dict
 
     Args:
         judged: At least one image.
-        prompts: The prompt of each image; images of one prompt are correlated.
+        prompts: The prompt of each image; images of the same prompt are correlated.
         name: The variant.
         budget: The budget that it must meet.
 
@@ -158,55 +158,55 @@ def share_interval(count: int, total: int, level: float = 0.95) -> Interval:
 
 
 def faster_by(judged: Judged, prompts: list[str], name: str, than: str) -> Interval:
-    """Time that a variant saves over another, as a share of the other's; paired by image."""
+    """Time that a variant saves over another, as a share of the other's time; paired by image."""
     saved = [1 - image[name]["seconds"] / image[than]["seconds"] for image in judged]
     return bootstrap(saved, prompts)[0]
 
 
-def words(found: dict[str, Any], budget: Budget) -> list[str]:
-    """What was found and why, in sentences."""
-    chosen = found["chosen"]
-    row = found["variants"][chosen]
-    is_preset = found["is_preset"]
+def words(result: dict[str, Any], budget: Budget) -> list[str]:
+    """The result and the reasons for it, in sentences."""
+    chosen = result["chosen"]
+    row = result["variants"][chosen]
+    is_preset = result["is_preset"]
     kind = f"the preset {chosen}" if is_preset else "a tuned schedule"
     lines = [f"Chosen for {budget}: {kind} ({row['what']})."]
     count = row["images"]
-    if not found["met_on_tuning_images"]:
-        lines.append("No schedule that was tried meets the budget; this one comes closest.")
+    if not result["met_on_tuning_images"]:
+        lines.append("None of the schedules tried meets the budget; this one comes closest.")
     elif budget.metric == SPEED:
         lines.append(
             f"On {count} tuning images, it is the closest schedule that meets the speed budget."
         )
     else:
         lines.append(
-            f"Of {found['raced']} schedules that were run, it is the fastest with enough margin "
+            f"Of {result['raced']} schedules that were run, it is the fastest with enough margin "
             f"that about 9 in 10 new images should meet the budget; {row['met']} of {count} tuning "
             f"images do (the worst: {budget.shown(row['worst'])})."
         )
-    if found["stopped"]:
+    if result["stopped"]:
         lines.append("Tuning was stopped early.")
-    held_out = found["held_out"]
+    held_out = result["held_out"]
     if not held_out:
         return [*lines, "Not judged on held-out images: these figures come from the tuning images."]
     lines.append(_verdict(chosen, held_out[chosen], budget))
-    preset = found["best_preset"]
+    preset = result["best_preset"]
     if preset != chosen and preset in held_out:
         lines.append(_verdict(preset, held_out[preset], budget))
         faster = held_out[preset]["tuned_is_faster_by"]
-        if found["best_preset_meets"]:
+        if result["best_preset_meets"]:
             kind = "the best preset for this budget"
         else:
             kind = "the preset closest to the budget; none measured in full meets it"
-            seen = found["variants"].get(preset, {})
+            seen = result["variants"].get(preset, {})
             if seen.get("met") is not None:
                 kind += f" ({preset} on {seen['met']} of {seen['images']} tuning images)"
         lines.append(
             f"The tuned schedule takes {_percent(faster)} less time than {preset}, {kind}."
         )
-    elif is_preset and found["met_on_tuning_images"]:
+    elif is_preset and result["met_on_tuning_images"]:
         lines.append(
-            f"No candidate beats this preset ({found['screened']} were screened, "
-            f"{found['candidates_run']} were run)."
+            f"No candidate beats this preset ({result['screened']} were screened, "
+            f"{result['candidates_run']} were run)."
         )
     if held_out["warning"]:
         lines.append(f"Note: {held_out['warning']}.")
@@ -240,15 +240,15 @@ def _ends(interval: dict[str, Any], scale: float) -> str:
     return "[?]" if low is None else f"[{scale * low:.4g}, {scale * high:.4g}]"
 
 
-def tuned_yaml(found: dict[str, Any]) -> str:
-    """The schedule as YAML, with what was found in comments, its figures and conditions."""
-    row = found["held_out"].get(found["chosen"]) or found["variants"][found["chosen"]]
-    conditions = TunedFor(**found["tuned_for"])
+def tuned_yaml(result: dict[str, Any]) -> str:
+    """The schedule as YAML, with its figures and conditions, and the result in comments."""
+    row = result["held_out"].get(result["chosen"]) or result["variants"][result["chosen"]]
+    conditions = TunedFor(**result["tuned_for"])
     shared = conditions.model_dump(include={"model", "scheduler", *NUMBERS})
-    likeness = {name: row[name]["mean"] for name in ("psnr", "ssim", "lpips") if name in row}
-    measured = Measured(time=row["time"]["mean"], images=row["images"], **likeness, **shared)
-    tuned = Schedule(**found["schedule"] | {"tuned_for": conditions, "measured": [measured]})
-    versions = ", ".join(f"{name} {version}" for name, version in found["made_with"].items())
-    head = ["Found by agentsd tune.", *found["words"], f"With {versions}."]
+    similarity = {name: row[name]["mean"] for name in ("psnr", "ssim", "lpips") if name in row}
+    measured = Measured(time=row["time"]["mean"], images=row["images"], **similarity, **shared)
+    tuned = Schedule(**result["schedule"] | {"tuned_for": conditions, "measured": [measured]})
+    versions = ", ".join(f"{name} {version}" for name, version in result["made_with"].items())
+    head = ["Found by agentsd tune.", *result["words"], f"With {versions}."]
     lines = [part for line in head for part in wrap(line, WIDTH)]
     return "".join(f"# {line}\n" for line in lines) + tuned.to_yaml()

@@ -57,10 +57,10 @@ class Probe:
 
 @contextmanager
 def probing(pipe: DiffusionPipeline, check: Callable[[], None]) -> Iterator[Probe]:
-    """Allow single steps of a UNet to be run, until the end of the ``with`` block.
+    """Run single steps of a UNet, until the end of the ``with`` block.
 
     Args:
-        pipe: Unpatched, and again so afterwards.
+        pipe: An unpatched pipeline; unpatched again afterwards.
         check: Called before each UNet call; may raise to stop.
     """
     kinds = [

@@ -1,9 +1,9 @@
 """Find the best candidate for a budget with as few real images as possible.
 
 Each image is compared with the unpatched one of its prompt and seed. The hardest images come first:
-a candidate that fails there needs no others. At each turn, the most promising candidate gets its
-next image. What is promising follows from a model with two effects, one of the candidate and one
-of the image, fitted to all measurements and relying on predicted errors where there are few.
+a candidate that fails on those needs no others. At each turn, the most promising candidate gets its
+next image. Its promise is estimated by a model with two effects, one of the candidate and one of
+the image, fitted to all measurements; where these are few, it relies on predicted errors.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class RaceEntry:
 
 
 class Race:
-    """The entries, with what is known and expected of each.
+    """The entries, with their measurements and expected similarities.
 
     Args:
         entries: The entries, with earlier measurements.
         budget: The budget that they must meet.
-        images: Number of images, until there is time for more.
+        images: Number of images at first; more follow if there is time.
         measure: Makes an image with an entry's schedule and returns its similarity.
     """
 
@@ -83,11 +83,11 @@ class Race:
 
     def explore(self, entries: Iterable[RaceEntry], count: int) -> None:
         """Make the hardest image for a few entries, spread over the range of predictions."""
-        among = [entry for entry in entries if entry.predicted is not None]
-        among.sort(key=lambda entry: entry.predicted or 0.0)
+        candidates = [entry for entry in entries if entry.predicted is not None]
+        candidates.sort(key=lambda entry: entry.predicted or 0.0)
         image = self.hardest_first(self.expectations())[0]
-        for place in np.linspace(0, len(among) - 1, min(count, len(among))):
-            self.make(among[round(place)], image)
+        for place in np.linspace(0, len(candidates) - 1, min(count, len(candidates))):
+            self.make(candidates[round(place)], image)
 
     def make(self, entry: RaceEntry, image: int) -> None:
         """Make one image if it is missing."""
@@ -99,8 +99,8 @@ class Race:
 
         Args:
             entries: The entries to choose from.
-            optimism: Bonus to what is expected of an entry, in its standard deviations. The larger,
-                the more images are made of entries that may turn out better.
+            optimism: Bonus to an entry's expected similarity, in standard deviations. A larger one
+                makes more images of entries that may turn out better.
 
         Returns:
             The best entry, or the closest one if none meets the budget; ``None`` without entries.
@@ -117,11 +117,11 @@ class Race:
     def best(self, entries: Iterable[RaceEntry]) -> RaceEntry | None:
         """The best of the entries that have all of the first images; ``None`` if there are none.
 
-        On further images, it counts what was measured or else what is expected.
+        Further images count with their measured or else their expected similarity.
         """
         expected = self.expectations()
-        whole = [each for each in entries if self.is_known(each)]
-        return min(whole, key=lambda e: self._rank(e, expected, 0.0), default=None)
+        known = [entry for entry in entries if self.is_known(entry)]
+        return min(known, key=lambda e: self._rank(e, expected, 0.0), default=None)
 
     def is_known(self, entry: RaceEntry) -> bool:
         """Whether an entry has all of the first images."""
@@ -168,13 +168,13 @@ class Race:
         images, line = np.zeros(self.images), Calibration(1.0, 0.0, SPREAD)
         effects: dict[str, float] = {}
         for _ in range(ROUNDS):
-            found: dict[str, list[float]] = {}
+            values: dict[str, list[float]] = {}
             for name, image, value in seen:
-                found.setdefault(name, []).append(value - images[image])
+                values.setdefault(name, []).append(value - images[image])
             line = Calibration.fit(
-                [(predicted[n], fmean(v)) for n, v in found.items() if n in predicted]
+                [(predicted[n], fmean(v)) for n, v in values.items() if n in predicted]
             )
-            effects = {name: line.blended(predicted.get(name), v) for name, v in found.items()}
+            effects = {name: line.blended(predicted.get(name), v) for name, v in values.items()}
             sums, counts = np.zeros(self.images), np.zeros(self.images)
             for name, image, value in seen:
                 sums[image] += value - effects[name]
@@ -190,8 +190,8 @@ class Race:
 def seen_floor(values: list[float], share: float = SHARE) -> float:
     """The bound that a new value exceeds with this probability, whatever the distribution.
 
-    It is the lowest of 9 values and the second of 19 (of fewer than 9 the lowest, with a lower
-    probability).
+    It is the lowest of 9 values and the second lowest of 19. With fewer than 9 values it is the
+    lowest, which a new value exceeds with a lower probability.
 
     Example:
         >>> seen_floor([5.0, 1.0, 3.0]), seen_floor([float(n) for n in range(19)])
@@ -232,7 +232,7 @@ class Calibration(NamedTuple):
 
     @classmethod
     def fit(cls, points: list[tuple[float, float]]) -> Calibration:
-        """Fit pairs of prediction and measurement; from few of them, only the offset."""
+        """Fit pairs of prediction and measurement; if there are few, only the offset."""
         if not points:
             return cls(1.0, 0.0, SPREAD)
         x, y = np.array(points).T
@@ -248,8 +248,8 @@ class Calibration(NamedTuple):
         """The expected value of a candidate."""
         return self.slope * predicted + self.offset
 
-    def blended(self, predicted: float | None, found: list[float]) -> float:
+    def blended(self, predicted: float | None, measured: list[float]) -> float:
         """The mean of the measurements, shrunk towards the prediction."""
         if predicted is None:
-            return fmean(found)
-        return (math.fsum(found) + PRIOR * self.at(predicted)) / (len(found) + PRIOR)
+            return fmean(measured)
+        return (math.fsum(measured) + PRIOR * self.at(predicted)) / (len(measured) + PRIOR)

@@ -15,12 +15,12 @@ SAMPLES = 4
 """Number of held-out images on the page, the least similar ones."""
 
 
-def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
+def write_report(result: dict[str, Any], folder: Path, schedule: str) -> Path:
     """Write ``report.html`` and ``front.png``.
 
     Args:
-        found: The figures.
-        folder: Of the tuning run, with its images.
+        result: The figures.
+        folder: Folder of the tuning run, with its images.
         schedule: The schedule's YAML.
 
     Returns:
@@ -32,21 +32,21 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
     from jinja2 import Environment
 
     metric = next(
-        name for name in ("psnr", "ssim", "lpips") if name in found["variants"][found["chosen"]]
+        name for name in ("psnr", "ssim", "lpips") if name in result["variants"][result["chosen"]]
     )
-    image = plot(found, metric)
+    image = plot(result, metric)
     write_whole(folder / "front.png", image)
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     html = (
         Environment(autoescape=True)
         .from_string(template)
         .render(
-            found=found,
+            result=result,
             metric=metric,
             label=LABELS[metric],
-            rows=sorted(found["variants"].items(), key=lambda item: item[1]["time"]["mean"]),
+            rows=sorted(result["variants"].items(), key=lambda item: item[1]["time"]["mean"]),
             plot=data_uri(image, "png"),
-            samples=[as_jpeg(each, quality=90) for each in samples(found, folder, metric)],
+            samples=[as_jpeg(image, quality=90) for image in samples(result, folder, metric)],
             schedule=schedule,
         )
     )
@@ -54,13 +54,13 @@ def write_report(found: dict[str, Any], folder: Path, schedule: str) -> Path:
     return folder / "report.html"
 
 
-def samples(found: dict[str, Any], folder: Path, metric: str) -> list[Image.Image]:
+def samples(result: dict[str, Any], folder: Path, metric: str) -> list[Image.Image]:
     """The held-out images least similar to the unpatched ones, side by side with them."""
-    chosen = found["chosen"]
-    if chosen not in found["held_out"]:
+    chosen = result["chosen"]
+    if chosen not in result["held_out"]:
         return []
-    names = [name for name in found["held_out"] if name != "warning"]
-    values = {name: found["held_out"][name]["values"] for name in names}
+    names = [name for name in result["held_out"] if name != "warning"]
+    values = {name: result["held_out"][name]["values"] for name in names}
     similarity = values[chosen][metric]
     numbers = sorted(range(len(similarity)), key=similarity.__getitem__, reverse=metric == "lpips")
     rows = []

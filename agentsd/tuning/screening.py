@@ -1,9 +1,9 @@
-"""Which candidates are worth real images: a search over errors predicted from single steps.
+"""Select the candidates that are worth real images, by errors predicted from single steps.
 
-It looks for the candidates of least predicted error for every time at once. Those found are kept in
-classes of time, a few in each, and new ones are made by changing one of them: another attention or
-cache in a segment, a border moved, a segment split or dropped. So one search finds the whole front,
-whatever the budget (the idea is MAP-Elites': Mouret and Clune, 2015, arXiv 1504.04909).
+One search finds the whole front, for any budget: it keeps the few candidates with the least
+predicted error in each class of time, and makes new ones by changing one of them: another attention
+or cache in a segment, a border moved, a segment split or dropped. The idea comes from MAP-Elites
+(Mouret and Clune, 2015, arXiv 1504.04909).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..schedule import Schedule
 from .candidates import (
     ATTENTION,
     CACHES,
-    MOST_SEGMENTS,
+    MAX_SEGMENTS,
     Candidate,
     Segment,
     schedule_of,
@@ -75,7 +75,7 @@ def screen(
     """The most promising candidates for each time, fastest first; saved for later runs.
 
     Args:
-        pipe: Unpatched, and again so afterwards.
+        pipe: An unpatched pipeline; unpatched again afterwards.
         trajectories: One or more, all with the same number of steps.
         costs: Times of single steps.
         workspace: Holds the result of an earlier run.
@@ -94,18 +94,15 @@ def screen(
         for schedule in [Schedule.from_dict(line["schedule"])]
     ]
     if known:
-        return sorted(known, key=lambda each: each.time)
+        return sorted(known, key=lambda screened: screened.time)
     if len(trajectories[0].calls) < 3:
         return []
-    weights = [_weights(pipe, each, clock, call_kwargs) for each in trajectories]
+    weights = [_weights(pipe, trajectory, clock, call_kwargs) for trajectory in trajectories]
     with probing(pipe, clock.check_stage) as probe:
-        errors = [
-            StepErrors(probe, each, found)
-            for each, found in zip(trajectories, weights, strict=True)
-        ]
+        step_errors = [StepErrors(probe, *pair) for pair in zip(trajectories, weights, strict=True)]
 
         def error(candidate: Candidate) -> float:
-            return math.sqrt(fmean(each.predict(candidate) ** 2 for each in errors))
+            return math.sqrt(fmean(errors.predict(candidate) ** 2 for errors in step_errors))
 
         def time(candidate: Candidate) -> float:
             return run_time(schedule_of(candidate, num_steps))
@@ -114,13 +111,13 @@ def screen(
         for candidate in uniform_candidates(num_steps)[: len(CACHES)]:
             error(candidate)
         clock.begin("screening", SHARE)
-        found = [
-            Screened(schedule_of(each.candidate, num_steps), each.time, each.psnr)
-            for each in search(num_steps, time, error, rounds=ROUNDS)
+        selected = [
+            Screened(schedule_of(prediction.candidate, num_steps), prediction.time, prediction.psnr)
+            for prediction in search(num_steps, time, error, rounds=ROUNDS)
         ]
-    for each in found:
-        workspace.append(LIST, {"schedule": each.schedule.to_dict(), "psnr": each.psnr})
-    return found
+    for schedule, _, psnr in selected:
+        workspace.append(LIST, {"schedule": schedule.to_dict(), "psnr": psnr})
+    return selected
 
 
 def _weights(
@@ -190,17 +187,17 @@ def search(
             for _ in range(draw.choice((1, 1, 2))):
                 parent = _changed(parent, num_steps, draw)
             look_at(parent)
-    found = sorted((p for best in classes.values() for p in best), key=lambda p: p.time)
-    return list(_useful(found))
+    fastest_first = sorted((p for best in classes.values() for p in best), key=lambda p: p.time)
+    return list(_useful(fastest_first))
 
 
-def _useful(found: list[Prediction]) -> Iterator[Prediction]:
+def _useful(fastest_first: list[Prediction]) -> Iterator[Prediction]:
     """The candidates that fewer than KEPT others beat in both predicted time and error."""
     errors: list[float] = []
-    for each in found:
-        if sum(error <= each.error for error in errors) < KEPT:
-            yield each
-        errors.append(each.error)
+    for prediction in fastest_first:
+        if sum(error <= prediction.error for error in errors) < KEPT:
+            yield prediction
+        errors.append(prediction.error)
 
 
 def _changed(candidate: Candidate, num_steps: int, draw: random.Random) -> Candidate:
@@ -217,7 +214,7 @@ def _changed(candidate: Candidate, num_steps: int, draw: random.Random) -> Candi
     elif change == "border" and place < len(segments) - 1:
         end = min(max(end + draw.choice((-2, -1, 1, 2)), start + 1), segments[place + 1].end - 1)
         segments[place] = Segment(attention, cache, end)
-    elif change == "split" and len(segments) < MOST_SEGMENTS and end - start > 1:
+    elif change == "split" and len(segments) < MAX_SEGMENTS and end - start > 1:
         middle = draw.randrange(start + 1, end)
         other = Segment(draw.randrange(len(ATTENTION)), draw.randrange(len(CACHES)), middle)
         segments.insert(place, other)
@@ -229,7 +226,7 @@ def _changed(candidate: Candidate, num_steps: int, draw: random.Random) -> Candi
 
 def _merged(segments: list[Segment]) -> Iterator[Segment]:
     """Merge neighbouring segments with equal settings."""
-    for one, after in pairwise(segments):
-        if one[:2] != after[:2] and one.end < after.end:
-            yield one
+    for segment, following in pairwise(segments):
+        if segment[:2] != following[:2] and segment.end < following.end:
+            yield segment
     yield segments[-1]

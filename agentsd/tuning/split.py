@@ -10,7 +10,7 @@ from ..errors import SettingsError
 from ..image_settings import ImageSettings, image_seed
 
 TUNING, HELD_OUT = 9, 10
-"""Maximum numbers of images. If all of nine images meet a bound, the next one does with a
+"""Maximum numbers of images. If all of nine images meet a bound, the next one does so with a
 probability of 9 in 10 (unless the schedule was selected for that)."""
 
 MORE = 20
@@ -23,7 +23,7 @@ class Images(NamedTuple):
     tuning: list[ImageSettings]
     held_out: list[ImageSettings]
     more: list[ImageSettings]
-    """Further tuning images, for while there is time."""
+    """Further tuning images, used if there is time."""
 
 
 def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images:
@@ -31,17 +31,18 @@ def split_prompts(prompts: Sequence[str], settings: Mapping[str, Any]) -> Images
 
     Args:
         prompts: Two or more; those beyond the first images confirm the choice.
-        settings: Of all images, besides their prompt; the images' seeds are derived from ``seed``.
+        settings: Settings of all images other than their prompts; the images' seeds are derived
+            from ``seed``.
 
     Raises:
-        SettingsError: If a prompt or a setting is not valid, or there are too few prompts.
+        SettingsError: If a prompt or a setting is invalid, or there are too few prompts.
     """
     base = ImageSettings(prompt="-", **settings)
     different = list(dict.fromkeys(text.strip() for text in prompts if text.strip()))
     if len(different) < 2:
         raise SettingsError(
-            "prompts: at least two different ones are needed, as a schedule is not judged on those "
-            f"that it was tuned on; 40 are better (got {len(different)})"
+            "prompts: at least two different ones are needed, since a schedule is judged on other "
+            f"prompts than it was tuned on; 40 are better (got {len(different)})"
         )
     random.Random(base.seed).shuffle(different)
     both = TUNING + HELD_OUT

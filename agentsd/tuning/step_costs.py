@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Kind:
-        """Read a kind from plain values that JSON has made of one."""
+        """Read a kind from its JSON form."""
         return cls(line["attention"], line["light"] and tuple(line["light"]))
 
 
@@ -58,7 +58,7 @@ class StepCosts:
     """Median seconds of each kind of step.
 
     Args:
-        seconds: By kind.
+        seconds: Seconds of a step, by kind.
         rest: Seconds of a run outside its UNet: text encoder, scheduler and VAE.
     """
 
@@ -92,13 +92,13 @@ def measure_steps(
     """Time each kind of step that occurs in schedules, interleaved.
 
     Args:
-        pipe: Unpatched, and again so afterwards.
+        pipe: An unpatched pipeline; unpatched again afterwards.
         trajectory: Provides the arguments of the UNet calls.
         schedules: The schedules.
         check: Called regularly; may raise to stop.
 
     Returns:
-        Median seconds of each kind of step, the unpatched step included.
+        Median seconds of each kind of step, including the unpatched step.
     """
     unpatched = Full()
     phases: dict[Kind, Phase] = {Kind.of(unpatched, True): unpatched}
@@ -122,7 +122,7 @@ def _timed(
     """Seconds of a few light steps, or of one whole step after a warm-up step."""
     device = pipe._execution_device
     arguments = moved(trajectory.calls[0].arguments, device)
-    steps = torch.arange(999, 0, -20, device=device)  # from which a call's step is derived
+    steps = torch.arange(999, 0, -20, device=device)  # a call's step is derived from these
     schedule = Schedule(phases=(phase,))
     wanted = [False, True]
     if light:

@@ -1,10 +1,10 @@
 """Predict a candidate's error from the errors of its single steps.
 
-Errors are measured along an unpatched trajectory: each step is computed as the candidate would,
-from the latents of the unpatched run, and compared with the output of the unpatched UNet. How far
-an error in one step moves the final image is measured at a few steps, by continuing the run with
-the error in it. The error of a candidate is the sum of its steps' errors, each times that weight:
-as vectors, since errors of one kind add up and others cancel.
+Errors are measured along an unpatched trajectory: each step is computed as in the candidate's run,
+but from the latents of the unpatched run, and compared with the output of the unpatched UNet. How
+far an error in one step moves the final image is measured at a few steps, by continuing the run
+with that error. The error of a candidate is the weighted sum of its steps' errors as vectors, since
+errors of one kind add up and others cancel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..attributes import replaced_attribute
 from ..patching.forecasts import forecast, has_light_steps, usable
 from ..patching.light_steps import OUTPUT
-from ..patching.step_cache import MOST_FEATURES, Feature
+from ..patching.step_cache import MAX_FEATURES, Feature
 from ..schedule import Phase
 from .candidates import Candidate, schedule_of
 from .probing import BRANCHES, Probe
@@ -56,7 +56,7 @@ class StepErrors:
         self._errors: dict[tuple[Any, ...], Vector] = {}
 
     def predict(self, candidate: Candidate) -> float:
-        """The predicted root mean square difference to the unpatched image, of pixels in [0, 1]."""
+        """Predicted root mean square difference from the unpatched image, for pixels in [0, 1]."""
         total = np.zeros(len(self._drawn), np.float32)
         for weight, error in zip(self._weights, self._step_errors(candidate), strict=True):
             total += weight * error
@@ -82,7 +82,7 @@ class StepErrors:
                 known.clear()
                 yield self._whole(source)
             else:
-                error = self._light(source, phase, earlier[-MOST_FEATURES:])
+                error = self._light(source, phase, earlier[-MAX_FEATURES:])
                 if error is None:
                     assert phase.cache is not None
                     value = self._feature(source, phase.cache.branch)
@@ -104,14 +104,14 @@ class StepErrors:
         assert phase.cache is not None
         call, branch, order = self._trajectory.calls[number], phase.cache.branch, phase.cache.order
         step, num_steps, _ = call.position
-        sources = {id(feature): each for feature, each in known}
-        taken = usable([feature for feature, _ in known], phase, step, num_steps)
-        if not taken:
+        sources = {id(feature): source for feature, source in known}
+        features = usable([feature for feature, _ in known], phase, step, num_steps)
+        if not features:
             return None
         attended = attention if branch != OUTPUT else None
-        key = number, attended, branch, order, *(sources[id(f)] for f in taken)
+        key = number, attended, branch, order, *(sources[id(f)] for f in features)
         if key not in self._errors:
-            value = forecast(taken, step)
+            value = forecast(features, step)
             output = (
                 value if branch == OUTPUT else self._probe.light(call, attention, branch, value)
             )
@@ -121,17 +121,17 @@ class StepErrors:
     def _error(self, number: int, output: Tensor) -> Vector:
         call, guided = self._trajectory.calls[number], self._trajectory.guided
         error = guided(output.float()) - guided(call.output.float())
-        found: Vector = error.flatten()[self._drawn].numpy()
-        return found
+        sample: Vector = error.flatten()[self._drawn].numpy()
+        return sample
 
     def _feature(self, source: Source, branch: int) -> Tensor:
         """What a whole step caches for later ones: its deep feature, or its output."""
         if (branch, source) not in self._features:
             number, attention = source
             call = self._trajectory.calls[number]
-            for each in BRANCHES:
-                output, feature = self._probe.whole(call, attention, each)
-                self._features |= {(OUTPUT, source): output, (each, source): feature}
+            for known in BRANCHES:
+                output, feature = self._probe.whole(call, attention, known)
+                self._features |= {(OUTPUT, source): output, (known, source): feature}
         return self._features[branch, source]
 
 
@@ -149,7 +149,7 @@ def weights_of_steps(
 
     Args:
         trajectory: A run of the pipeline, of at least three calls.
-        pipe: Unpatched.
+        pipe: An unpatched pipeline.
         draw: Runs the pipeline with the trajectory's settings; returns the image ``[H, W, 3]`` in
             [0, 1].
         places: Number of calls at which to measure.
@@ -161,15 +161,15 @@ def weights_of_steps(
     with _replayed(pipe, trajectory, len(calls), None):
         reference = draw()
     at = np.unique(np.linspace(2, len(calls) - 1, places).round().astype(int))
-    found = []
+    log_weights = []
     for place in at:
         before, last, now = (calls[i].output.float() for i in (place - 2, place - 1, place))
         error = 2 * last - before - now
         with _replayed(pipe, trajectory, int(place), error):
             moved_by = np.sqrt(np.mean(np.square(draw() - reference)))
         size = trajectory.guided(error).square().mean().sqrt()
-        found.append(np.log(max(float(moved_by), 1e-9) / max(float(size), 1e-9)))
-    return np.exp(np.interp(np.arange(len(calls)), at, found))
+        log_weights.append(np.log(max(float(moved_by), 1e-9) / max(float(size), 1e-9)))
+    return np.exp(np.interp(np.arange(len(calls)), at, log_weights))
 
 
 @contextmanager

@@ -30,8 +30,8 @@ class UNetCall:
     @property
     def latents(self) -> Tensor:
         """``[B, C, H, W]``, on the CPU."""
-        found: Tensor = self.arguments["sample"]
-        return found
+        latents: Tensor = self.arguments["sample"]
+        return latents
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone().to(device)
     if isinstance(value, Mapping):
-        return {name: moved(each, device) for name, each in value.items()}
+        return {name: moved(part, device) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(moved(each, device) for each in value)
+        return type(value)(moved(part, device) for part in value)
     return value

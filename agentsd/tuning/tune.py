@@ -32,17 +32,17 @@ from .workspace import Workspace
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning found.
+    """The result of tuning.
 
     Args:
-        schedule: The best schedule, with what it was tuned for.
-        front: Schedules that no other beats in both time and similarity, the fastest first: for
-            each its ``name``, ``time`` (as a share of an unpatched run), the similarity and what it
+        schedule: The best schedule, with the conditions it was tuned for.
+        front: Schedules that no other beats in both time and similarity, fastest first, each with
+            its ``name``, its ``time`` (as a share of an unpatched run), its similarity and what it
             does.
         report: All figures, as plain values.
         yaml: File of the schedule, if one was written.
         page: The HTML report, likewise.
-        stopped: Whether tuning was stopped before its end.
+        stopped: Whether tuning was stopped early.
     """
 
     schedule: Schedule
@@ -75,15 +75,16 @@ def tune(
 ) -> Tuning:
     """Find the fastest schedule that keeps to a budget, by measuring on this device.
 
-    Single steps of many candidates are measured along unpatched runs, and real images made with the
-    most promising. The images that judge the winner have other prompts than those that it was
-    chosen on. Ctrl-C, or ``cancelled``, ends it with the best so far.
+    Single steps of many candidates are measured along unpatched runs; the most promising candidates
+    then make real images. The winner is judged on other prompts than it was chosen on. Ctrl-C, or
+    ``cancelled``, ends tuning with the best schedule so far.
 
     Args:
         pipe: A pipeline with a UNet, on its device; a patch on it is removed.
-        budget: ``"psnr>=40"`` (dB), ``"ssim>=0.98"`` or ``"lpips<=0.1"``, which are to hold for 9
-            of 10 images, or ``"speed>=3"``.
-        prompts: Two or more, 40 are better; ten of them (of fewer than 19 about half) are held out.
+        budget: ``"psnr>=40"`` (dB), ``"ssim>=0.98"`` or ``"lpips<=0.1"``, which must hold for 9 of
+            10 images, or ``"speed>=3"``.
+        prompts: Two or more; 40 are better. Ten of them are held out, or about half if there are
+            fewer than 19.
         out: A ``.yaml`` file for the schedule. The report and all measurements go into a folder
             beside it, of the same name with ``.tuning``. ``None`` keeps no files.
         minutes: Time limit. More time finds better schedules.
@@ -93,7 +94,7 @@ def tune(
         call_kwargs: Further arguments of the pipeline's call.
         progress: Called often with a :class:`TuningProgress`.
         cancelled: Called often; returns whether to stop.
-        **settings: Of the images, as for :class:`agentsd.image_settings.ImageSettings`:
+        **settings: Settings of the images, as for :class:`agentsd.image_settings.ImageSettings`:
             ``num_inference_steps``, ``guidance_scale``, ``height``, ``width``, ``seed``.
 
     Returns:
@@ -136,15 +137,15 @@ def tune(
         clock = Clock(minutes, progress, cancelled)
         tuner = Tuner(pipe, wanted, images, workspace, clock, call_kwargs or {})
         stopped = _run(tuner)
-        found = figures(tuner, now, stopped=stopped)
-        text = tuned_yaml(found)
+        result = figures(tuner, now, stopped=stopped)
+        text = tuned_yaml(result)
         page = None
         if file is not None:
-            write_whole(workspace.folder / "report.json", json.dumps(found, indent=1).encode())
+            write_whole(workspace.folder / "report.json", json.dumps(result, indent=1).encode())
             write_whole(file, text.encode())
-            page = write_report(found, workspace.folder, text)
-    front = [{"name": name, **found["variants"][name]} for name in found["front"]]
-    return Tuning(Schedule.from_yaml(text), front, found, file, page, stopped)
+            page = write_report(result, workspace.folder, text)
+    front = [{"name": name, **result["variants"][name]} for name in result["front"]]
+    return Tuning(Schedule.from_yaml(text), front, result, file, page, stopped)
 
 
 def _checked(out: Path) -> Path:

@@ -32,7 +32,7 @@ ANCHOR = "balanced"
 """The preset that shows which images are hard."""
 
 MIN_IMAGE_BUDGET, FULL_IMAGE_BUDGET = 30, 70
-"""Time limits, in unpatched images: the least that tuning needs, and enough for all its images."""
+"""Time limits, in unpatched images: the minimum for tuning, and enough for all its images."""
 
 TRAJECTORIES = 2
 """Number of unpatched runs that are recorded."""
@@ -56,9 +56,9 @@ class Tuner:
     """Measures a pipeline and its schedules.
 
     Args:
-        pipe: Unpatched, and again so after each stage.
+        pipe: An unpatched pipeline; unpatched again after each stage.
         budget: The budget that the schedule must meet.
-        images: To tune and to judge on; their number may be cut to fit the time limit.
+        images: Images to tune and to judge on; fewer are used if the time limit requires it.
         workspace: Keeps all measurements.
         clock: Keeps the time.
         call_kwargs: Further arguments of the pipeline's call.
@@ -95,31 +95,32 @@ class Tuner:
         make_image(self.pipe, short, call_kwargs=self.call_kwargs)
         number = 0
         while number < len(self.images.tuning):
-            found = self._reference(number)
+            reference = self._reference(number)
             if number == 0:
-                there = sum(name.startswith(f"{UNPATCHED}-") for name in self.made)
-                self._cut_to_time(found.seconds, there)
+                existing = sum(name.startswith(f"{UNPATCHED}-") for name in self.made)
+                self._cut_to_time(reference.seconds, existing)
             number += 1
         self.clock.begin("time of a step", None)
         trajectory = self._trajectories()[0]
         schedules = [Schedule.preset(name) for name in Schedule.presets()]
         num_steps = trajectory.calls[0].position.num_steps
-        schedules += [schedule_of(each, num_steps) for each in uniform_candidates(num_steps)]
+        candidates = uniform_candidates(num_steps)
+        schedules += [schedule_of(candidate, num_steps) for candidate in candidates]
         seconds = {Kind.from_json(line): line["seconds"] for line in self.workspace.lines("costs")}
         if not seconds:
             seconds = measure_steps(self.pipe, trajectory, schedules, self.clock.check)
-            for kind, each in seconds.items():
-                self.workspace.append("costs", {**kind._asdict(), "seconds": each})
+            for kind, cost in seconds.items():
+                self.workspace.append("costs", {**kind._asdict(), "seconds": cost})
         self.costs = StepCosts(seconds, rest=0.0)
         unpatched = self.costs.run(None, trajectory)
-        whole = median(each.seconds for each in self.references)
+        whole = median(reference.seconds for reference in self.references)
         self.costs.rest = max(whole - unpatched, 0.0)
 
-    def _cut_to_time(self, seconds: float, there: int) -> None:
+    def _cut_to_time(self, seconds: float, existing: int) -> None:
         """Use fewer images if an unpatched one takes long, but at least those already made."""
         affordable = self.clock.limit / seconds
-        share = min(1.0, max(affordable / FULL_IMAGE_BUDGET, there / TUNING))
-        if affordable < MIN_IMAGE_BUDGET and not there:
+        share = min(1.0, max(affordable / FULL_IMAGE_BUDGET, existing / TUNING))
+        if affordable < MIN_IMAGE_BUDGET and not existing:
             minutes = MIN_IMAGE_BUDGET * seconds / 60
             raise SettingsError(
                 f"minutes: an unpatched image takes {seconds:.1f} s here, and tuning needs at "
@@ -127,9 +128,9 @@ class Tuner:
                 "a smaller size"
             )
         first, held_out, more = self.images
-        tuning, judging = (max(2, round(share * len(each))) for each in (first, held_out))
+        tuning, judging = (max(2, round(share * len(images))) for images in (first, held_out))
         self.images = Images(first[:tuning], held_out[:judging], first[tuning:] + more)
-        # Judging makes an unpatched image, a tuned one and a preset's of each.
+        # Judging makes each image three times: unpatched, tuned and with a preset.
         self.clock.reserved = 2.2 * seconds * judging
 
     def _trajectories(self) -> list[Trajectory]:
@@ -140,9 +141,10 @@ class Tuner:
     def _reference(self, number: int) -> TimedImage:
         """Load or make the next unpatched image."""
         name = f"{UNPATCHED}-{number}"
-        found = self.made[name] if name in self.made else self._make_reference(number, name)
-        self.references.append(found)
-        return found
+        existing = self.made.get(name)
+        reference = self._make_reference(number, name) if existing is None else existing
+        self.references.append(reference)
+        return reference
 
     def _make_reference(self, number: int, name: str) -> TimedImage:
         self.clock.check()
@@ -167,7 +169,7 @@ class Tuner:
         self.clock.begin("screening", None)
         assert self.costs is not None
         trajectories = self._trajectories()
-        found = screen(
+        screened = screen(
             self.pipe, trajectories, self.costs, self.workspace, self.clock, self.call_kwargs
         )
         unpatched = self.costs.run(None, trajectories[0])
@@ -177,14 +179,14 @@ class Tuner:
             for preset in [Schedule.preset(name)]
         ]
         presets = {entry.schedule.phases for entry in entries}
-        for number, each in enumerate(found, start=1):
-            if each.schedule.phases not in presets and each.time < 1:
-                entries.append(RaceEntry(f"candidate {number}", *each))
+        for number, candidate in enumerate(screened, start=1):
+            if candidate.schedule.phases not in presets and candidate.time < 1:
+                entries.append(RaceEntry(f"candidate {number}", *candidate))
         self.race = Race(entries, self.budget, len(self.images.tuning), self._measure)
         self._recall(range(self.race.images))
 
     def _recall(self, images: Container[int]) -> None:
-        """Load what an earlier run measured on images, by number."""
+        """Load an earlier run's measurements of images, by number."""
         assert self.race is not None
         entries = {schedule_hash(entry.schedule): entry for entry in self.race.entries.values()}
         for line in self.workspace.lines("values"):
@@ -197,10 +199,10 @@ class Tuner:
         self.clock.check_stage()
         with patched(self.pipe, entry.schedule):
             made = self._make(self.images.tuning[image])
-        found = self._similarity(made, self.references[image])
-        line = {"schedule": schedule_hash(entry.schedule), "image": image, **found}
+        similarity = self._similarity(made, self.references[image])
+        line = {"schedule": schedule_hash(entry.schedule), "image": image, **similarity}
         self.workspace.append("values", line)
-        return found[self.budget.similarity]
+        return similarity[self.budget.similarity]
 
     def _similarity(self, made: TimedImage, reference: TimedImage) -> Similarity:
         return {
@@ -239,7 +241,7 @@ class Tuner:
         """
         _, held_out, more = self.images
         best, preset = self.best(), self.best_preset()
-        if best is None or self.budget.metric == SPEED:  # images do not change how fast it is
+        if best is None or self.budget.metric == SPEED:  # more images do not change the speed
             return
         for number, settings in enumerate(more, start=race.first):
             self.clock.check_stage()
@@ -251,9 +253,9 @@ class Tuner:
             if preset is not None:
                 race.make(preset, number)
             if not race.may_meet(best, race.first + len(more)):
-                found = race.winner(race.entries.values())
-                assert found is not None
-                best = found
+                winner = race.winner(race.entries.values())
+                assert winner is not None
+                best = winner
             self._show_best()
 
     def _widen_front(self, race: Race) -> None:
@@ -300,8 +302,8 @@ class Tuner:
         schedules = {UNPATCHED: None, chosen: best.schedule}
         if preset is not None and preset is not best:
             schedules[preset.name] = preset.schedule
-        variants = {name: with_schedule(each) for name, each in schedules.items()}
-        key = {name: schedule_hash(each) for name, each in schedules.items()}
+        variants = {name: with_schedule(schedule) for name, schedule in schedules.items()}
+        key = {name: schedule_hash(schedule) for name, schedule in schedules.items()}
         known = {
             line["image"]: line for line in self.workspace.lines("judged") if line["of"] == key
         }
@@ -311,8 +313,7 @@ class Tuner:
             if number not in known:
                 known[number] = {"image": number, "of": key, **self._turn(variants, number)}
                 self.workspace.append("judged", known[number])
-            found = known[number]
-            self.judged.append({name: found[name] for name in schedules})
+            self.judged.append({name: known[number][name] for name in schedules})
             self.clock.check()
 
     def _turn(self, variants: Mapping[str, Any], number: int) -> dict[str, Similarity]:
@@ -320,8 +321,8 @@ class Tuner:
         images = interleaved(self.pipe, variants, settings, number, call_kwargs=self.call_kwargs)
         made = dict(images)
         line = {}
-        for name, each in made.items():
-            self.workspace.save_image(f"held-out-{number}-{name}", each)
-            similarity = {} if name == UNPATCHED else self._similarity(each, made[UNPATCHED])
-            line[name] = {"seconds": each.seconds, **similarity}
+        for name, image in made.items():
+            self.workspace.save_image(f"held-out-{number}-{name}", image)
+            similarity = {} if name == UNPATCHED else self._similarity(image, made[UNPATCHED])
+            line[name] = {"seconds": image.seconds, **similarity}
         return line

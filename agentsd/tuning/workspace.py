@@ -27,7 +27,7 @@ class Workspace:
         resume: Whether the folder may already hold a run, which must have the same settings.
 
     Raises:
-        SettingsError: If it holds a run and ``resume`` is false, or that run had other settings.
+        SettingsError: If it holds a run and ``resume`` is false, or if that run had other settings.
         OutputError: If the folder cannot be written to.
     """
 
@@ -38,7 +38,7 @@ class Workspace:
         if file.exists():
             if not resume:
                 raise SettingsError(
-                    f"{folder} holds a tuning run already; resume it (--resume), or write to "
+                    f"{folder} already holds a tuning run; resume it (--resume), or write to "
                     "another --out"
                 )
             _check_same(file, settings)
@@ -52,13 +52,13 @@ class Workspace:
 
     def images(self) -> dict[str, TimedImage]:
         """The saved images by name, with their seconds."""
-        found = {}
+        images = {}
         for line in self.lines("images"):
             file = self.folder / f"{line['name']}.png"
             if file.exists():
                 with Image.open(file) as image:
-                    found[line["name"]] = TimedImage(image.convert("RGB"), line["seconds"])
-        return found
+                    images[line["name"]] = TimedImage(image.convert("RGB"), line["seconds"])
+        return images
 
     def trajectory_file(self, number: int) -> Path:
         """File of an image's trajectory."""
@@ -75,7 +75,7 @@ class Workspace:
             file.write(json.dumps(line) + "\n")
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The lines of a JSON Lines file, skipping one that was cut off by a kill."""
+        """The lines of a JSON Lines file, skipping incomplete ones."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
             return

@@ -20,9 +20,9 @@ class Features(NamedTuple):
     """Features of an image set, and what was skipped."""
 
     values: Floats  # [N, D]
-    images: list[ImageEntry]  # those N
+    images: list[ImageEntry]  # the N images
     skipped: list[str]
-    """For each skipped image its name and what is wrong with it."""
+    """Name and problem of each skipped image."""
     computed: int
     """How many were not in the cache."""
 
@@ -42,13 +42,13 @@ def extract(
         images: The images.
         extractor: The network.
         options: How to read the images.
-        folder: Of the cache; by default :func:`cache_folder`.
+        folder: Folder of the cache; by default :func:`cache_folder`.
         batch_size: Images per batch; more is faster on a GPU and takes more memory.
         progress: Called with the number of images done.
 
     Raises:
-        EvaluationError: Names the first image that cannot be used, unless such images are skipped;
-            or if no image is left.
+        EvaluationError: If an image cannot be used and such images are not skipped (names the
+            first), or if no image is left.
     """
     cache = FeatureCache((folder or cache_folder()) / extractor.identity)
     work = _Extraction(images, extractor, options or ReadOptions(), cache)
@@ -103,7 +103,7 @@ class _Extraction:
             self._skip(str(error))
 
     def compute(self) -> None:
-        """Compute and cache the features of the images that wait."""
+        """Compute and cache the features of the waiting images."""
         indices, keys, images = zip(*self.waiting, strict=True)
         features = self.extractor([*images])
         finite = [bool(np.isfinite(row).all()) for row in features]

@@ -27,7 +27,7 @@ class Extractor:
         network: Holds the weights; moved to ``device``.
         kind: Its name in the cache.
         settings: Everything besides the weights that the features depend on, as text.
-        embed: Maps images (RGB, of one size) and a device to features ``[B, D]``.
+        embed: Maps RGB images of the same size and a device to features ``[B, D]``.
         device: Where to run it.
     """
 
@@ -46,7 +46,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> Floats:
-        """Compute the features ``[B, D]`` of RGB images of one size."""
+        """Compute the features ``[B, D]`` of RGB images of the same size."""
         return np.asarray(self.embed(images, self.device).float().cpu().numpy())
 
 
@@ -153,7 +153,7 @@ def load_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
 
 
 def load_clip(name: str, device: str | torch.device = "cpu") -> Clip:
-    """Load an extractor that has to be a CLIP.
+    """Load a CLIP by name.
 
     Args:
         name: ``clip:MODEL`` or ``pocket``, as for :func:`load_extractor`.

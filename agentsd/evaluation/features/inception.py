@@ -1,6 +1,6 @@
 """The Inception network of FID, for its weights of 2015-12-05.
 
-Our own, because torch-fidelity, whose network torchmetrics uses, imports torchvision.
+Implemented here because torch-fidelity, whose network torchmetrics uses, imports torchvision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...errors import EvaluationError
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-"""Names of the weights in pytorch-fid and torch-fidelity; the files are identical."""
+"""File names of the weights in pytorch-fid and torch-fidelity; the files are identical."""
 
 DIGEST = "6726825d"
 """First digits of the SHA-256 of the standard weights."""
@@ -34,20 +34,20 @@ def weights_file(path: Path | None = None) -> Path:
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     choices = [path] if path else [cache / name for name in FILES]
-    found = next((choice for choice in choices if choice.is_file()), None)
-    if found is None:
+    file = next((choice for choice in choices if choice.is_file()), None)
+    if file is None:
         raise EvaluationError(
             f"no Inception weights at {choices[0]}; get {FILES[0]} from the releases of "
             f"mseitzer/pytorch-fid on GitHub (tag fid_weights) and put it into {cache}, or pass "
             "its path as --features inception:PATH"
         )
-    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith(DIGEST):
         raise EvaluationError(
-            f"{found} is not the standard weights file (SHA-256 {digest[:8]}…, expected "
+            f"{file} is not the standard weights file (SHA-256 {digest[:8]}…, expected "
             f"{DIGEST}…); FIDs from other weights cannot be compared: get {FILES[0]} again"
         )
-    return found
+    return file
 
 
 def load(path: Path) -> Inception:

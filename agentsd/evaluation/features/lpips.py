@@ -1,6 +1,6 @@
 """The LPIPS network: AlexNet with torchvision's weights, and torchmetrics' channel weights.
 
-Our own, because torchmetrics and torch-fidelity both build theirs with torchvision.
+Implemented here because torchmetrics and torch-fidelity both build theirs with torchvision.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Lpips(nn.Module):
         return maps
 
     def between(self, a: ArrayLike, b: ArrayLike) -> float:
-        """Distance of two 8-bit images ``[H, W, 3]`` of one size: 0 for equal ones."""
+        """Distance of two 8-bit images ``[H, W, 3]`` of the same size; 0 for identical images."""
         x, y = (
             torch.from_numpy(np.asarray(z, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
             for z in (a, b)

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 class FeatureCache:
-    """Features by key in one folder, with a file for each batch.
+    """Features by key in one folder, with one file per batch.
 
     Args:
         folder: Where the files are; created by the first :meth:`put`.
@@ -89,7 +89,7 @@ def load_statistics(path: str | Path) -> FeatureStatistics:
 
 
 def save_statistics(path: str | Path, statistics: FeatureStatistics) -> None:
-    """Save statistics in a form that pytorch-fid can read, too.
+    """Save statistics in pytorch-fid's format.
 
     Raises:
         EvaluationError: If the file cannot be written.

@@ -1,4 +1,4 @@
-"""Sets of images to measure: a folder, a run of agentsd, or a webdataset tar."""
+"""Sets of images to measure: a folder, an agentsd run, or a webdataset tar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 def read_image_set(source: str | Path, *, unfinished: bool = False) -> list[ImageEntry]:
     """List the images of a set, sorted by name, or in the order of the manifest.
 
-    Other files in the set, which are not read, are counted in a warning.
+    A warning counts the files in the set that are not read.
 
     Args:
         source: A folder, read with its subfolders (linked ones too, hidden ones not); a folder with
@@ -38,7 +38,7 @@ def read_image_set(source: str | Path, *, unfinished: bool = False) -> list[Imag
     """
     path = Path(source)
     if path.name == "images" and (path.parent / RUN).is_file():
-        path = path.parent  # whose manifest lists hidden images, and missing ones
+        path = path.parent  # its manifest shows which images are hidden or missing
     if path.is_dir():
         images = read_run(path, unfinished) if is_run_or_manifest(path) else read_folder(path)
     elif path.is_file() and path.suffix == ".tar":

@@ -16,7 +16,7 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),
     ".webp",
 )
-"""Those that pytorch-fid reads, other names of JPEG, and GIF."""
+"""Suffixes that pytorch-fid reads, other names of JPEG, and GIF."""
 
 HIDDEN = "replaced with a black image by a safety checker"
 
@@ -55,7 +55,7 @@ def visible(images: list[ImageEntry]) -> list[ImageEntry]:
     """The images that no safety checker replaced with a black one.
 
     Raises:
-        EvaluationError: If none is left.
+        EvaluationError: If no image is left.
     """
     left = [image for image in images if not image.hidden]
     if not left:
@@ -93,11 +93,11 @@ def read_bytes(file: Path) -> bytes:
 
 
 def warn_of_unread_files(place: Path, kinds: list[str]) -> None:
-    """Count the files of a set that are not read in a warning.
+    """Warn of the files in a set that are not read, with their counts.
 
     Args:
         place: The folder or tar.
-        kinds: The suffix, or else the name, of each such file.
+        kinds: For each such file its suffix, or its name if it has none.
     """
     if kinds:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(sorted(kinds)).items())

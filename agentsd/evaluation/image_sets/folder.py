@@ -42,11 +42,11 @@ MANIFEST = "manifest.jsonl"
 
 
 def read_manifest(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
-    """The records of a manifest: JSON objects, one a line, each with at least a ``file``.
+    """The records of a manifest: JSON objects, one per line, each with at least a ``file``.
 
     Args:
         path: Path of the manifest.
-        growing: Ignore a last line without a line end, which an interrupted run may leave.
+        growing: Ignore an incomplete last line, which an interrupted run may leave.
 
     Raises:
         EvaluationError: Names the file and the line.

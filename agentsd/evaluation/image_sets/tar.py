@@ -55,14 +55,14 @@ def _add(
     """Add a file to its sample.
 
     Raises:
-        EvaluationError: If the sample has such a file or image, as where shards were joined.
+        EvaluationError: If the sample already has such a file or image, as after joining shards.
     """
     parts = samples.setdefault(key, {})
     kind = SUFFIXES if suffix in SUFFIXES else (suffix,)
     if other := next((parts[known] for known in kind if known in parts), None):
         raise EvaluationError(
             f"{path}: the key {key!r} occurs twice ({other.name}, {member.name}); give each sample "
-            "a key of its own, or keep shards that use the same keys in separate tars"
+            "its own key, or keep shards that use the same keys in separate tars"
         )
     parts[suffix] = member
 

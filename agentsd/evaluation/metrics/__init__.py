@@ -1,6 +1,6 @@
 """Metrics as pure functions: arrays in, figures out, in float64.
 
-They know nothing of files, networks or the patch; :mod:`agentsd.evaluation.features` turns images
+They do not know files, networks or the patch; :mod:`agentsd.evaluation.features` turns images
 into the arrays.
 """
 

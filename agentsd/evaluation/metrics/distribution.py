@@ -51,7 +51,7 @@ def fid(features: ArrayLike, reference: ArrayLike | FeatureStatistics) -> Estima
 
     Args:
         features: ``[N, D]``, at least two rows, all finite.
-        reference: Features ``[M, D]``, or statistics, which then count as exact.
+        reference: Features ``[M, D]``, or statistics, which are taken as exact.
 
     Returns:
         The distance in float64, in squared units of the features, in [0, ∞) (0 for equal sets),
@@ -126,7 +126,7 @@ def fid_infinity(
         features: ``[N, D]``, at least 20 rows, all finite.
         reference: As for :func:`fid`; the bias from its own size remains.
         points: Number of subset sizes, at least 3; more is steadier and takes longer.
-        seed: Of the random subsets.
+        seed: Seed of the random subsets.
 
     Returns:
         The intercept in float64, in squared units of the features, with the 95 % interval of the
@@ -155,7 +155,7 @@ def fid_infinity(
 
 
 def fid_bias_warning(images: int, dimensions: int) -> str | None:
-    """A warning for an FID from too few images; ``None`` where they are enough.
+    """A warning for an FID from too few images; ``None`` if there are enough.
 
     Example:
         >>> fid_bias_warning(50000, 2048) is None
@@ -174,7 +174,7 @@ def kid(features: ArrayLike, reference: ArrayLike) -> Estimate:
 
     The unbiased estimate of the squared maximum mean discrepancy under the kernel
     ``(x·y / D + 1)³``, over all images rather than averaged over random subsets, so that it does
-    not depend on a seed. Its influences are those of leaving one image out.
+    not depend on a seed. Its influences come from leaving out one image at a time.
 
     Args:
         features: ``[N, D]``, at least three rows, all finite.
@@ -182,8 +182,8 @@ def kid(features: ArrayLike, reference: ArrayLike) -> Estimate:
 
     Returns:
         The distance in float64, dimensionless and not multiplied by 1,000, with its influences. It
-        is unbiased at any N, and so can fall a little below 0 for similar sets: for a set with
-        itself by about 1/N.
+        is unbiased at any N, so it can be slightly below 0 for similar sets: by about 1/N for a set
+        and itself.
 
     Raises:
         EvaluationError: If the features have a wrong shape, too few rows, NaN or infinity, or if

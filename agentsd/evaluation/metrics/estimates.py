@@ -21,7 +21,7 @@ def as_features(features: ArrayLike, min_rows: int = 2) -> Array:
 
     Args:
         features: ``[N, D]``, one row per image.
-        min_rows: The fewest images that the metric can use.
+        min_rows: Minimum number of images that the metric needs.
 
     Raises:
         EvaluationError: If the array has another shape, fewer than ``min_rows`` rows, NaN or
@@ -45,7 +45,7 @@ def check_dimensions(images: int, reference: int) -> None:
     """Check that two sets have features of the same dimension.
 
     Raises:
-        EvaluationError: If they do not.
+        EvaluationError: If the dimensions differ.
     """
     if images != reference:
         raise EvaluationError(
@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
 
     value: float
     influence: Array  # [N], of each image; their mean is 0
-    reference_influence: Array | None = None  # [M]; None where the reference counts as exact
+    reference_influence: Array | None = None  # [M]; None if the reference is taken as exact
 
     @property
     def error(self) -> float:
@@ -82,8 +82,8 @@ def paired_difference(a: Estimate, b: Estimate, groups: ArrayLike) -> Interval:
     """Difference of two estimates with the same reference, paired image by image.
 
     Args:
-        a: Of ``N`` images.
-        b: Of as many images, made from the same prompts and seeds, in the same order.
+        a: Estimate from ``N`` images.
+        b: Estimate from ``N`` images of the same prompts and seeds, in the same order.
         groups: ``[N]`` labels, such as prompts; images of one group are correlated.
 
     Returns:
