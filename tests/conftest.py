@@ -136,7 +136,7 @@ def pipe(tmp_path: Path) -> Any:
 def small_pocket(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of a process whose pocket model makes images of 128 × 128 pixels by default.
 
-    A quarter of the true one's size, and a tenth of its time.
+    Half the size of the true one: the smallest at which the schedules change something.
     """
     place = tmp_path_factory.mktemp("small_pocket")
     shutil.copytree(ROOT / "agentsd", place / "agentsd")
@@ -144,7 +144,7 @@ def small_pocket(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     config = place / "agentsd" / "pocket" / "unet" / "config.json"
     text = config.read_text(encoding="utf-8")
     assert '"sample_size": 64' in text
-    config.write_text(text.replace('"sample_size": 64', '"sample_size": 16'), encoding="utf-8")
+    config.write_text(text.replace('"sample_size": 64', '"sample_size": 32'), encoding="utf-8")
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PYTHONPATH": str(place), "PATH": commands}
 

@@ -26,7 +26,7 @@ from agentsd.models.options import PipelineOptions
 
 pytestmark = pytest.mark.browser
 
-SLOW = 30_000
+SLOW = 60_000
 """Milliseconds to wait for an image on a busy machine."""
 
 COMMENTED = "# mine\nphases:\n- method: keys\n  sx: 4\n  sy: 4\n"

@@ -31,7 +31,7 @@ from agentsd.schedule import Schedule
 
 pytestmark = pytest.mark.browser
 
-SLOW = 30_000
+SLOW = 60_000
 """Milliseconds to wait for an image on a busy machine."""
 
 expect.set_options(timeout=15_000)

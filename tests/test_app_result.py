@@ -18,7 +18,7 @@ from agentsd.generation.image_files import read_record
 
 pytestmark = pytest.mark.browser
 
-SLOW = 30_000
+SLOW = 60_000
 """Milliseconds to wait for an image on a busy machine."""
 
 expect.set_options(timeout=15_000)
