@@ -403,7 +403,8 @@ def test_the_command(
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     out = tmp_path / "mine.yaml"
     given = {"--budget": "psnr>=30", "--prompts": tmp_path / "prompts.txt", "--out": out}
-    given |= {"--model": tmp_path / "model", "--device": "cpu", "--steps": 5, "--size": 64}
+    given |= {"--model": tmp_path / "model", "--device": "cpu", "--num-inference-steps": 5}
+    given |= {"--height": 64, "--width": 64}
     with pytest.raises(SystemExit, match="0"):
         main(["tune", *(str(part) for pair in given.items() for part in pair), "--json"])
     report = json.loads(capsys.readouterr().out)
