@@ -119,7 +119,7 @@ class Schedule(StrictModel):
         """Whether any phase turns on ``option``."""
         return any(phase.enables(option) for phase in self.phases)
 
-    def does_as(self, other: Schedule) -> bool:
+    def is_equivalent_to(self, other: Schedule) -> bool:
         """Whether another schedule does the same in every step; measurements do not count."""
         return (self.phases, self.seed) == (other.phases, other.seed)
 

@@ -185,7 +185,7 @@ def test_controls_and_yaml_agree() -> None:
     assert bounded == {"method": "keys", "keys": 64, "sx": 8, "min_tokens": 0}
     schedule = Schedule.preset("paper")
     again = Schedule.from_dict(phase_edits.concise(schedule))
-    assert again.does_as(schedule)
+    assert again.is_equivalent_to(schedule)
     phases = phase_edits.add_phase(phase_edits.concise(schedule)["phases"])
     assert [phase.get("until") for phase in phases] == [0.4, 0.7, None]
     assert Schedule(phases=phases)

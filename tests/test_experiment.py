@@ -350,7 +350,7 @@ def test_scheduler_is_changed_for_the_run(run: Any, small_pipe: Any, tmp_path: P
         ("prompts: [a]\nvariants: {a/b: {schedule: faithful}}", "'a/b' must consist of letters"),
         (
             "prompts: [a]\nvariants: {x: {schedule: {phases: [{method: keys, strid: 2}]}}}",
-            r"variants\.x: phase 1: unknown key 'strid'",
+            r"variants\.x: phase 1: method 'keys' does not read 'strid'",
         ),
     ],
 )

@@ -506,5 +506,5 @@ def test_what_was_measured_goes_with_a_change_and_is_kept_in_files() -> None:
     assert Schedule.from_yaml(schedule.to_yaml()).measured == schedule.measured != ()
     changed = schedule.override(sx=4)
     assert changed.measured == ()
-    assert not changed.does_as(schedule)
-    assert changed.override(sx=2).does_as(schedule)
+    assert not changed.is_equivalent_to(schedule)
+    assert changed.override(sx=2).is_equivalent_to(schedule)

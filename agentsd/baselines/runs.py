@@ -12,6 +12,7 @@ from torch import Tensor
 from ..attributes import replaced_attribute
 from ..errors import MissingPackageError, PatchError
 from ..patching.diffusers_internals import UNet2DConditionOutput
+from ..patching.forecasts import lagrange_weights
 from ..patching.layers import find_unet
 
 
@@ -102,11 +103,11 @@ def taylorseer(pipe: Any, interval: int = 3, order: int = 2) -> AbstractContextM
     if type(order) is not int or not 0 <= order <= 4:
         raise PatchError(f"taylorseer: order must be 0 to 4 (got {order})")
 
-    def weights(known: Sequence[float], x: float) -> list[float]:
+    def of_last(known: Sequence[float], x: float) -> list[float]:
         nodes = known[-1 - order :]
-        return [0.0] * (len(known) - len(nodes)) + _lagrange(nodes, x)
+        return [0.0] * (len(known) - len(nodes)) + lagrange_weights(nodes, x)
 
-    return _forecast_output(pipe, "taylorseer", interval, order + 1, weights)
+    return _forecast_output(pipe, "taylorseer", interval, order + 1, of_last)
 
 
 def spectrum(
@@ -140,14 +141,6 @@ def spectrum(
         return list(at @ np.linalg.solve(fitted.T @ fitted + ridge * np.eye(degree + 1), fitted.T))
 
     return _forecast_output(pipe, "spectrum", interval, 3, weights)
-
-
-def _lagrange(nodes: Sequence[float], x: float) -> list[float]:
-    """The Lagrange weights at ``x`` of the values at ``nodes``."""
-    return [
-        float(np.prod([(x - other) / (node - other) for other in nodes if other != node]))
-        for node in nodes
-    ]
 
 
 @contextmanager

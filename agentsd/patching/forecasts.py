@@ -78,11 +78,11 @@ def planned_calls(schedule: Schedule, num_steps: int) -> list[tuple[Phase, bool]
     return [(schedule.phase_at(step, num_steps), is_whole) for step, is_whole in enumerate(whole)]
 
 
-def weights(places: Sequence[float], x: float) -> list[float]:
+def lagrange_weights(places: Sequence[float], x: float) -> list[float]:
     """The Lagrange weights at ``x`` of values known at ``places``.
 
     Example:
-        >>> weights([0, 2], 3)
+        >>> lagrange_weights([0, 2], 3)
         [-0.5, 1.5]
     """
     return [

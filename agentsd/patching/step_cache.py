@@ -216,7 +216,8 @@ class StepCache:
         key, latents = _KEY.get(), inputs["sample"]
         tensors = list(_tensors({k: v for k, v in inputs.items() if k not in CHANGES}))
         kind = [(x.shape, x.dtype, x.device) for x in (latents, *tensors)], sorted(inputs)
-        listed = [s for s in self._streams if s.key == key and s.call.is_of_the_same_list_as(call)]
+        of_list = [s for s in self._streams if s.call.is_of_the_same_list_as(call)]
+        listed = [s for s in of_list if s.key == key]
         alike = [s for s in listed if s.kind == kind]
         rivals = _of_conditioning(alike, tensors)
         stream, problem = _continued(rivals, alike, call, latents)
@@ -237,7 +238,7 @@ class StepCache:
             same_step = call.step_of(call.place) == stream.step
             stream.number = stream.number + 1 if same_step else 0
         stream.call, stream.latents, stream.called = call, _Seen(latents), self._count
-        stream.opens, stream.calls = not listed, stream.calls + 1
+        stream.opens, stream.calls = not of_list, stream.calls + 1
         # Images in turn differ by one call at most: a stream that others have overtaken is over.
         if stream.calls > 2:
             self._streams = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ScheduleError
 from ..schedule import Phase, Schedule
 from .denoising_step import Call, Position, find_call, position_of
-from .forecasts import forecast, has_light_steps, usable, weights
+from .forecasts import forecast, has_light_steps, lagrange_weights, usable
 from .light_steps import light_step_conflict
 from .run_log import RunLog
 from .step_cache import StepCache, Stream
@@ -171,7 +171,7 @@ class FollowRuns:
         if not known:
             return decision._replace(records=True), None
         earlier = [feature.step for feature in known]
-        used = dict(zip(earlier, weights(earlier, position.step), strict=True))
+        used = dict(zip(earlier, lagrange_weights(earlier, position.step), strict=True))
         return decision._replace(forecast=forecast(known, position.step)), used
 
     def _warn_of_no_run(self, scheduler: Any) -> None:

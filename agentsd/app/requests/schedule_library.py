@@ -60,8 +60,8 @@ class ScheduleLibrary:
 
     def name_of(self, schedule: Schedule) -> str:
         """The name of a schedule in the library; :data:`CUSTOM` if it has none."""
-        alike = (name for name, known in self._all.items() if known.schedule.does_as(schedule))
-        return next(alike, CUSTOM)
+        names = (n for n, known in self._all.items() if known.schedule.is_equivalent_to(schedule))
+        return next(names, CUSTOM)
 
 
 def ordered(
