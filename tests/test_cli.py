@@ -304,6 +304,7 @@ def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
     return folder / "pytorch_lora_weights.safetensors"
 
 
+@pytest.mark.slow
 def test_images_of_any_size_are_regenerated(run: Run, tmp_path: Path) -> None:
     """The size of a model or of an init image may be one that --height and --width refuse."""
     Image.new("RGB", (75, 49), "teal").save(tmp_path / "init.png")

@@ -253,6 +253,7 @@ def test_a_run_is_described(unet: Any) -> None:
     assert light < whole / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "keys"])
 def test_a_light_step_that_forecasts_the_output_costs_nothing(unet: Any, method: str) -> None:
     def work(**cache: int) -> float:

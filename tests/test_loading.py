@@ -211,6 +211,7 @@ def output_of(code: str) -> str:
     return made.stdout + made.stderr
 
 
+@pytest.mark.slow
 def test_loading_prints_nothing() -> None:
     assert output_of(LOADING.format(model=str(POCKET))) == ""
     assert "Loading" in output_of(AS_DIFFUSERS_DOES.format(model=str(POCKET)))  # the control

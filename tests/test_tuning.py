@@ -114,6 +114,7 @@ def test_a_probed_light_step_is_that_of_a_run(
     assert not np.allclose(np.sort(np.abs(wrong)), true, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_order_candidates_as_images_do(pipe: Any, trajectory: Trajectory) -> None:
     def draw() -> Any:
         return np.asarray(make_image(pipe, trajectory.settings).image, np.float64) / 255
