@@ -149,7 +149,7 @@ def test_yaml_is_checked_as_it_is_typed(page: Page, server: Server) -> None:
     open_advanced(page)
     box = page.locator("#yaml textarea")
     box.fill("phases:\n- method: keys\n  strid: 4\n")
-    expect(timeline(page)).to_contain_text("phase 1: unknown key 'strid'")
+    expect(timeline(page)).to_contain_text("phase 1: method 'keys' does not read 'strid'")
     box.fill("phases:\n- method: keys\n  sx: 4\n  sy: 4\n")
     expect(timeline(page)).to_contain_text("1,024 → 64 keys")
     expect(page.locator(".phase-1").first.get_by_label("number input for sx")).to_have_value("4")

@@ -412,7 +412,7 @@ def test_bad_yaml_names_file_and_key(run: Run, tmp_path: Path) -> None:
     code, _, err = run("--schedule", str(file))
     assert code == 2
     assert "mine.yaml" in err
-    assert "phase 1: unknown key 'strid'" in err
+    assert "phase 1: method 'keys' does not read 'strid'" in err
 
 
 @pytest.mark.slow

@@ -231,7 +231,7 @@ def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:
     attn.processor = type("Theirs", (AttnProcessor2_0,), {})()
     apply_patch(unet, "faithful")  # leaves that layer alone
     attn.set_processor(AttnProcessor2_0())
-    assert "apply it again" in str(by_name(inspect_patch(unet))[name].reason)
+    assert "apply the patch again" in str(by_name(inspect_patch(unet))[name].reason)
     apply_patch(unet, "faithful")
     assert by_name(inspect_patch(unet))[name].patched
 

@@ -29,13 +29,13 @@ def test_attention_over_frames_is_left_alone(name: str, tmp_path: Path) -> None:
     pipe, _ = PIPELINES[name](tmp_path)
     apply_patch(pipe, max_downsample=4)
     layers = inspect_patch(pipe).layers
-    over_frames = [x for x in layers if "motion" in x["name"] or "temporal" in x["name"]]
+    over_frames = [x for x in layers if "motion" in x.name or "temporal" in x.name]
     assert over_frames
     assert not any(layer.patched for layer in over_frames)
     if name == "AnimateDiff":  # SVD's are blocks of another class
-        reasons = {x.reason for x in over_frames if x["name"].endswith("attn1")}
+        reasons = {x.reason for x in over_frames if x.name.endswith("attn1")}
         assert reasons == {"it attends across frames, not across the image"}
-    others = [x for x in layers if x not in over_frames and x["name"].endswith("attn1")]
+    others = [x for x in layers if x not in over_frames and x.name.endswith("attn1")]
     assert all(layer.patched for layer in others)
 
 

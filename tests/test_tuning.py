@@ -433,7 +433,7 @@ def condition(**changes: Any) -> TunedFor:
 def test_differences_of_conditions() -> None:
     assert condition().differences(condition(model="another name for it")) == []
     assert condition().differences(condition(device="CPU")) == ["device CPU instead of GPU"]
-    assert "other weights" in condition().differences(condition(weights="v"))[0]
+    assert "different weights" in condition().differences(condition(weights="v"))[0]
     assert condition(weights=None).differences(condition(model="n")) == ["model n instead of m"]
 
 

@@ -138,6 +138,6 @@ def notes(phase: Phase, plan: Plan) -> list[str]:
         >>> from agentsd import Merge
         >>> phase = Merge(ratio=0.9)
         >>> notes(phase, phase.plan(64, 64))
-        ['ratio 0.9 is capped to 0.75: one token of each cell stays']
+        ['ratio 0.9 is capped to 0.75: one token of each cell is kept']
     """
     return [] if plan.untouched else phase.caps(plan)
