@@ -149,15 +149,16 @@ class Schedule(StrictModel):
         return Schedule(phases=phases, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and strings; :meth:`from_dict` reads them back."""
+        """Plain lists, dicts, numbers and strings; :meth:`from_dict` reads them back.
+
+        They leave out ``measured``, which would burden the record of every image.
+        """
         plain: dict[str, Any] = {
             "phases": [phase.to_dict() for phase in self.phases],
             "seed": self.seed,
         }
         if self.tuned_for is not None:
             plain["tuned_for"] = self.tuned_for.model_dump()
-        if self.measured:
-            plain["measured"] = [entry.model_dump(exclude_none=True) for entry in self.measured]
         return plain
 
     @classmethod
@@ -170,8 +171,9 @@ class Schedule(StrictModel):
         return cls(**_as_mapping(data, "a schedule"))
 
     def to_yaml(self) -> str:
-        """The schedule as YAML text."""
-        return dump_yaml(self.to_dict())
+        """The schedule as YAML text, with ``measured``."""
+        measured = [entry.model_dump(exclude_none=True) for entry in self.measured]
+        return dump_yaml(self.to_dict() | ({"measured": measured} if measured else {}))
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Schedule:

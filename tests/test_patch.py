@@ -511,7 +511,9 @@ class TestOthersSetProcessors:
             UserWarning, match=r"steps aside for Doubled.*set_default_attn_processor"
         ):
             unet.set_attn_processor(doubled)
-        with pytest.warns(UserWarning, match="agentsd does nothing: its processors were replaced with Doubled"):
+        with pytest.warns(
+            UserWarning, match="does nothing: its processors were replaced with Doubled"
+        ):
             assert torch.equal(call(unet, timestep=999), call(plain, timestep=999))
         layers = inspect_patch(unet).layers
         assert not any(layer.patched for layer in layers)

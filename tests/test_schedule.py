@@ -345,7 +345,8 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 
 class TestRoundTrip:
     def test_dict(self, schedule: Schedule) -> None:
-        assert Schedule.from_dict(schedule.to_dict()) == schedule
+        expected = schedule.model_copy(update={"measured": ()})  # which only files keep
+        assert Schedule.from_dict(schedule.to_dict()) == expected
 
     @pytest.mark.parametrize(
         "text",
