@@ -9,14 +9,7 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -31,17 +24,18 @@ def short_repr(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def _check_whole(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    if type(value) is int:
-        return check(value)
-    try:
-        return check(None)
-    except ValidationError as error:
-        raise PydanticCustomError("literal_error", error.errors()[0]["msg"]) from None
+class _NotAnInt:
+    """Shown like a value, but equal to no other."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return repr(self._value)
 
 
-Whole = WrapValidator(_check_whole)
-"""For a ``Literal`` of integers, which compares with ``==`` and would accept True and 1.0 as 1."""
+Whole = BeforeValidator(lambda value: value if type(value) is int else _NotAnInt(value))
+"""For a ``Literal`` of integers, which compares with ``==`` and so would accept True as 1."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2

@@ -312,7 +312,7 @@ def test_deepcache_is_refused(pipe: Any, preset: str) -> None:
     apply_patch(pipe, preset, min_tokens=0)
     expected = run(pipe)
     helper.enable()
-    with pytest.warns(UserWarning, match="each step whole: DeepCache"):
+    with pytest.warns(UserWarning, match="each step in full: DeepCache"):
         found, _ = kinds(pipe)
     assert set(found) == {"w"}
     assert all(inspect_patch(pipe, num_inference_steps=STEPS).whole_steps)
