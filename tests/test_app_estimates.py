@@ -15,6 +15,8 @@ from agentsd.app.result.sizes import offered_sizes, size_estimates
 from agentsd.patching.flops import Flops
 from agentsd.schedule import Schedule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:

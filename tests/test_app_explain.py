@@ -16,6 +16,8 @@ from agentsd.app.requests.catalog import ModelCatalog
 from agentsd.app.result import compare
 from agentsd.schedule import Schedule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:

@@ -24,6 +24,8 @@ from agentsd.app.result.comparisons import Comparisons, SavedComparison
 from agentsd.errors import LoadError, SettingsError
 from agentsd.models.options import PipelineOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:

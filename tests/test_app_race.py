@@ -17,6 +17,8 @@ from agentsd.app.jobs.time_estimator import PlannedImage
 from agentsd.app.result import race
 from agentsd.app.result.race_gif import playback_rate, race_gif
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:

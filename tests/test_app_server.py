@@ -26,6 +26,8 @@ from agentsd.generation.images import make_image
 from agentsd.image_settings import ImageSettings
 from agentsd.patching.patch import patched
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -44,6 +46,7 @@ def untouched(server: Server) -> bool:
     return not patched_layers(pipe.unet) and type(pipe.scheduler).__name__ == "DDIMScheduler"
 
 
+@pytest.mark.sample
 def test_compare_by_the_api(server: Server, client: Client) -> None:
     found = client.predict(**BASE, seed=3, schedule="faithful", scheduler="Euler a")
     assert found["psnr"] > 0

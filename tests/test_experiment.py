@@ -21,6 +21,8 @@ from agentsd.evaluation import experiment, report
 from agentsd.evaluation.protocol import UNPATCHED, load_protocol
 from agentsd.similarity import psnr
 
+pytestmark = pytest.mark.slow
+
 SMALL = """
 prompts: [a, b, c]
 num_inference_steps: 3
@@ -104,6 +106,7 @@ def test_quick_pocket_protocol_on_a_tiny_model(
     assert (out / "report.html").read_text() == page
 
 
+@pytest.mark.sample
 @pytest.mark.command("evaluate run")
 @pytest.mark.command("evaluate report")
 def test_the_commands(

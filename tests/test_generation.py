@@ -158,7 +158,7 @@ def test_records_of_other_versions_are_read(
     del old["revision"], old["transformers"]
     found = ImageRecord.from_dict(old)
     assert {name: getattr(found, name) for name in expected} == expected
-    assert found.schedule == SCHEDULE
+    assert found.schedule.is_equivalent_to(SCHEDULE)
 
 
 def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_a_light_step_that_forecasts_the_output_costs_nothing(unet: Any, method:
 
 
 def test_plain_values_are_json(pipe: Any) -> None:
-    plain = inspect_patch(apply_patch(pipe, TWO), num_inference_steps=4).to_dict()
+    plain = inspect_patch(apply_patch(pipe, TWO)).to_dict()
     assert json.loads(json.dumps(plain)) == plain
     agents = {"method": "agent", "tokens": 256, "merged_tokens": 154, "agents": 16, "keys": 154}
     assert plain["layers"][0]["phases"][0] == agents
@@ -285,6 +285,7 @@ def counted(unet: Any, place: int) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sdxl_unet, lambda: tiny_unet(num_class_embeds=9)])
 def test_work_is_counted_for_other_unets(make: Any) -> None:
     found = inspect_patch(apply_patch(make(), "paper"), num_inference_steps=3)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from reversal import check_likeness
-from sampling import sample_if
+from sampling import sample_if, with_samples
 from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, refiner, xl
@@ -112,7 +112,8 @@ def small(tmp_path: Path) -> Any:
     return tiny_pipeline(tmp_path, smallest_unet())
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "DDIMScheduler"))
 def test_seeds_and_nothing_else_decide(small: Any, name: str) -> None:
     assert faults(ours(given(small, name))) == set()
 

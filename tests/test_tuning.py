@@ -87,6 +87,7 @@ def test_a_trajectory_is_read_back_as_it_was(trajectory: Trajectory, tmp_path: P
         assert torch.equal(one.latents, other.latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("branch", "order"), [(0, 0), (0, 1), (0, 2), (-1, 1)])
 def test_a_probed_light_step_is_that_of_a_run(
     pipe: Any, trajectory: Trajectory, branch: int, order: int
