@@ -21,6 +21,8 @@ from agentsd.evaluation.features import Extractor
 
 Run = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
@@ -86,6 +88,7 @@ def test_hidden_images_are_left_out(run: Run, tmp_path: Path, figure: str) -> No
     assert "replaced with a black image" in err
 
 
+@pytest.mark.sample
 @pytest.mark.command("evaluate statistics")
 @pytest.mark.usefixtures("sets")
 def test_statistics_serve_fid(run: Run) -> None:
@@ -173,6 +176,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 ALL = ("fid", "kid", "precision-recall", "clip-score", "paired")
 
 
+@pytest.mark.sample
 @pytest.mark.command("evaluate score")
 @pytest.mark.usefixtures("sets")
 def test_figures_are_the_same_together_from_one_extraction(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from reversal import check_likeness
-from sampling import sample_if, with_samples
+from sampling import sample_if
 from scheduler_cases import NAMES, given, seeded
 from tiny_models import latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, refiner, xl
@@ -112,8 +112,7 @@ def small(tmp_path: Path) -> Any:
     return tiny_pipeline(tmp_path, smallest_unet())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "DDIMScheduler"))
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_seeds_and_nothing_else_decide(small: Any, name: str) -> None:
     assert faults(ours(given(small, name))) == set()
 
