@@ -464,6 +464,16 @@ def test_the_summary_tells_what_happened(pipe: Any) -> None:
     assert "<td>whole</td>" in summary(pipe)._repr_html_()
 
 
+def test_the_summary_repeats_no_warning(unet: Any) -> None:
+    apply_patch(unet, "faithful", min_tokens=10_000)
+    with pytest.warns(UserWarning, match="changes nothing"):
+        call(unet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert summary(unet).work == 1
+        assert inspect_patch(unet, num_inference_steps=4).work == 1
+
+
 def test_the_summary_tells_images_in_turn_apart(unet: Any) -> None:
     apply_patch(unet, "balanced", min_tokens=0)
     timesteps = torch.arange(999, 0, -80)

@@ -65,7 +65,8 @@ class Runtime:
         layers: Resolution (``downsample``) and number of heads of the patched layers.
             ``max_downsample=None`` means the highest resolution among them.
         policy: Decides which step a call belongs to, and whether it is light.
-        device: Kind of device that steps are planned for; by default the latents' device.
+        device: Kind of device that steps are planned for without running there, as when FLOPs are
+            counted, which warns of nothing; by default that of the latents.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Runtime:
         sample, phase = inputs["sample"], decision.phase
         height, width = sample.shape[-2:]
         step = self.step_at(decision.position, phase, height, width, sample)
-        if (height, width) not in self._sizes:
+        if self.device is None and (height, width) not in self._sizes:
             self._sizes.add((height, width))
             self._warn_if_idle(height, width, sample.device.type)
             self._warn_of_no_agents(height, width, sample.device.type)
