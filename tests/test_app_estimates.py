@@ -23,7 +23,6 @@ def pipe(tmp_path: Path) -> Any:
     return tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
 
 
-@pytest.mark.slow
 def test_rates_come_from_one_comparison_and_predict_other_sizes(pipe: Any) -> None:
     estimator = TimeEstimator(pipe)
 

@@ -29,7 +29,6 @@ def catalog(pipe: Any) -> ModelCatalog:
     return catalog_of(pipe)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", with_samples(["keys", "agent", "merge"], "agent"))
 def test_what_a_place_listens_to(pipe: Any, catalog: ModelCatalog, method: str) -> None:
     strides = {"sx": 4, "sy": 4} if method != "merge" else {}

@@ -61,7 +61,6 @@ def test_what_can_be_added_is_checked(catalog: ModelCatalog, tmp_path: Path) -> 
         assert str(tmp_path) not in str(error.value)
 
 
-@pytest.mark.slow
 def test_a_lora_and_an_initial_image_change_one_request_alone(pipe: Any, tmp_path: Path) -> None:
     lora = save_lora(pipe, tmp_path / "style", "pytorch_lora_weights.safetensors")
     pipe.unload_lora_weights()

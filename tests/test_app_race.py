@@ -58,7 +58,6 @@ def test_the_linear_decoder_is_exact_for_a_linear_image() -> None:
     assert np.abs(np.asarray(other, float) - pixels).mean() > 5
 
 
-@pytest.mark.slow
 def test_the_gif_lasts_as_long_as_the_race(pipe: Any) -> None:
     image = Image.new("RGB", (64, 64), "red")
     fast = race.Lane("agentsd", [0.5, 1.0], [image, image])

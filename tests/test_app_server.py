@@ -66,7 +66,6 @@ def test_compare_by_the_api(server: Server, client: Client) -> None:
     assert untouched(server)
 
 
-@pytest.mark.slow
 def test_images_equal_those_of_the_library(tmp_path: Path, client: Client) -> None:
     from tiny_models import tiny_unet
 
@@ -160,7 +159,6 @@ def test_files_cannot_be_named(server: Server) -> None:
     assert (status, "uploaded, not named" in text) == (400, True)
 
 
-@pytest.mark.slow
 def test_handlers_of_the_page_enforce_the_limits_too(server: Server) -> None:
     generate = handler(server.url, "generate")
     image = ["a", "", 0, 1, 2, 2.0, 64, 64, "model's own", "tiny", None, 0.8, "none", 1]
@@ -211,7 +209,6 @@ def test_readiness(server: Server) -> None:
     assert (status, json.loads(text)) == (200, {"ready": True, "models": ["tiny"], "jobs": 0})
 
 
-@pytest.mark.slow
 def test_a_full_queue_refuses_requests(tmp_path: Path) -> None:
     with served(tmp_path, Limits(queue_size=1, max_steps=1000)) as server:
         client = Client(server.url, verbose=False)
@@ -227,7 +224,6 @@ def test_a_full_queue_refuses_requests(tmp_path: Path) -> None:
             job.cancel()
 
 
-@pytest.mark.slow
 def test_login(tmp_path: Path) -> None:
     with served(tmp_path, auth=[("ann", "secret")]) as server:
         assert ask(server.url, "/healthz")[0] == 200
@@ -256,14 +252,12 @@ def test_a_port_in_use(server: Server, tmp_path: Path) -> None:
         start({"tiny": tiny_pipeline(tmp_path)}, Limits(), ServerAddress(port=taken))
 
 
-@pytest.mark.slow
 def test_links_start_with_the_path_of_a_proxy(tmp_path: Path) -> None:
     with served(tmp_path, root_path="/agentsd") as server:
         config = json.loads(ask(server.url, "/config")[1])
         assert config["root"].endswith("/agentsd")
 
 
-@pytest.mark.slow
 def test_leaving_stops_the_job(server: Server) -> None:
     leave(server.url)
     assert idle(server) < 3

@@ -63,7 +63,6 @@ def images(out: Path) -> dict[str, bytes]:
     return {str(f.relative_to(out)): Image.open(f).tobytes() for f in out.rglob("*.png")}
 
 
-@pytest.mark.slow
 def test_quick_pocket_protocol_on_a_tiny_model(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
