@@ -464,6 +464,18 @@ def test_the_summary_tells_what_happened(pipe: Any) -> None:
     assert "<td>whole</td>" in summary(pipe)._repr_html_()
 
 
+@pytest.mark.parametrize("timesteps", [[500] * 7, [500, 400, 300, 200, 100, 50, 25]])
+def test_calls_without_end_are_not_all_kept(
+    unet: Any, monkeypatch: pytest.MonkeyPatch, timesteps: list[int]
+) -> None:
+    """A loss at one noise level, say, never begins another run."""
+    monkeypatch.setattr("agentsd.patching.run_log.MAX_CALLS", 5)
+    apply_patch(unet, "faithful", min_tokens=0)
+    for count, timestep in enumerate(timesteps, start=1):
+        call(unet, timestep)
+        assert [len(run) for run in summary(unet).runs] == [min(count, 5)]
+
+
 def test_the_summary_repeats_no_warning(unet: Any) -> None:
     apply_patch(unet, "faithful", min_tokens=10_000)
     with pytest.warns(UserWarning, match="changes nothing"):

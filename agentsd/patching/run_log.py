@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 
 from ..schedule import Phase
+from .step_cache import MAX_STREAMS
+
+MAX_CALLS = 1000
+"""Calls kept of a run: loops whose runs cannot be told apart may call the UNet without end."""
 
 
 class CallRecord(NamedTuple):
@@ -29,12 +34,12 @@ class RunLog:
     def __init__(self) -> None:
         self.size: tuple[int, int] | None = None
         """Height and width of the latents."""
-        self._runs: dict[Any, list[CallRecord]] = {}
+        self._runs: dict[object, deque[CallRecord]] = {}
 
     @property
     def runs(self) -> list[list[CallRecord]]:
         """The calls of each run, in order."""
-        return list(self._runs.values())
+        return [list(run) for run in self._runs.values()]
 
     def begin(self) -> None:
         """Forget the last run when another begins."""
@@ -52,9 +57,12 @@ class RunLog:
             weights: As for :class:`CallRecord`.
             sample: The latents.
         """
-        run = self._runs.setdefault(run_id, [])
-        if run_id is None and run and step < run[-1].step:
-            run.clear()
+        run = self._runs.get(run_id)
+        if run_id is None and (run is None or step < run[-1].step):
+            self.begin()
+        run = self._runs.setdefault(run_id, deque(maxlen=MAX_CALLS))
+        while len(self._runs) > MAX_STREAMS:
+            del self._runs[next(iter(self._runs))]
         self.size = (sample.shape[-2], sample.shape[-1])
         run.append(CallRecord(step, phase, weights, _now(sample.device)))
 
