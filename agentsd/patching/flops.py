@@ -54,9 +54,11 @@ def work_left(
     Returns:
         The share, at most 1, or None if the inputs of this kind of UNet are unknown.
     """
-    unpatched = unpatched_flops(unet, size)
-    ours = run_flops(unet, runtime, size, device, calls)
-    return None if ours is None or unpatched is None else ours.total / len(calls) / unpatched.total
+    twin = _twin(unet, size)
+    if twin is None:
+        return None
+    unpatched = _flops(*twin)
+    return _patched(*twin, runtime, device, calls).total / len(calls) / unpatched.total
 
 
 def unpatched_flops(unet: torch.nn.Module, size: tuple[int, int]) -> Flops | None:
@@ -74,17 +76,26 @@ def run_flops(
 ) -> Flops | None:
     """The operations of a patched run with guidance; as for :func:`work_left`."""
     twin = _twin(unet, size)
-    if twin is None:
-        return None
+    return None if twin is None else _patched(*twin, runtime, device, calls)
+
+
+def _patched(
+    twin: Any,
+    inputs: dict[str, Any],
+    runtime: Runtime,
+    device: str,
+    calls: Sequence[tuple[Phase, bool]],
+) -> Flops:
+    """Patch a copy of a UNet, and count the operations of a run."""
     policy = GivenSteps()
-    install(twin[0], Runtime(runtime.schedule, runtime.layers, policy, device))
+    install(twin, Runtime(runtime.schedule, runtime.layers, policy, device))
     costs = {}
     for phase in runtime.schedule.phases:
         policy.decision = Decision(Position(0, len(calls)), phase, records=phase.cache is not None)
-        costs[phase, True] = _flops(*twin)
+        costs[phase, True] = _flops(twin, inputs)
         if policy.feature is not None:
             policy.decision = policy.decision._replace(forecast=policy.feature)
-            costs[phase, False] = _flops(*twin)
+            costs[phase, False] = _flops(twin, inputs)
             policy.feature = None
     run = [costs[call] for call in calls]
     return Flops(sum(call.attention for call in run), sum(call.other for call in run))

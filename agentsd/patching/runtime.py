@@ -167,10 +167,10 @@ class Runtime:
 
     def _warn_of_no_agents(self, height: int, width: int, device: str) -> None:
         """Warn of phases that should use agents, but only merge tokens at this size."""
-        for phase in self.schedule.phases:
+        for phase in (phase for phase in self.schedule.phases if isinstance(phase, Agent)):
             plans = [self.plan(phase, d, height, width, device) for d, _ in self.layers]
             merging = [plan for plan in plans if not plan.untouched]
-            if isinstance(phase, Agent) and merging and not any(plan.agents for plan in merging):
+            if merging and not any(plan.agents for plan in merging):
                 warnings.warn(
                     f"agentsd only merges tokens on latents of {height}×{width}, without agents: "
                     "there would be at least half as many as merged tokens; for fewer agents, "
