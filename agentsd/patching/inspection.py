@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from html import escape
-from io import StringIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,12 +15,10 @@ from .layers import AttentionLayer, find_attention_layers, find_unet
 from .light_steps import light_step_conflict
 from .patch import patch_of
 from .processor import LAYER, AgentAttnProcessor
+from .report_table import ReportTable
 from .runtime import UNTOUCHED, Runtime
 
 MAX_STEPS = 1000
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 class PhaseEffect(NamedTuple):
@@ -51,7 +47,7 @@ class LayerInspection:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(ReportTable):
     """The result of :func:`inspect_patch`; ``print`` and notebooks show it as a table.
 
     In the table, layers of a block that are treated alike share a row, and so do all layers that
@@ -94,7 +90,8 @@ class Inspection:
         return header, rows
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """The counts of layers and steps in one line."""
         patched = sum(layer.patched for layer in self.layers)
         title = (
             f"{patched} of {len(self.layers)} attention layers patched, "
@@ -105,43 +102,6 @@ class Inspection:
         if self.work is not None:
             title += f", {self.work:.0%} of the work left"
         return title
-
-    def table(self) -> Table:
-        """The table, for a terminal."""
-        from rich.table import Table  # not needed for patching
-
-        header, rows = self._rows()
-        table = Table(title=self._title)
-        for name in header:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        return table
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
-    def _repr_html_(self) -> str:
-        header, rows = self._rows()
-        return as_html(self._title, header, rows)
-
-
-def as_text(table: Table) -> str:
-    """Render a table as text, without wrapping it to the terminal."""
-    from rich.console import Console
-
-    out = StringIO()
-    Console(file=out, width=240).print(table)
-    return out.getvalue()
-
-
-def as_html(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """Render a table for notebooks."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<p>{escape(title)}</p><table><tr>{head}</tr>{body}</table>"
 
 
 def _ends(name: str) -> tuple[str, str]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import PatchError
 from .flops import work_left
-from .inspection import as_html, as_text
 from .layers import find_unet
 from .patch import patch_of
+from .report_table import ReportTable
 from .run_log import seconds
 from .step_policy import FollowRuns
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class StepSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(ReportTable):
     """The result of :func:`summary`; ``print`` and notebooks show it as a table."""
 
     runs: list[list[StepSummary]]
@@ -90,22 +87,6 @@ class Summary:
         ]
         header = ["step", "method", "computed", "ms"]
         return ["run", *header] if len(self.runs) > 1 else header, rows
-
-    def table(self) -> Table:
-        """The table, for a terminal."""
-        from rich.table import Table
-
-        header, rows = self._rows()
-        table = Table(*header, title=self.title)
-        for row in rows:
-            table.add_row(*row)
-        return table
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
-    def _repr_html_(self) -> str:
-        return as_html(self.title, *self._rows())
 
 
 def summary(x: Any) -> Summary:
