@@ -102,22 +102,6 @@ def _cell(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 
 @pytest.fixture
-def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patch layers of any size, for models far smaller than those that gain by it."""
-    from agentsd.patching import runtime
-
-    monkeypatch.setattr(runtime, "MIN_TOKENS", dict.fromkeys(runtime.MIN_TOKENS, 0))
-
-
-@pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Light steps in runs of any length, for tests that take no longer than they must."""
-    from agentsd.methods import Cache
-
-    monkeypatch.setattr(Cache, "fewest_steps", property(lambda cache: cache.min_steps or 0))
-
-
-@pytest.fixture
 def unet() -> Any:
     """A fresh one: building it takes no longer than copying one would."""
     from tiny_models import tiny_unet

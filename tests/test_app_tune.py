@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from serving import opened, served
 from tiny_models import patched_layers, smallest_unet, tiny_pipeline
-from tuning_of_tiny_models import few_candidates
+from tuning_of_tiny_models import STEPS, few_candidates
 
 from agentsd import Schedule
 from agentsd.app.editor.phase_edits import concise
@@ -22,8 +22,6 @@ from agentsd.app.server import Server
 from agentsd.app.tune.tune_job import TuneRequest, checked_prompts, run_tuning
 from agentsd.errors import SettingsError
 from agentsd.settings import dump_yaml
-
-pytestmark = pytest.mark.usefixtures("short_runs")
 
 SLOW = 60_000
 """Milliseconds to wait for a tuning run on a busy machine."""
@@ -49,7 +47,7 @@ def wanted(pipe: Any, scheduler: str | None = None) -> TuneRequest:
         schedule="fast",
         prompt="-",
         scheduler=scheduler,
-        num_inference_steps=5,
+        num_inference_steps=STEPS,
         height=64,
         width=64,
     )
@@ -73,7 +71,7 @@ def test_a_job_keeps_schedule_report_and_plot(pipe: Any, tmp_path: Path) -> None
     schedule = Schedule.load(found.schedule_file)
     assert schedule.tuned_for is not None
     assert schedule.tuned_for.scheduler == "EulerDiscreteScheduler"
-    assert schedule.tuned_for.num_inference_steps == 5
+    assert schedule.tuned_for.num_inference_steps == STEPS
     assert type(pipe.scheduler).__name__ != "EulerDiscreteScheduler"
     assert not patched_layers(pipe.unet)
     assert seen[0].label.startswith("Tuning, unpatched images")
@@ -135,7 +133,7 @@ def page(browser: Any, server: Server) -> Iterator[Page]:
     with opened(browser, server.url) as page:
         page.get_by_role("button", name="Settings: steps").click()
         steps = page.get_by_label("number input for Steps")
-        steps.fill("5")
+        steps.fill(str(STEPS))
         steps.press("Tab")
         page.get_by_role("combobox", name="Model").click()
         page.get_by_role("option", name="smallest").click()

@@ -18,8 +18,6 @@ from agentsd.patching.runtime import Runtime
 from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 
 def check(found: Tensor, expected: Tensor) -> None:
     """Assert equality up to float64 rounding."""
@@ -126,6 +124,7 @@ class TestLayer:
 
 
 def _chosen(phase: Phase, height: int, width: int, step: int = 0, heads: int = 2) -> Tensor:
+    phase = phase.override(min_tokens=0)
     runtime = Runtime(Schedule(phases=(phase,)), [(1, heads)], GivenSteps())
     return runtime.step_at(Position(step, 1000), phase, height, width).chosen[1, heads]
 

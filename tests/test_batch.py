@@ -43,8 +43,6 @@ from agentsd.generation.images import RawImage, make_batch
 from agentsd.image_settings import ImageSettings
 from agentsd.models.options import PipelineOptions
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 BASE = ImageSettings(prompt="-", seed=3, num_inference_steps=1, height=64, width=64).model_dump(
     exclude={"prompt"}
 )

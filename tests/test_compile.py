@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import RecordingBackend, latents, smallest_unet, tiny_pipeline
+from tiny_models import RecordingBackend, for_tiny, latents, smallest_unet, tiny_pipeline
 
 from agentsd import Schedule, apply_patch
 
-pytestmark = [pytest.mark.usefixtures("small_grids"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SCHEDULE = Schedule.from_dict(
     {
@@ -31,7 +31,7 @@ SCHEDULE = Schedule.from_dict(
 def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> None:
     torch._dynamo.reset()
     pipe = tiny_pipeline(tmp_path, unet=smallest_unet())
-    apply_patch(pipe, SCHEDULE)
+    apply_patch(pipe, for_tiny(SCHEDULE))
     eager = latents(pipe, steps=10)
     backend = RecordingBackend()
     if how == "method":
@@ -57,7 +57,7 @@ def test_whole_graph_and_one_compilation_a_phase(how: str, tmp_path: Any) -> Non
 def test_whole_graph_of_each_kind_of_phase(phase: dict[str, Any], tmp_path: Any) -> None:
     torch._dynamo.reset()
     pipe = tiny_pipeline(tmp_path, unet=smallest_unet())
-    apply_patch(pipe, Schedule.from_dict({"phases": [phase]}))
+    apply_patch(pipe, Schedule.from_dict({"phases": [phase | {"min_tokens": 0}]}))
     eager = latents(pipe, steps=6)
     backend = RecordingBackend()
     pipe.unet.compile(fullgraph=True, backend=backend)

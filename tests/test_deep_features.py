@@ -46,15 +46,13 @@ from agentsd.patching.light_steps import find_parts
 from agentsd.patching.patch import patch_of
 from agentsd.patching.step_cache import Feature, StepCache, Stream
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 
 def cached(
     interval: int = 2, method: str = "full", min_steps: int | None = 0, **cache: Any
 ) -> Schedule:
     """A schedule with light steps in runs of any length, or of ``min_steps`` and more."""
     settings = {"interval": interval, "min_steps": min_steps, **cache}
-    return Schedule(phases=[{"method": method, "cache": settings}])
+    return Schedule(phases=[{"method": method, "min_tokens": 0, "cache": settings}])
 
 
 @pytest.fixture

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_models import smallest_unet, tiny_unet
+from tiny_models import for_tiny, smallest_unet, tiny_unet
 from torch import Tensor
 
 from agentsd import Schedule, apply_patch, patched
 from agentsd.benchmark.stopwatch import inputs_of
-
-pytestmark = pytest.mark.usefixtures("small_grids", "short_runs")
 
 CUDA = pytest.param(
     "cuda",
@@ -32,10 +30,12 @@ DEVICES = ["cpu", CUDA, MPS]
 
 AGENTS = {"method": "agent", "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95}
 SCHEDULES = {
-    **{name: Schedule.load(name) for name in Schedule.presets()},
-    "agents": Schedule.from_dict({"phases": [AGENTS]}),
-    "whole block": Schedule.from_dict(
-        {"phases": [{"method": "merge", "merge_crossattn": True, "merge_mlp": True}]}
+    **{name: for_tiny(name) for name in Schedule.presets()},
+    "agents": for_tiny(Schedule.from_dict({"phases": [AGENTS]})),
+    "whole block": for_tiny(
+        Schedule.from_dict(
+            {"phases": [{"method": "merge", "merge_crossattn": True, "merge_mlp": True}]}
+        )
     ),
 }
 STEPS = 6
@@ -139,5 +139,5 @@ def test_compiled_as_cuda_graphs(device: str, name: str) -> None:
     for _ in range(3):  # graphs are recorded at the second call
         compiled = run(unet, device)
     assert distance(compiled, eager) < 1e-3
-    with patched(unet, "paper" if name == "faithful" else "faithful"):
+    with patched(unet, SCHEDULES["paper" if name == "faithful" else "faithful"]):
         assert distance(run(unet, device), eager) > 1e-3

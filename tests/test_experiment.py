@@ -23,15 +23,16 @@ from agentsd.similarity import psnr
 
 pytestmark = pytest.mark.slow
 
-SMALL = """
+KEYS = {"schedule": {"phases": [{"method": "keys", "min_tokens": 0}]}}
+SMALL = f"""
 prompts: [a, b, c]
 num_inference_steps: 3
 seed: 7
 variants:
-  keys: {schedule: faithful}
-  mine: {schedule: {phases: [{method: keys, sx: 4, sy: 4, select: grid, max_downsample: 1}]}}
-  todo: {baseline: todo, stride: 4}
-quick: {num_inference_steps: 2}
+  keys: {json.dumps(KEYS)}
+  mine: {{schedule: {{phases: [{{method: keys, sx: 4, sy: 4, select: grid, min_tokens: 0}}]}}}}
+  todo: {{baseline: todo, stride: 4}}
+quick: {{num_inference_steps: 2}}
 """
 
 
@@ -140,7 +141,6 @@ def test_a_hidden_image_is_left_out_of_all_variants(run: Any, small_pipe: Any) -
     assert run()["values"] == found["values"]
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_figures_are_those_of_the_images(run: Any, tmp_path: Path) -> None:
     found = run()
     a, b = (
@@ -216,9 +216,8 @@ def test_an_experiment_of_an_earlier_version_is_resumed(run: Any, tmp_path: Path
     assert images(tmp_path / "out") == before
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_more_images_extend_fewer(run: Any, tmp_path: Path) -> None:
-    one: dict[str, Any] = {"variants": {"keys": {"schedule": "faithful"}}, "num_inference_steps": 2}
+    one: dict[str, Any] = {"variants": {"keys": KEYS}, "num_inference_steps": 2}
     run("grown", **one)
     found = run("grown", images_per_prompt=2, replicates=2, **one)
     run("whole", images_per_prompt=2, replicates=2, **one)
@@ -240,9 +239,7 @@ def test_another_experiment_does_not_mix(run: Any, tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match=f"made with another {key} ") as error:
             run(**changes)
         assert "use another --out" in str(error.value)
-    run(
-        variants={"keys": {"schedule": "faithful"}, "paper": {"schedule": "paper"}}
-    )  # but more may be
+    run(variants={"keys": KEYS, "paper": {"schedule": "paper"}})  # but more may be
 
 
 def test_a_model_exchanged_under_its_name_does_not_mix(

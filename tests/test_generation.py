@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
-from tiny_models import with_safety_checker
+from tiny_models import for_tiny, with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
 from agentsd.generation.comparison import compare
@@ -22,7 +22,7 @@ from agentsd.generation.records import ImageRecord
 from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
 from agentsd.similarity import psnr
 
-SCHEDULE = Schedule.preset("faithful")
+SCHEDULE = for_tiny("faithful")
 
 
 def settings(**changes: Any) -> ImageSettings:
@@ -109,7 +109,6 @@ def test_noise_does_not_depend_on_the_batch(pipe: Any) -> None:
     assert abs(other.pixels - together[0].pixels).max() > 1e-2
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_compare_writes_images_records_and_a_summary(pipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     summary = compare(pipe, settings(seed=5), out, schedule=SCHEDULE, model="tiny", num_images=2)
@@ -168,7 +167,6 @@ def test_an_image_compared_with_itself(pipe: Any, tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_a_hidden_image_is_like_none(pipe: Any, tmp_path: Path) -> None:
     """Black equals black; an image that a checker hid is not the same image for that."""
     with_safety_checker(pipe, lambda number: number in (2, 3, 4))  # 0 and 1 are the warm-ups
@@ -198,7 +196,6 @@ def test_a_warm_up_runs_its_steps_at_any_strength(strength: float, steps: int) -
     )
 
 
-@pytest.mark.usefixtures("small_grids")
 def test_compare_from_an_image(pipe: Any, tmp_path: Path) -> None:
     """The warm-up runs steps, too, where the image to begin from leaves out most of them."""
     pipe = AutoPipelineForImage2Image.from_pipe(pipe)

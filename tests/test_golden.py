@@ -19,8 +19,6 @@ from agentsd.methods import merge as merging_method
 from agentsd.methods import token_merging as merging
 from agentsd.schedule import METHODS, Phase
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 LIMIT = 1e-5
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
+from reversal import AGENTS
 from tiny_models import call, latents, patched_layers, sdxl_unet, tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,12 +19,10 @@ from agentsd.patching.flops import flop_counter
 from agentsd.patching.inspection import LayerInspection, PhaseEffect
 from agentsd.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 TWO = Schedule(
     phases=[
-        {"until": 0.5, "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95, "max_downsample": 2},
-        {"method": "keys", "sx": 2, "sy": 3},
+        AGENTS | {"until": 0.5},
+        {"method": "keys", "sx": 2, "sy": 3, "min_tokens": 0},
     ]
 )
 
@@ -130,9 +129,8 @@ class TestContent:
         pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn1.set_processor(
             type("Theirs", (AttnProcessor2_0,), {})()
         )
-        apply_patch(
-            pipe, method="agent", sx=16, sy=16, max_downsample=2, ratio=0.99, agent_ratio=0.99
-        )
+        most = {"sx": 16, "sy": 16, "ratio": 0.99, "agent_ratio": 0.99}
+        apply_patch(pipe, method="agent", max_downsample=2, min_tokens=0, **most)
         layers = by_name(inspect_patch(pipe))
         reasons = {
             "down_blocks.0.attentions.0.transformer_blocks.0.attn1": None,
@@ -160,7 +158,7 @@ class TestContent:
         assert torch.equal(call(unet, 999), expected)
 
     def test_resolutions_of_sdxl(self) -> None:
-        inspection = inspect_patch(apply_patch(sdxl_unet(), "paper"), 32, 32)
+        inspection = inspect_patch(apply_patch(sdxl_unet(), "paper", min_tokens=0), 32, 32)
         found = {(layer.downsample, layer.tokens) for layer in inspection.layers}
         assert found == {(2, 256), (4, 64)}
         assert {layer.downsample for layer in inspection.layers if layer.patched} == {2}
@@ -184,7 +182,7 @@ class TestSizes:
         assert f"{name} must be a positive multiple of 2 (got {value})" in str(caught.value)
 
     def test_odd_latents_round_up(self, unet: Any) -> None:
-        apply_patch(unet, method="merge", max_downsample=4)
+        apply_patch(unet, method="merge", max_downsample=4, min_tokens=0)
         tokens = {layer.downsample: layer.tokens for layer in inspect_patch(unet, 15, 9).layers}
         assert tokens == {1: 15 * 9, 2: 8 * 5, 4: 4 * 3}
         call(unet, size=(15, 9))
@@ -216,7 +214,7 @@ class TestShown:
 
 
 def test_a_processor_replaced_since_is_named(unet: Any) -> None:
-    apply_patch(unet, "faithful")
+    apply_patch(unet, "faithful", min_tokens=0)
     patched = {name for name, _ in patched_layers(unet)}
     for name in patched:  # past set_processor, which puts it under the patch
         unet.get_submodule(name).processor = AttnProcessor2_0()
@@ -226,20 +224,20 @@ def test_a_processor_replaced_since_is_named(unet: Any) -> None:
 
 
 def test_a_processor_that_came_after_another_s_is_named(unet: Any) -> None:
-    apply_patch(unet, "faithful")
+    apply_patch(unet, "faithful", min_tokens=0)
     name, attn = patched_layers(unet)[0]
     attn.processor = type("Theirs", (AttnProcessor2_0,), {})()
-    apply_patch(unet, "faithful")  # leaves that layer alone
+    apply_patch(unet, "faithful", min_tokens=0)  # leaves that layer alone
     attn.set_processor(AttnProcessor2_0())
     assert "apply the patch again" in str(by_name(inspect_patch(unet))[name].reason)
-    apply_patch(unet, "faithful")
+    apply_patch(unet, "faithful", min_tokens=0)
     assert by_name(inspect_patch(unet))[name].patched
 
 
 def test_a_run_is_described(unet: Any) -> None:
     plain = inspect_patch(unet, num_inference_steps=4)
     assert (plain.whole_steps, plain.work) == ([True] * 4, 1.0)
-    apply_patch(unet, "paper", max_downsample=2)
+    apply_patch(unet, "paper", max_downsample=2, min_tokens=0)
     assert inspect_patch(unet).work is None
     less = inspect_patch(unet, num_inference_steps=10)
     assert less.whole_steps == [True] * 10
@@ -257,7 +255,7 @@ def test_a_run_is_described(unet: Any) -> None:
 @pytest.mark.parametrize("method", ["full", "keys"])
 def test_a_light_step_that_forecasts_the_output_costs_nothing(unet: Any, method: str) -> None:
     def work(**cache: int) -> float:
-        apply_patch(unet, method=method, **cache)
+        apply_patch(unet, method=method, min_tokens=0, **cache)
         left = inspect_patch(unet, num_inference_steps=9).work
         assert left is not None
         return left
@@ -288,13 +286,14 @@ def counted(unet: Any, place: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [sdxl_unet, lambda: tiny_unet(num_class_embeds=9)])
 def test_work_is_counted_for_other_unets(make: Any) -> None:
-    found = inspect_patch(apply_patch(make(), "paper"), num_inference_steps=3)
+    found = inspect_patch(apply_patch(make(), "paper", min_tokens=0), num_inference_steps=3)
     assert 0.5 < found.work < 1
 
 
 def test_work_is_not_counted_where_inputs_are_unknown() -> None:
     unet = tiny_unet(encoder_hid_dim=8, encoder_hid_dim_type="text_proj")
-    assert inspect_patch(apply_patch(unet, "paper"), num_inference_steps=3).work is None
+    apply_patch(unet, "paper", min_tokens=0)
+    assert inspect_patch(unet, num_inference_steps=3).work is None
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

@@ -13,8 +13,6 @@ from agentsd.methods import Keys, token_merging
 from agentsd.methods.base import ENDS
 from agentsd.patching.processor import Projections
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 
 def layer(channels: int, heads: int) -> Attention:
     make = lambda: Attention(channels, heads=heads, dim_head=channels // heads)  # noqa: E731

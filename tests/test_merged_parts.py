@@ -14,13 +14,11 @@ from tiny_models import call, latents, smallest_unet, tiny_pipeline
 from agentsd import Schedule, ScheduleError, apply_patch, patched, remove_patch
 from agentsd.methods import Agent, Keys
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
-MATCHING: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "merge": {"method": "merge", "ratio": 0.5},
     "agent": {"method": "agent", "sx": 4, "sy": 4, "ratio": 0.4, "agent_ratio": 0.95},
+    "keys": {"method": "keys"},
 }
-METHODS: dict[str, dict[str, Any]] = {**MATCHING, "keys": {"method": "keys"}}
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def quick(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("solver", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler])
 def test_a_run_leaves_nothing_to_the_next(quick: Any, method: str, solver: Any) -> None:
     quick.scheduler = solver.from_config(quick.scheduler.config)
-    apply_patch(quick, **METHODS[method])
+    apply_patch(quick, **METHODS[method], min_tokens=0)
     expected = latents(quick, 4, seeds=[7])
 
     def stop(_pipe: Any, step: int, _t: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def test_a_run_leaves_nothing_to_the_next(quick: Any, method: str, solver: Any) 
 
 
 def test_guidance_in_two_calls_is_guidance_in_one(quick: Any) -> None:
-    unet = apply_patch(quick, method="keys").unet
+    unet = apply_patch(quick, method="keys", min_tokens=0).unet
     scheduler = quick.scheduler
     scheduler.set_timesteps(4)
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -68,24 +66,24 @@ def test_guidance_in_two_calls_is_guidance_in_one(quick: Any) -> None:
 class TestRestOfTheBlock:
     def test_sees_merged_tokens_alone(self, unet: Any, option: str) -> None:
         part = {"merge_crossattn": "attn2", "merge_mlp": "ff"}[option]
-        apply_patch(unet, method="merge", ratio=0.5, **{option: True})
+        apply_patch(unet, method="merge", ratio=0.5, min_tokens=0, **{option: True})
         block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
         seen = []
         inner = {"attn2": block.attn2.to_q, "ff": block.ff.net[0]}[part]
         inner.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[1]))
         out = call(unet)
         assert seen == [128]
-        with patched(unet, method="merge", ratio=0.5):
+        with patched(unet, method="merge", ratio=0.5, min_tokens=0):
             assert not torch.equal(call(unet), out)
 
     def test_with_nothing_merged_is_the_model_as_it_is(self, unet: Any, option: str) -> None:
         before = call(unet)
-        apply_patch(unet, method="merge", ratio=0.0, **{option: True})
+        apply_patch(unet, method="merge", ratio=0.0, min_tokens=0, **{option: True})
         torch.testing.assert_close(call(unet), before, rtol=1e-4, atol=1e-5)
 
     def test_removal_restores_the_bits(self, unet: Any, option: str) -> None:
         before = call(unet)
-        remove_patch(apply_patch(unet, method="merge", **{option: True}))
+        remove_patch(apply_patch(unet, method="merge", min_tokens=0, **{option: True}))
         assert torch.equal(call(unet), before)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
 

@@ -47,8 +47,6 @@ from agentsd.patching.processor import LAYER, AgentAttnProcessor, Projections
 from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 
 def test_the_check_of_likeness_can_fail(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Projections.output
@@ -177,7 +175,7 @@ class TestReversal:
         ids=["copy.deepcopy", "pickle"],
     )
     def test_copies_are_patched_and_stand_alone(self, pipe: Any, copied: Any) -> None:
-        plain, keys = latents(pipe), latents(apply_patch(pipe, "faithful"))
+        plain, keys = latents(pipe), latents(apply_patch(pipe, "faithful", min_tokens=0))
         other = copied(pipe)
         assert torch.equal(latents(other), keys)
         remove_patch(other)
@@ -191,7 +189,7 @@ class TestReversal:
         "it is not patched",
     )
     def test_another_pipeline_is_made_from_a_patched_one(self, pipe: Any) -> None:
-        expected = latents(apply_patch(pipe, "faithful"))
+        expected = latents(apply_patch(pipe, "faithful", min_tokens=0))
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         assert other.unet is pipe.unet
         assert inspect_patch(other).layers == inspect_patch(pipe).layers
@@ -203,7 +201,7 @@ class TestReversal:
     def test_a_unet_compiled_before_is_patched(self, unet: Any) -> None:
         compiled = torch.compile(unet, backend="eager")
         plain = call(compiled)
-        keys = call(apply_patch(compiled, "faithful"))
+        keys = call(apply_patch(compiled, "faithful", min_tokens=0))
         assert not torch.allclose(keys, plain, atol=1e-3)
         torch.testing.assert_close(keys, call(unet), rtol=1e-4, atol=1e-4)
         remove_patch(compiled)
@@ -211,14 +209,14 @@ class TestReversal:
 
     def test_a_processor_put_back_after_removal_does_no_harm(self, unet: Any) -> None:
         plain = call(unet)
-        apply_patch(unet, "faithful")
+        apply_patch(unet, "faithful", min_tokens=0)
         kept = {name: module.processor for name, module in patched_layers(unet)}
         remove_patch(unet)
         for name, theirs in kept.items():
             assert isinstance(theirs, AgentAttnProcessor)
             unet.get_submodule(name).set_processor(theirs)
         assert torch.equal(call(unet), plain)
-        keys = call(apply_patch(unet, "faithful"))
+        keys = call(apply_patch(unet, "faithful", min_tokens=0))
         assert not torch.equal(keys, plain)
         remove_patch(unet)
         assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
@@ -257,8 +255,9 @@ class TestApply:
     def test_twice_is_once_with_the_newer(self, unet: Any) -> None:
         before = snapshot(unet)
         once = tiny_unet()
-        apply_patch(once, method="merge", ratio=0.3)
-        apply_patch(apply_patch(unet, max_downsample=4, sx=4, sy=4), method="merge", ratio=0.3)
+        apply_patch(once, method="merge", ratio=0.3, min_tokens=0)
+        apply_patch(unet, max_downsample=4, sx=4, sy=4, min_tokens=0)
+        apply_patch(unet, method="merge", ratio=0.3, min_tokens=0)
         assert torch.equal(call(unet), call(once))
         names = [name for name, _ in patched_layers(unet)]
         assert names == [name for name, _ in patched_layers(once)]
@@ -269,28 +268,32 @@ class TestApply:
         check_unchanged(unet, before)
 
     def test_default_is_the_command_s(self, pipe: Any) -> None:
-        expected = latents(apply_patch(pipe, DEFAULT_SCHEDULE))
-        assert torch.equal(latents(apply_patch(pipe)), expected)
-        assert not torch.equal(latents(apply_patch(pipe, "paper")), expected)
+        large = {"steps": 2, "size": (64, 64)}  # enough tokens for any patch
+        expected = latents(apply_patch(pipe, DEFAULT_SCHEDULE), **large)
+        assert torch.equal(latents(apply_patch(pipe), **large), expected)
+        assert not torch.equal(latents(apply_patch(pipe, "paper"), **large), expected)
 
     def test_overrides_change_a_schedule(self, pipe: Any, tmp_path: Path) -> None:
         paper = Schedule.preset("paper")
-        expected = latents(apply_patch(pipe, paper.override(ratio=0.2)))
-        assert torch.equal(latents(apply_patch(pipe, "paper", ratio=0.2)), expected)
+        changes = {"ratio": 0.2, "min_tokens": 0}
+        expected = latents(apply_patch(pipe, paper.override(**changes)))
+        assert torch.equal(latents(apply_patch(pipe, "paper", **changes)), expected)
         path = tmp_path / "mine.yaml"
         path.write_text(paper.to_yaml())
-        assert torch.equal(latents(apply_patch(pipe, path, ratio=0.2)), expected)
+        assert torch.equal(latents(apply_patch(pipe, path, **changes)), expected)
 
     @pytest.mark.parametrize("changes", [{"sx": 4}, {"max_downsample": 2}, {"cache_interval": 2}])
     def test_overrides_alone_change_the_default_schedule(
         self, pipe: Any, changes: dict[str, Any]
     ) -> None:
+        changes = changes | {"min_tokens": 0}
         expected = latents(apply_patch(pipe, Schedule.preset(DEFAULT_SCHEDULE).override(**changes)))
         assert torch.equal(latents(apply_patch(pipe, **changes)), expected)
 
     def test_a_method_makes_one_phase(self, pipe: Any) -> None:
-        one = latents(apply_patch(pipe, Schedule(phases=[Merge(ratio=0.2)])))
-        assert torch.equal(latents(apply_patch(pipe, method="merge", ratio=0.2)), one)
+        settings = {"ratio": 0.2, "min_tokens": 0}
+        one = latents(apply_patch(pipe, Schedule(phases=[Merge(**settings)])))
+        assert torch.equal(latents(apply_patch(pipe, method="merge", **settings)), one)
 
     def test_parameters_of_another_method_need_it(self, unet: Any) -> None:
         says = r"no phase .* reads 'ratio', a parameter of agent and merge; .* give method= as well"
@@ -373,11 +376,14 @@ class TestPatched:
 
     @pytest.mark.parametrize("raises", [False, True])
     def test_restores_the_earlier_patch(self, pipe: Any, raises: bool) -> None:
-        apply_patch(pipe, Schedule(phases=[Agent(until_step=2, **AGENTS), Keys()]))
+        apply_patch(pipe, Schedule(phases=[Agent(until_step=2, **AGENTS), Keys(min_tokens=0)]))
         expected = latents(pipe)
         names = [name for name, _ in patched_layers(pipe.unet)]
         try:
-            with patched(pipe, method="merge"), patched(pipe, method="keys", sx=4):
+            with (
+                patched(pipe, method="merge", min_tokens=0),
+                patched(pipe, method="keys", sx=4, min_tokens=0),
+            ):
                 assert not torch.equal(latents(pipe), expected)
                 if raises:
                     raise KeyboardInterrupt
@@ -506,7 +512,7 @@ class TestOthersSetProcessors:
         plain = tiny_unet()
         plain.set_attn_processor(Doubled())
         doubled = Doubled()
-        keys = call(apply_patch(unet, "faithful"))
+        keys = call(apply_patch(unet, "faithful", min_tokens=0))
         with pytest.warns(
             UserWarning, match=r"steps aside for Doubled.*set_default_attn_processor"
         ):
@@ -538,7 +544,7 @@ class TestOthersSetProcessors:
         assert not any("set_processor" in vars(module) for module in unet.modules())
 
     def test_a_copy_has_its_processors_set_in_the_copy_alone(self, unet: Any) -> None:
-        keys = call(apply_patch(unet, "faithful"))
+        keys = call(apply_patch(unet, "faithful", min_tokens=0))
         for other in (copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))):
             with pytest.warns(UserWarning, match="steps aside"):
                 other.set_attn_processor(Doubled())
@@ -547,7 +553,7 @@ class TestOthersSetProcessors:
 
     def test_guidance_that_borrows_layers_gives_them_back(self, unet: Any) -> None:
         """PAG puts its processors past set_processor and restores those it read."""
-        keys = call(apply_patch(unet, "faithful"))
+        keys = call(apply_patch(unet, "faithful", min_tokens=0))
         kept = unet.attn_processors
         for _, attn in patched_layers(unet):
             attn.processor = Doubled()
@@ -655,7 +661,10 @@ def test_processors_can_be_pickled_and_made_anew() -> None:
 def test_two_pipelines_over_one_process(pipe: Any, tmp_path: Path) -> None:
     """Each with a patch of its own, in turns."""
     other = tiny_pipeline(tmp_path)
-    expected = [latents(apply_patch(pipe, "paper")), latents(apply_patch(other, "faithful"))]
+    expected = [
+        latents(apply_patch(pipe, "paper", min_tokens=0)),
+        latents(apply_patch(other, "faithful", min_tokens=0)),
+    ]
     for _ in range(2):
         assert torch.equal(latents(pipe), expected[0])
         assert torch.equal(latents(other), expected[1])

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from sampling import with_samples
 from scheduler_cases import SCHEDULERS, scheduler
-from tiny_models import call, latents, smallest_unet, tiny_pipeline, watch
+from tiny_models import call, for_tiny, latents, smallest_unet, tiny_pipeline, watch
 from torch import Tensor
 
 from agentsd import ScheduleError, apply_patch
@@ -22,12 +22,10 @@ from agentsd.patching.denoising_step import Position, locate
 from agentsd.patching.runtime import StepPlan
 from agentsd.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 
 def two_phases(**end: float) -> Schedule:
     """Merging, then keys: the phase says which a step had."""
-    return Schedule(phases=[Merge(**end), Keys()])
+    return for_tiny(Schedule(phases=[Merge(**end), Keys()]))
 
 
 def lengths(seen: list[StepPlan]) -> list[int]:
@@ -61,7 +59,7 @@ def test_phases_of_50_steps(quick: Any, name: str) -> None:
         Agent(until=0.6),
         Keys(),
     ]
-    apply_patch(quick, Schedule(phases=phases))
+    apply_patch(quick, for_tiny(Schedule(phases=phases)))
     seen = watch(quick.unet)
     run(quick, 50)
     assert lengths(seen) == SCHEDULERS[name][2]
@@ -253,7 +251,7 @@ class TestLocate:
 
 
 def test_size_of_each_call_counts(unet: Any) -> None:
-    apply_patch(unet, method="merge", max_downsample=2)
+    apply_patch(unet, method="merge", max_downsample=2, min_tokens=0)
     seen = watch(unet)
     sizes = [(16, 16), (8, 12), (9, 7), (16, 16)]
     outputs = [call(unet, size=size) for size in sizes]

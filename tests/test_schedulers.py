@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from reversal import check_likeness
 from sampling import sample_if
 from scheduler_cases import NAMES, given, seeded
-from tiny_models import latents, smallest_unet, tiny_pipeline, watch
+from tiny_models import for_tiny, latents, smallest_unet, tiny_pipeline, watch
 from tiny_pipelines import PICTURE, of, refiner, xl
 
 from agentsd import Schedule, SettingsError, apply_patch
@@ -24,9 +24,7 @@ from agentsd.image_settings import ImageSettings
 from agentsd.methods import Keys, Merge
 from agentsd.models.schedulers import scheduler_for
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
-TWO = Schedule(phases=[Keys(until=0.5), Merge()])
+TWO = for_tiny(Schedule(phases=[Keys(until=0.5), Merge()]))
 
 
 NOTES = {
@@ -235,7 +233,7 @@ def test_the_refiner_goes_on_where_the_base_ends(tmp_path: Path) -> None:
     """A schedule spans both: the refiner's first step is the one after the base's last."""
     base, (after, _) = xl(tmp_path), refiner(tmp_path)
     after.scheduler = type(base.scheduler).from_config(base.scheduler.config)
-    short = Schedule(phases=[Keys(until=0.8), Merge()])
+    short = for_tiny(Schedule(phases=[Keys(until=0.8), Merge()]))
     split, steps = 0.6, {"num_inference_steps": 10, "output_type": "latent"}
     seen = [watch(apply_patch(pipe, short, max_downsample=4).unet) for pipe in (base, after)]
     noisy = base("a cat", height=32, width=32, denoising_end=split, **steps).images

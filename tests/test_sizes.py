@@ -16,14 +16,12 @@ from torch import Tensor
 from agentsd import Schedule, apply_patch, remove_patch
 from agentsd.patching import processor
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 SHAPES = "Sizes and batches"
 SIZES = [(8, 8), (9, 13), (16, 64), (37, 50), (64, 64), (96, 72)]
 SCHEDULES: dict[str, dict[str, Any]] = {
     "agent": AGENTS,
-    "keys": {"method": "keys", "sx": 4, "sy": 4},
-    "at most 16 agents": {"method": "agent", "agents": 16},
+    "keys": {"method": "keys", "sx": 4, "sy": 4, "min_tokens": 0},
+    "at most 16 agents": {"method": "agent", "agents": 16, "min_tokens": 0},
 }
 
 

@@ -15,8 +15,6 @@ from agentsd.patching.runtime import Runtime
 from agentsd.patching.step_policy import GivenSteps
 from agentsd.schedule import Phase, Schedule
 
-pytestmark = pytest.mark.usefixtures("small_grids")
-
 CPU = torch.device("cpu")
 GRIDS = [(8, 8, 2, 2), (8, 8, 4, 4), (6, 9, 2, 3), (6, 4, 2, 1), (12, 6, 3, 2)]
 UNEVEN = [(7, 9, 2, 2), (5, 5, 4, 4), (3, 10, 4, 3), (1, 5, 2, 2), (9, 7, 4, 3)]
@@ -26,6 +24,7 @@ def chosen_at(
     phase: Phase, position: Position, height: int, width: int, *, heads: int = 1, seed: int = 0
 ) -> Tensor:
     """The tokens chosen at a step: keys ``[heads, cells]`` or destinations ``[cells]``."""
+    phase = phase.override(min_tokens=0)
     runtime = Runtime(Schedule(phases=(phase,), seed=seed), [(1, heads)], GivenSteps())
     return runtime.step_at(position, phase, height, width).chosen[1, heads]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import smallest_unet, tiny_pipeline
-from tuning_of_tiny_models import FULL, cache, few_candidates
+from tuning_of_tiny_models import FULL, STEPS, cache, few_candidates
 
 from agentsd import Schedule, inspect_patch, patched, tune
 from agentsd.cli import main
@@ -32,16 +32,15 @@ from agentsd.tuning.split import HELD_OUT, MORE, TUNING, split_prompts
 from agentsd.tuning.step_costs import Kind, StepCosts, measure_steps
 from agentsd.tuning.trajectories import Trajectory, recorded_calls
 
-pytestmark = pytest.mark.usefixtures("short_runs")
-
-STEPS = 8
 SMALL = {"height": 64, "width": 64, "num_inference_steps": STEPS, "guidance_scale": 2.0}
 PROMPTS = ["red", "blue", "green", "a", "b"]
 
 
 @pytest.fixture
-def trajectory(pipe: Any) -> Trajectory:
-    settings = ImageSettings(prompt="red", **SMALL)
+def trajectory(request: pytest.FixtureRequest, pipe: Any) -> Trajectory:
+    """A run of a few steps, or of as many as a test asks for."""
+    steps = getattr(request, "param", STEPS)
+    settings = ImageSettings(prompt="red", **SMALL | {"num_inference_steps": steps})
     with recorded_calls(pipe) as calls:
         make_image(pipe, settings)
     return Trajectory(settings, calls)
@@ -116,19 +115,21 @@ def test_a_probed_light_step_is_that_of_a_run(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trajectory", [20], indirect=True)  # enough for an interval of 5
 def test_predictions_order_candidates_as_images_do(pipe: Any, trajectory: Trajectory) -> None:
     def draw() -> Any:
         return np.asarray(make_image(pipe, trajectory.settings).image, np.float64) / 255
 
     reference = draw()
-    candidates = [(Segment(FULL, cache(n, 0, 0), STEPS),) for n in (2, 3, 5)]
+    steps = trajectory.settings.num_inference_steps
+    candidates = [(Segment(FULL, cache(n, 0, 0), steps),) for n in (2, 3, 5)]
     weights = step_errors.weights_of_steps(trajectory, pipe, draw, places=3)
     with probing.probing(pipe, lambda: None) as probe:
         errors = step_errors.StepErrors(probe, trajectory, weights)
         predicted = [errors.predict(each) for each in candidates]
     made = []
     for candidate in candidates:
-        with patched(pipe, schedule_of(candidate, STEPS)):
+        with patched(pipe, schedule_of(candidate, steps)):
             made.append(float(np.sqrt(np.mean((draw() - reference) ** 2))))
     assert predicted == sorted(predicted)
     assert made == sorted(made)
@@ -137,6 +138,7 @@ def test_predictions_order_candidates_as_images_do(pipe: Any, trajectory: Trajec
 
 def test_a_run_costs_the_sum_of_its_steps(trajectory: Trajectory) -> None:
     full, held = (schedule_of((Segment(FULL, c, STEPS),), STEPS) for c in (0, cache(4, -1, 0)))
+    held = held.override(cache_min_steps=0)
     seconds = {
         Kind.of(full.phases[0], whole=True): 2.0,
         Kind.of(held.phases[0], whole=False): 0.25,
@@ -151,6 +153,7 @@ def test_each_kind_of_step_is_timed_once(pipe: Any, trajectory: Trajectory) -> N
         schedule_of((Segment(FULL, cache(n, 0, 0), 4), Segment(1, cache(2, -1, 1), 8)), STEPS)
         for n in (2, 3)
     ]
+    schedules = [schedule.override(cache_min_steps=0) for schedule in schedules]
     seconds = measure_steps(pipe, trajectory, schedules)
     assert len(seconds) == 4
     assert all(each > 0 for each in seconds.values())
@@ -319,8 +322,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(budget: str = "psnr>=30", **more: Any) -> Any:
         given = {"out": tmp_path / "mine.yaml", "minutes": 2, "model": "tiny", "weights": "w"}
-        settings = SMALL | {"num_inference_steps": 5}
-        return tune(pipe, budget, PROMPTS, **given | settings | more, progress=seen.append)
+        return tune(pipe, budget, PROMPTS, **given | SMALL | more, progress=seen.append)
 
     run.seen, run.pipe = seen, pipe  # type: ignore[attr-defined]
     return run
@@ -405,7 +407,7 @@ def test_the_command(
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     out = tmp_path / "mine.yaml"
     given = {"--budget": "psnr>=30", "--prompts": tmp_path / "prompts.txt", "--out": out}
-    given |= {"--model": tmp_path / "model", "--device": "cpu", "--num-inference-steps": 5}
+    given |= {"--model": tmp_path / "model", "--device": "cpu", "--num-inference-steps": STEPS}
     given |= {"--height": 64, "--width": 64}
     with pytest.raises(SystemExit, match="0"):
         main(["tune", *(str(part) for pair in given.items() for part in pair), "--json"])
@@ -413,7 +415,7 @@ def test_the_command(
     assert report["budget"] == "psnr>=30"
     schedule = Schedule.load(out)
     assert schedule.tuned_for is not None
-    assert schedule.tuned_for.num_inference_steps == 5
+    assert schedule.tuned_for.num_inference_steps == STEPS
 
 
 def condition(**changes: Any) -> TunedFor:

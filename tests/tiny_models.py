@@ -165,7 +165,7 @@ def tiny_layer(channels: int = 16, heads: int = 2, dtype: torch.dtype = torch.fl
 def run_layer(
     attn: Attention, x: Tensor, phase: Phase, height: int, width: int, **at: int
 ) -> Tensor:
-    """Call ``attn`` on ``x`` as if in a UNet patched with ``phase``.
+    """Call ``attn`` on ``x`` as if in a UNet patched with ``phase``, however few the tokens.
 
     Args:
         attn: The layer, which is restored afterwards.
@@ -175,6 +175,7 @@ def run_layer(
         width: Tokens across it.
         **at: ``step`` of the run and ``seed`` of the schedule, 0 by default.
     """
+    phase = phase.override(min_tokens=0)
     schedule = Schedule(phases=(phase,), seed=at.get("seed", 0))
     runtime = Runtime(schedule, [(1, attn.heads)], GivenSteps())
     runtime.step = runtime.step_at(Position(at.get("step", 0), 1000), phase, height, width)
@@ -191,6 +192,14 @@ def run_layer(
 def patched_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
     """Names and modules of the patched layers."""
     return [(name, module) for name, module in unet.named_modules() if LAYER in vars(module)]
+
+
+def for_tiny(schedule: Schedule | str) -> Schedule:
+    """A schedule, or a preset by name, that works on images too small, and in runs too short, to
+    gain by it."""
+    schedule = Schedule.load(schedule)
+    changes = {"min_tokens": 0} | ({"cache_min_steps": 0} if schedule.has_cache else {})
+    return schedule.override(**changes)
 
 
 class RecordingBackend:

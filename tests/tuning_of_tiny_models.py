@@ -1,4 +1,4 @@
-"""Tuning of a tiny model in seconds: few images and candidates."""
+"""Tuning of a tiny model in seconds: few images, steps and candidates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from agentsd.tuning.candidates import ATTENTION, CACHES, Segment
 
 FULL = ATTENTION.index({"method": "full"})
 
+STEPS = 8
+"""The fewest in which a cache of interval 2 has light steps."""
+
 
 def cache(interval: int, branch: int, order: int) -> int:
     """The index of a cache among the candidates'."""
@@ -18,11 +21,11 @@ def cache(interval: int, branch: int, order: int) -> int:
 
 
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have tuning try three candidates, of five steps, on two images, and judge on two."""
+    """Have tuning try three candidates, of eight steps, on two images, and judge on two."""
     monkeypatch.setattr(split, "TUNING", 2)
     monkeypatch.setattr(split, "HELD_OUT", 2)
     monkeypatch.setattr(screening, "ROUNDS", 0)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
-    few = [(Segment(FULL, c, 5),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(3, -1, 0))]
+    few = [(Segment(FULL, c, STEPS),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(2, -1, 0))]
     for module in (screening, tuner):
         monkeypatch.setattr(module, "uniform_candidates", lambda _: few)
