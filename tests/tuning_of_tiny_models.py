@@ -21,9 +21,10 @@ def cache(interval: int, branch: int, order: int) -> int:
 
 
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have tuning try three candidates, of eight steps, on two images, and judge on two."""
-    monkeypatch.setattr(split, "TUNING", 2)
-    monkeypatch.setattr(split, "HELD_OUT", 2)
+    """Have tuning try three candidates, of eight steps, on two images, confirm the best on two
+    more, and judge it on two."""
+    for part in ("TUNING", "HELD_OUT", "MORE"):
+        monkeypatch.setattr(split, part, 2)
     monkeypatch.setattr(screening, "ROUNDS", 0)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
     few = [(Segment(FULL, c, STEPS),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(2, -1, 0))]
