@@ -439,6 +439,12 @@ def test_a_run_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
         assert not held(pipe.unet)
 
 
+@pytest.fixture
+def unet() -> Any:
+    """The smallest: a summary counts its operations each time."""
+    return smallest_unet()
+
+
 def test_the_summary_tells_what_happened(pipe: Any) -> None:
     with pytest.raises(PatchError, match="call apply_patch"):
         summary(pipe)
@@ -446,22 +452,24 @@ def test_the_summary_tells_what_happened(pipe: Any) -> None:
     assert "has not run" in str(summary(pipe))
     for _ in range(2):
         latents(pipe, STEPS)
-        (run,) = summary(pipe).runs
+        told = summary(pipe)
+        (run,) = told.runs
         assert [call.step for call in run] == list(range(STEPS))
         assert "".join("wl"[call.is_light] for call in run) == "wwlwlwlwlwlw"
         assert [call.weights for call in run[1:5:3]] == [None, {1: -0.5, 3: 1.5}]
         assert all(call.seconds for call in run[:-1])
-        assert "12 UNet calls, 7 whole, 5 light" in str(summary(pipe))
+        assert "12 UNet calls, 7 whole, 5 light" in str(told)
     described = inspect_patch(pipe, 32, 32, num_inference_steps=STEPS)
-    assert summary(pipe).work == pytest.approx(described.work)
+    assert told.work == pytest.approx(described.work)
     latents(pipe, 4)
     assert [call.text for run in summary(pipe).runs for call in run] == ["whole"] * 4
     apply_patch(pipe, "faithful", min_tokens=0)
     for steps in (5, 4):
         latents(pipe, steps)
-        (run,) = summary(pipe).runs
+        told = summary(pipe)
+        (run,) = told.runs
         assert [call.text for call in run] == ["whole"] * steps
-    assert "<td>whole</td>" in summary(pipe)._repr_html_()
+    assert "<td>whole</td>" in told._repr_html_()
 
 
 @pytest.mark.parametrize("timesteps", [[500] * 7, [500, 400, 300, 200, 100, 50, 25]])
@@ -471,9 +479,12 @@ def test_calls_without_end_are_not_all_kept(
     """A loss at one noise level, say, never begins another run."""
     monkeypatch.setattr("agentsd.patching.run_log.MAX_CALLS", 5)
     apply_patch(unet, "faithful", min_tokens=0)
+    patch = patch_of(unet)
+    assert patch is not None
     for count, timestep in enumerate(timesteps, start=1):
         call(unet, timestep)
-        assert [len(run) for run in summary(unet).runs] == [min(count, 5)]
+        assert [len(run) for run in patch.runtime.policy.log.runs] == [min(count, 5)]
+    assert [len(run) for run in summary(unet).runs] == [5]
 
 
 def test_the_summary_repeats_no_warning(unet: Any) -> None:
