@@ -27,8 +27,18 @@ def quick(tmp_path: Path) -> Any:
     return tiny_pipeline(tmp_path, smallest_unet())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("solver", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler])
+@pytest.mark.parametrize(
+    ("solver", "method"),
+    [
+        pytest.param(solver, method, marks=() if method in quick else pytest.mark.slow)
+        for solver, quick in (
+            (DDIMScheduler, METHODS),
+            (PNDMScheduler, ["merge"]),
+            (HeunDiscreteScheduler, ["agent"]),
+        )
+        for method in METHODS
+    ],
+)
 def test_a_run_leaves_nothing_to_the_next(quick: Any, method: str, solver: Any) -> None:
     quick.scheduler = solver.from_config(quick.scheduler.config)
     apply_patch(quick, **METHODS[method], min_tokens=0)

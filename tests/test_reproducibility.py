@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,9 +29,13 @@ METHODS: dict[str, dict[str, Any]] = {
 PROMPTS = ["a cat", "two red boats", "the sea"]
 
 
+def schedule_of(method: str) -> Schedule:
+    return Schedule(phases=[METHODS[method] | {"min_tokens": 0}], seed=5)
+
+
 @pytest.fixture(params=with_samples(METHODS, "agent", "keys cycle"))
 def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return Schedule(phases=[METHODS[request.param] | {"min_tokens": 0}], seed=5)
+    return schedule_of(request.param)
 
 
 def check_same(found: Tensor, expected: Tensor) -> None:
@@ -102,12 +107,22 @@ def test_global_random_state_is_untouched(unet: Any, schedule: Schedule) -> None
         assert all(torch.equal(*pair) for pair in zip(now, cuda_states, strict=True))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (15, 13), (9, 16)])
-@pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+CALLS = [*product([(16, 16), (15, 13), (9, 16)], [1, 2, 3], [torch.float32, torch.bfloat16])]
+"""Sizes, batches and types of calls."""
+
+FEW = {((16, 16), 2, torch.float32), ((15, 13), 3, torch.bfloat16), ((9, 16), 1, torch.float32)}
+"""Each of them at least once."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("size", "batch", "dtype"),
+    [pytest.param(*each, marks=() if each in FEW else pytest.mark.slow) for each in CALLS],
+)
 def test_runs_at_any_size(
-    unet: Any, schedule: Schedule, size: tuple[int, int], batch: int, dtype: torch.dtype
+    unet: Any, method: str, size: tuple[int, int], batch: int, dtype: torch.dtype
 ) -> None:
+    schedule = schedule_of(method)
     unet.to(dtype)
     unpatched = call(unet, size=size, batch=batch)
     apply_patch(unet, schedule)
