@@ -24,7 +24,7 @@ from agentsd.models.architectures import ARCHITECTURES
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "build", lambda case: tiny_unet())
+    monkeypatch.setattr(timing, "build", lambda case: smallest_unet())
 
 
 def command(*arguments: str) -> int:
