@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from diffusers import DDIMScheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_unet, with_safety_checker
+from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 from typer.main import get_command
 
 from agentsd import __version__
@@ -26,8 +27,22 @@ from agentsd.image_settings import image_seed
 
 
 @pytest.fixture
-def model(pipe: Any, tmp_path: Path) -> str:
-    pipe.save_pretrained(tmp_path / "model")
+def pipe(tmp_path: Path) -> Any:
+    """One whose UNet has one level: most of what a command takes is the model's time."""
+    return tiny_pipeline(tmp_path, smallest_unet())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_pipeline(folder, smallest_unet()).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> str:
+    """A folder that a test may change."""
+    shutil.copytree(saved, tmp_path / "model")
     return str(tmp_path / "model")
 
 
@@ -295,7 +310,7 @@ def test_inputs_that_changed_are_named(
 
 
 def save_lora(pipe: Any, folder: Path, seed: int) -> Path:
-    unet = tiny_unet()
+    unet = smallest_unet()
     config = LoraConfig(r=2, target_modules=["attn2.to_q"], init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
