@@ -20,6 +20,9 @@ from gradio_client.exceptions import AppError
 from serving import BAD, BASE, ask, free_port, leave, pixels
 from tiny_models import smallest_unet, tiny_pipeline
 
+from agentsd.app.server import Server
+from agentsd.cli import main
+
 pytestmark = pytest.mark.slow
 
 CLIENTS, REQUESTS = 8, 100
@@ -62,6 +65,27 @@ def app(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 @pytest.mark.sample
 @pytest.mark.command("app")
+def test_the_command_serves_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which has imported all that takes long."""
+    tiny_pipeline(tmp_path, smallest_unet()).save_pretrained(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    health = []
+
+    def asked(server: Server) -> None:
+        health.append(ask(server.url, "/healthz"))
+        server.close()
+
+    monkeypatch.setattr(Server, "wait", asked)
+    port = free_port()
+    with pytest.raises(SystemExit, match="0"):
+        main(["app", "--model", "tiny", "--port", str(port), "--device", "cpu"])
+    assert capsys.readouterr().out.strip() == f"http://127.0.0.1:{port}/"
+    ((status, text),) = health
+    assert (status, json.loads(text)) == (200, {"ready": True, "models": ["tiny"], "jobs": 0})
+
+
 def test_the_command_serves_until_it_is_stopped(app: tuple[str, psutil.Process]) -> None:
     url, process = app
     status, text = ask(url, "/healthz")
