@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from tiny_models import patched_layers, tiny_pipeline, tiny_unet
+from tiny_models import patched_layers, smallest_unet, tiny_pipeline
 
 from agentsd.app.components import markup
 from agentsd.app.editor import phase_edits
@@ -46,7 +46,7 @@ from agentsd.schedule import Schedule
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:
-    return tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
+    return tiny_pipeline(tmp_path, smallest_unet(sample_size=32))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from app_jobs import catalog_of, job
 from sampling import with_samples
-from tiny_models import patched_layers, tiny_pipeline, tiny_unet
+from tiny_models import patched_layers, smallest_unet, tiny_pipeline
 
 from agentsd.app.explain import attention_view
 from agentsd.app.requests.catalog import ModelCatalog
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Any:
-    return tiny_pipeline(tmp_path, tiny_unet(sample_size=32))
+    return tiny_pipeline(tmp_path, smallest_unet(sample_size=32))
 
 
 @pytest.fixture

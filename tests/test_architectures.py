@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import smallest_unet, tiny_pipeline
 
 from agentsd import LoadError, apply_patch, inspect_patch, load_pipeline
 from agentsd.cli import main
@@ -61,14 +62,16 @@ def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.command("inspect")
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--height", "256", "--width", "384", "--device", "cpu"]
     main_("inspect", *size, "--schedule", "faithful", "--json")
     found = json.loads(capsys.readouterr().out)
     pocket = apply_patch(load_architecture("pocket"), "faithful")
     expected = inspect_patch(pocket, 256, 384, "cpu", num_inference_steps=25)
     assert found == expected.to_dict()
-    main_("inspect", *size, "--schedule", "balanced", "--num-inference-steps", "9", "--json")
+    tiny_pipeline(tmp_path, smallest_unet()).save_pretrained(tmp_path / "model")
+    more = ["--model", str(tmp_path / "model"), "--schedule", "balanced"]
+    main_("inspect", *size, *more, "--num-inference-steps", "9", "--json")
     assert json.loads(capsys.readouterr().out)["whole_steps"].count(True) == 5
 
 

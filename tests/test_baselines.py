@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "taylorseer": {"interval": 2, "order": 1},
     "spectrum": {"interval": 2, "degree": 2},
 }
-STEPS = 6
+STEPS = 4
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -25,7 +25,7 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 from rich.console import Console
 from sampling import with_samples
-from tiny_models import with_safety_checker
+from tiny_models import smallest_unet, tiny_pipeline, with_safety_checker
 from tqdm import tqdm
 
 import agentsd.generation.batch.batch_maker
@@ -47,6 +47,12 @@ BASE = ImageSettings(prompt="-", seed=3, num_inference_steps=1, height=64, width
     exclude={"prompt"}
 )
 PROMPTS = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    """One whose UNet has one level, as nothing here depends on its depth."""
+    return tiny_pipeline(tmp_path, smallest_unet())
 
 
 @pytest.fixture

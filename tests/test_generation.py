@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
-from tiny_models import for_tiny, with_safety_checker
+from tiny_models import for_tiny, smallest_unet, tiny_pipeline, with_safety_checker
 
 from agentsd import GenerationError, OutputError, Schedule, SettingsError, inspect_patch
 from agentsd.generation.comparison import compare
@@ -23,6 +23,12 @@ from agentsd.image_settings import ImageSettings, image_seed, warm_up_settings
 from agentsd.similarity import psnr
 
 SCHEDULE = for_tiny("faithful")
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    """One whose UNet has one level, as nothing here depends on its depth."""
+    return tiny_pipeline(tmp_path, smallest_unet())
 
 
 def settings(**changes: Any) -> ImageSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,24 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from single_file import save_single_file
+from tiny_models import tiny_pipeline
 
 from agentsd import LoadError, load_pipeline
 from agentsd.attributes import replaced_attribute
 from agentsd.models.loading import POCKET, only_variant
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_pipeline(folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
 @pytest.fixture
-def folder(pipe: Any, tmp_path: Path) -> Path:
-    pipe.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A folder that a test may change."""
+    return shutil.copytree(saved, tmp_path / "model")
 
 
 def same_weights(a: Any, b: Any) -> bool:

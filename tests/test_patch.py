@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from tiny_adapters import add_lora, load_ip_adapter
 from tiny_models import (
     WIDTH,
     call,
-    latents,
     patched_layers,
     sdxl_unet,
     smallest_unet,
@@ -31,6 +31,7 @@ from tiny_models import (
     tiny_unet,
     watch,
 )
+from tiny_models import latents as latents_of_a_run
 from torch import Tensor, nn
 
 from agentsd import (
@@ -47,6 +48,9 @@ from agentsd.patching.processor import LAYER, AgentAttnProcessor, Projections
 from agentsd.patching.runtime import Runtime
 from agentsd.schedule import Schedule
 
+latents = partial(latents_of_a_run, steps=2)
+"""Of as many steps as a preset has phases at most."""
+
 
 def test_the_check_of_likeness_can_fail(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Projections.output
@@ -57,11 +61,13 @@ def test_the_check_of_likeness_can_fail(unet: Any, monkeypatch: pytest.MonkeyPat
 
 def with_image(pipe: Any) -> Tensor:
     embedding = torch.ones(2, 1, 8)  # the negative and the positive half of guidance
-    return latents(pipe, steps=2, ip_adapter_image_embeds=[embedding])
+    return latents(pipe, ip_adapter_image_embeds=[embedding])
 
 
 class TestReversal:
-    @pytest.mark.parametrize("make", [tiny_unet, smallest_unet, sdxl_unet])
+    @pytest.mark.parametrize(
+        "make", [tiny_unet, pytest.param(smallest_unet, marks=pytest.mark.slow), sdxl_unet]
+    )
     @pytest.mark.parametrize(
         "settings",
         [
@@ -127,13 +133,13 @@ class TestReversal:
         assert [type(p) for p in pipe.unet.attn_processors.values()] == kinds
 
     def test_ip_adapter_unloaded_while_patched(self, pipe: Any) -> None:
-        base = latents(pipe, steps=2)
+        base = latents(pipe)
         load_ip_adapter(pipe)
         apply_patch(pipe, **AGENTS)
         pipe.unload_ip_adapter()
-        assert not torch.equal(latents(pipe, steps=2), base)
+        assert not torch.equal(latents(pipe), base)
         remove_patch(pipe)
-        assert torch.equal(latents(pipe, steps=2), base)
+        assert torch.equal(latents(pipe), base)
 
     def test_processors_that_came_later_stay(self, unet: Any) -> None:
         apply_patch(unet, **AGENTS)
@@ -268,7 +274,7 @@ class TestApply:
         check_unchanged(unet, before)
 
     def test_default_is_the_command_s(self, pipe: Any) -> None:
-        large = {"steps": 2, "size": (64, 64)}  # enough tokens for any patch
+        large = {"size": (64, 64)}  # enough tokens for any patch
         expected = latents(apply_patch(pipe, DEFAULT_SCHEDULE), **large)
         assert torch.equal(latents(apply_patch(pipe), **large), expected)
         assert not torch.equal(latents(apply_patch(pipe, "paper"), **large), expected)
@@ -376,7 +382,7 @@ class TestPatched:
 
     @pytest.mark.parametrize("raises", [False, True])
     def test_restores_the_earlier_patch(self, pipe: Any, raises: bool) -> None:
-        apply_patch(pipe, Schedule(phases=[Agent(until_step=2, **AGENTS), Keys(min_tokens=0)]))
+        apply_patch(pipe, Schedule(phases=[Agent(until_step=1, **AGENTS), Keys(min_tokens=0)]))
         expected = latents(pipe)
         names = [name for name, _ in patched_layers(pipe.unet)]
         try:

@@ -51,7 +51,7 @@ def run(pipe: Any, steps: int, **inputs: Any) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "DDIM", "PNDM", "Heun", "LCM"))
+@pytest.mark.parametrize("name", with_samples(SCHEDULERS, "PNDM", "Heun"))
 def test_phases_of_50_steps(quick: Any, name: str) -> None:
     quick.scheduler = scheduler(name)
     phases = [
@@ -91,7 +91,8 @@ def test_unet_patched_for_itself_in_a_pipeline(
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("num_steps", [1, 7, 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", with_samples([1, 7, 30], 7))
 def test_every_timestep_in_its_place(name: str, num_steps: int) -> None:
     """Without a run: each entry of the list, by itself and as a batch of it."""
     solver = scheduler(name)

@@ -113,9 +113,9 @@ def shuffling(seed: int = 0) -> Callable[[list[Image]], list[Image]]:
     [  # each call in order and shuffled, with each kind of prompts
         (in_one_call, None, (SAME, SAME, SAME)),
         (in_one_call, 0, (SAME, OTHER, SAME)),
-        (in_two_calls, None, (SAME, OTHER, SAME)),
+        pytest.param(in_two_calls, None, (SAME, OTHER, SAME), marks=pytest.mark.slow),
         (in_two_calls, 1, (SAME, SAME, SAME)),
-        (swapped_calls, None, (SAME, SAME, SAME)),
+        pytest.param(swapped_calls, None, (SAME, SAME, SAME), marks=pytest.mark.slow),
         (swapped_calls, 1, (SAME, OTHER, SAME)),
     ],
 )
@@ -138,7 +138,8 @@ def test_the_check_of_turns_can_fail(balanced: Any, monkeypatch: pytest.MonkeyPa
         test_images_in_turn_are_those_made_alone(balanced, in_one_call, 0, (SAME,) * 3)
 
 
-@pytest.mark.parametrize("first_of_two", [0, 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("first_of_two", with_samples([0, 1], 1))
 def test_images_that_join_and_leave(balanced: Any, first_of_two: int) -> None:
     """With the same prompt: only their latents tell them apart."""
     spans = [(0, STEPS), (5, STEPS), (0, 7), (6, 11)]

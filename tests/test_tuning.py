@@ -37,6 +37,12 @@ PROMPTS = ["red", "blue", "green", "a", "b"]
 
 
 @pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    """One whose UNet has one level, as nothing here depends on its depth."""
+    return tiny_pipeline(tmp_path, smallest_unet())
+
+
+@pytest.fixture
 def trajectory(request: pytest.FixtureRequest, pipe: Any) -> Trajectory:
     """A run of a few steps, or of as many as a test asks for."""
     steps = getattr(request, "param", STEPS)
@@ -406,13 +412,13 @@ def test_the_command(
     tiny_pipeline(tmp_path / "model", smallest_unet()).save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     out = tmp_path / "mine.yaml"
-    given = {"--budget": "psnr>=30", "--prompts": tmp_path / "prompts.txt", "--out": out}
+    given = {"--budget": "speed>=1.1", "--prompts": tmp_path / "prompts.txt", "--out": out}
     given |= {"--model": tmp_path / "model", "--device": "cpu", "--num-inference-steps": STEPS}
     given |= {"--height": 64, "--width": 64}
     with pytest.raises(SystemExit, match="0"):
         main(["tune", *(str(part) for pair in given.items() for part in pair), "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert report["budget"] == "psnr>=30"
+    assert report["budget"] == "speed>=1.1"
     schedule = Schedule.load(out)
     assert schedule.tuned_for is not None
     assert schedule.tuned_for.num_inference_steps == STEPS

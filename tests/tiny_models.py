@@ -46,14 +46,15 @@ def tiny_unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
     return build(lambda: UNet2DConditionModel(**settings | config), seed)
 
 
-def smallest_unet() -> UNet2DConditionModel:
+def smallest_unet(**config: Any) -> UNet2DConditionModel:
     """A UNet with one level, for runs of many steps."""
-    return tiny_unet(
-        block_out_channels=(8,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        mid_block_type=None,
-    )
+    settings: dict[str, Any] = {
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "mid_block_type": None,
+    }
+    return tiny_unet(**settings | config)
 
 
 def sdxl_unet(**config: Any) -> UNet2DConditionModel:
