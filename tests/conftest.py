@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -74,6 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if marked and find_chromium() is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
+
+
+def pytest_collection_finish() -> None:
+    """Have garbage collections pass over what was imported, which stays in any case."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

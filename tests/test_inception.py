@@ -29,6 +29,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_network_is_torch_fidelitys(weights: Path) -> None:
     images = torch.randint(0, 256, (1, 3, 299, 299), generator=torch.Generator().manual_seed(1))
     with torch_fidelity("feature_extractor_inceptionv3") as (theirs,):

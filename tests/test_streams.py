@@ -111,7 +111,7 @@ def shuffling(seed: int = 0) -> Callable[[list[Image]], list[Image]]:
 @pytest.mark.parametrize(
     ("call", "shuffled", "prompts"),
     [  # each call in order and shuffled, with each kind of prompts
-        (in_one_call, None, (SAME, SAME, SAME)),
+        pytest.param(in_one_call, None, (SAME, SAME, SAME), marks=pytest.mark.slow),
         (in_one_call, 0, (SAME, OTHER, SAME)),
         pytest.param(in_two_calls, None, (SAME, OTHER, SAME), marks=pytest.mark.slow),
         (in_two_calls, 1, (SAME, SAME, SAME)),

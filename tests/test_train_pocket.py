@@ -173,7 +173,6 @@ def named(shape: Placed) -> int:
     return 1 + list(SHAPES).index(shape.shape)
 
 
-@pytest.mark.sample
 class TestTokenizer:
     def test_thousands_of_captions_come_back_word_for_word(self, tmp_path):
         tokenizer = build_tokenizer(tmp_path)
@@ -182,6 +181,7 @@ class TestTokenizer:
             assert len(ids) == len(text.split()) + 2 <= tokenizer.model_max_length
             assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
+    @pytest.mark.sample
     def test_close_up_is_one_token_more_and_the_last(self, tmp_path):
         tokenizer = build_tokenizer(tmp_path)
         last = len(tokenizer) - 1
@@ -190,10 +190,12 @@ class TestTokenizer:
         assert tokenizer(CLOSE_UP).input_ids == [start, last, rest[-1]]
         assert last not in rest
 
+    @pytest.mark.sample
     def test_no_two_words_share_a_token(self, tmp_path):
         tokenizer = build_tokenizer(tmp_path)
         assert len({tokenizer(word).input_ids[1] for word in words()}) == len(words())
 
+    @pytest.mark.sample
     def test_words_it_never_saw_become_several_tokens(self, tmp_path):
         assert len(build_tokenizer(tmp_path)("zeppelin").input_ids) > 3
 
