@@ -7,7 +7,7 @@ import gc
 import pickle
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ from agentsd.generation.interleaving import warm_up, with_schedule
 from agentsd.image_settings import ImageSettings
 from agentsd.methods import Keys
 from agentsd.patching.denoising_step import Call
-from agentsd.patching.forecasts import extrapolated, whole_steps
+from agentsd.patching.forecasts import extrapolated, forecast, whole_steps
 from agentsd.patching.light_steps import find_parts
 from agentsd.patching.patch import patch_of
 from agentsd.patching.step_cache import Feature, StepCache, Stream
@@ -79,6 +79,53 @@ def test_a_forecast_continues_polynomials_of_its_order(order: int) -> None:
         torch.testing.assert_close(found, value(8.0, degree), rtol=1e-12, atol=1e-12)
     beyond = extrapolated({x: value(x, order + 1) for x in places}, 8.0)
     assert not torch.allclose(beyond, value(8.0, order + 1), rtol=1e-3)
+
+
+def feature_line(*values: Tensor, steps: Sequence[int] = (0, 2, 4)) -> list[Feature]:
+    """Features of whole steps of a phase with the default forecast."""
+    (phase,) = cached().phases
+    return [Feature(step, phase, value) for step, value in zip(steps, values, strict=True)]
+
+
+def test_a_forecast_goes_as_far_as_the_feature_keeps_its_direction() -> None:
+    """An image at a time: a straight line goes on, a turn by 90 or 180 degrees is held."""
+    x, y = torch.eye(8)[:2]
+    known = torch.zeros(3, 8), torch.stack([x, x, x]), torch.stack([2 * x, x + y, 0 * x])
+    found = forecast(feature_line(*known), 5).value
+    torch.testing.assert_close(found, torch.stack([2.5 * x, x + y, 0 * x]))
+    for image in range(3):
+        alone = forecast(feature_line(*(value[image, None] for value in known)), 5).value
+        assert torch.equal(alone[0], found[image]), "an image depends on its batch mates"
+    plain = [Feature(f.step, cached(order=1).phases[0], f.value) for f in feature_line(*known)]
+    linear = forecast(plain[1:], 5).value
+    assert torch.allclose(linear[0], found[0])
+    assert not torch.allclose(linear[1:], found[1:])
+
+
+@pytest.mark.parametrize("steps", [(0, 2, 4), (0, 1, 4), (0, 3, 6), (1, 3, 4)])
+@pytest.mark.parametrize("correlation", [0.2, 0.5, 0.8])
+def test_the_share_of_the_line_is_the_best_for_autoregressive_changes(
+    steps: tuple[int, int, int], correlation: float
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    change, value = torch.randn(1, 200_000, generator=random), torch.zeros(1, 200_000)
+    path = [value]
+    for _ in range(steps[-1] + 2):
+        noise = torch.randn(change.shape, generator=random)
+        change = correlation * change + (1 - correlation**2) ** 0.5 * noise
+        path.append(path[-1] + change)
+    features = feature_line(*(path[step] for step in steps), steps=steps)
+    for step in (steps[-1] + 1, steps[-1] + 2):
+        line = extrapolated({float(f.step): f.value for f in features[1:]}, float(step))
+        last = features[-1].value
+
+        def error(value: Tensor, step: int = step) -> float:
+            return float((value - path[step]).square().mean())
+
+        errors = [error(torch.lerp(last, line, share)) for share in torch.linspace(0, 1, 101)]
+        found = error(forecast(features, step).value)
+        assert found < 1.01 * min(errors)
+        assert max(errors[0], errors[-1]) > 1.01 * min(errors)  # not every share would do
 
 
 MODELS: dict[str, Callable[[], UNet2DConditionModel]] = {
@@ -145,9 +192,9 @@ def test_a_light_step_is_the_whole_unet_on_a_forecast(name: str, branch: int) ->
     wholes = [call(unet, timesteps[i]) for i in range(4)]
     hook.remove()
     forecasts = {0: features[1], 1: 2 * features[1] - features[0]}
-    for order, forecast in forecasts.items():
+    for order, deep in forecasts.items():
         hook = module.register_forward_hook(
-            lambda _, __, out, f=forecast: f if isinstance(out, Tensor) else (f, *out[1:])
+            lambda _, __, out, f=deep: f if isinstance(out, Tensor) else (f, *out[1:])
         )
         expected = call(unet, timesteps[2])
         hook.remove()
@@ -283,7 +330,6 @@ def test_schedules_without_it_are_written_as_before() -> None:
     assert cached(3, min_steps=None).to_dict()["phases"][0]["cache"] == {
         "interval": 3,
         "branch": 0,
-        "order": 1,
     }
     assert Schedule.from_yaml(schedule.to_yaml()) == schedule
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..baselines import tiles, todo, tomesd
 from ..methods.base import ENDS
 from ..patching.denoising_step import locate
-from ..patching.forecasts import extrapolated, whole_steps
+from ..patching.forecasts import features_used, forecast, whole_steps
 from ..patching.layers import replaced_processors, top_attention_layers
 from ..patching.patch import apply_schedule, patched, remove_patch
+from ..patching.step_cache import Feature
 from ..patching.step_policy import Decision
 from ..schedule import Phase, Schedule
 
@@ -126,7 +127,6 @@ class _LightAfterFirst:
 
     def __init__(self, phase: Phase) -> None:
         self._phase, self._known = phase, dict[torch.Size, Tensor]()
-        self._order = phase.cache.order if phase.cache is not None else 0
 
     def decide(self, unet: nn.Module, inputs: Mapping[str, Any]) -> Decision:
         position, self._shape = locate(inputs["timestep"]), inputs["sample"].shape
@@ -134,9 +134,10 @@ class _LightAfterFirst:
         if value is None:
             return Decision(position, self._phase, records=True)
         step = position.step
-        before = range(step - self._order - 1, step)
-        forecast = extrapolated({float(n): value for n in before}, float(step))
-        return Decision(position, self._phase, forecast)
+        assert self._phase.cache is not None
+        before = range(step - features_used(self._phase.cache), step)
+        known = [Feature(n, self._phase, value) for n in before]
+        return Decision(position, self._phase, forecast(known, step).value)
 
     def finish(self, feature: Tensor | None) -> None:
         if feature is not None:

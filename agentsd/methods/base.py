@@ -44,8 +44,9 @@ class Cache(StrictModel):
         branch: What light steps compute. 0 (default): the last layer of the last block, like
             DeepCache's branch 0; 1: its last two layers; -1: nothing, as the output itself is
             forecast.
-        order: Degree of the polynomial through the last ``order + 1`` features that is
-            extrapolated: 0 reuses the last feature, as DeepCache does; 1 (default) is linear, 2
+        order: How the feature is forecast. ``None`` (default): along a line, as far as each image's
+            last features kept their direction. Otherwise the degree of the polynomial through the
+            last ``order + 1`` features: 0 reuses the last one, as DeepCache does, 1 is linear, 2
             quadratic.
         min_steps: Shorter runs are computed in full. ``None`` (default) means four intervals: in
             shorter runs, features change so much between steps that simply taking fewer steps is
@@ -56,14 +57,14 @@ class Cache(StrictModel):
 
     Example:
         >>> Cache(interval=2)
-        Cache(interval=2, branch=0, order=1, min_steps=None)
+        Cache(interval=2, branch=0, order=None, min_steps=None)
     """
 
     error: ClassVar = ScheduleError
 
     interval: Annotated[int, Field(ge=2, le=MAX_INTERVAL, description=INTERVAL)]
     branch: Annotated[Literal[-1, 0, 1], Whole] = 0
-    order: Annotated[Literal[0, 1, 2], Whole] = 1
+    order: Annotated[Literal[0, 1, 2], Whole] | None = None
     min_steps: Annotated[int, Field(ge=0)] | None = None
 
     def has_light_steps(self, num_steps: int) -> bool:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..schedule import Phase
 from .step_cache import MAX_STREAMS
@@ -22,8 +23,9 @@ class CallRecord(NamedTuple):
     step: int
     """Denoising step, from 0."""
     phase: Phase
-    weights: dict[int, float] | None
-    """For a light call: the weight of each earlier step's feature in the forecast."""
+    weights: dict[int, float | Tensor] | None
+    """For a light call: the weight of each earlier step's feature in the forecast; a tensor is read
+    only when asked for, as reading waits for the device."""
     begun: Any
     """When it began: seconds, or a CUDA event, which does not synchronise."""
 
@@ -46,7 +48,12 @@ class RunLog:
         self._runs.clear()
 
     def add(
-        self, run_id: object, step: int, phase: Phase, weights: dict[int, float] | None, sample: Any
+        self,
+        run_id: object,
+        step: int,
+        phase: Phase,
+        weights: dict[int, float | Tensor] | None,
+        sample: Any,
     ) -> None:
         """Add a call.
 

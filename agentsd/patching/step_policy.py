@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ScheduleError
 from ..schedule import Phase, Schedule
 from .denoising_step import Call, Position, find_call, position_of
-from .forecasts import forecast, has_light_steps, lagrange_weights, usable
+from .forecasts import forecast, has_light_steps, usable
 from .light_steps import light_step_conflict
 from .run_log import RunLog
 from .step_cache import StepCache, Stream
@@ -134,7 +134,7 @@ class FollowRuns:
         unet: nn.Module,
         inputs: Mapping[str, Any],
         scheduler: Any,
-    ) -> tuple[Decision, dict[int, float] | None]:
+    ) -> tuple[Decision, dict[int, float | Tensor] | None]:
         """Apply the cache to a decision; also returns the weights of its forecast."""
         position, phase, *_ = decision
         if call is None or not (call.is_entry or call.is_monotonic(strictly=True)):
@@ -170,9 +170,8 @@ class FollowRuns:
         known = usable(self._stream.features, phase, position.step, steps.stop)
         if not known:
             return decision._replace(records=True), None
-        earlier = [feature.step for feature in known]
-        used = dict(zip(earlier, lagrange_weights(earlier, position.step), strict=True))
-        return decision._replace(forecast=forecast(known, position.step)), used
+        value, weights = forecast(known, position.step)
+        return decision._replace(forecast=value), weights
 
     def _warn_of_no_run(self, scheduler: Any) -> None:
         what = (

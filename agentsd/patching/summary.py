@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import PatchError
 from .flops import work_left
 from .layers import find_unet
@@ -24,8 +27,8 @@ class StepSummary:
     method: str
     """Method of the step's phase."""
     weights: dict[int, float] | None
-    """For a light call: the weight of each earlier step's feature in the forecast; None for a whole
-    one."""
+    """For a light call: the weight of each earlier step's feature in the forecast, averaged over
+    the batch; None for a whole one."""
     seconds: float | None
     """Time until the next call began, including the scheduler and callbacks; None for the last
     call."""
@@ -118,7 +121,7 @@ def summary(x: Any) -> Summary:
     log = runtime.policy.log
     runs = [
         [
-            StepSummary(call.step, call.phase.method, call.weights, span)
+            StepSummary(call.step, call.phase.method, _means(call.weights), span)
             for call, span in zip(run, seconds(run), strict=True)
         ]
         for run in log.runs
@@ -126,3 +129,9 @@ def summary(x: Any) -> Summary:
     calls = [(call.phase, call.weights is None) for run in log.runs for call in run]
     assert log.size is not None
     return Summary(runs, work_left(unet, runtime, log.size, unet.device.type, calls))
+
+
+def _means(weights: dict[int, float | Tensor] | None) -> dict[int, float] | None:
+    if weights is None:
+        return None
+    return {step: float(torch.as_tensor(weight).mean()) for step, weight in weights.items()}

@@ -22,10 +22,13 @@ CACHES: tuple[Cache | None, ...] = (
     None,
     *(
         Cache.model_validate({"interval": interval, "branch": branch, "order": order})
-        for interval, branch, order in product((2, 3, 4, 5), (0, OUTPUT), (0, 1, 2))
+        for interval, branch, order in product((2, 3, 4, 5), (0, OUTPUT), (None, 0, 2))
     ),
 )
 """Cache settings of a phase; the first computes every step in full."""
+
+FORECASTS = {None: "adaptive", 0: "held", 1: "linear", 2: "quadratic"}
+"""What each ``order`` of a cache is called."""
 
 MAX_SEGMENTS = 4
 
@@ -75,7 +78,7 @@ def describe(schedule: Schedule) -> str:
 
     Example:
         >>> describe(schedule_of((Segment(0, 0, 5), Segment(0, 4, 10)), 10))
-        'until 50 %: keys 2×2; then: keys 2×2, every 2nd step whole, output held'
+        'until 50 %: keys 2×2; then: keys 2×2, every 2nd step whole, output adaptive'
     """
     parts = []
     for number, phase in enumerate(schedule.phases):
@@ -85,7 +88,7 @@ def describe(schedule: Schedule) -> str:
         if (cached := phase.cache) is not None:
             nth = {2: "2nd", 3: "3rd"}.get(cached.interval, f"{cached.interval}th")
             what = "output" if cached.branch == OUTPUT else "feature"
-            how = ("held", "linear", "quadratic")[cached.order]
+            how = FORECASTS[cached.order]
             words += f", every {nth} step whole, {what} {how}"
         if phase.until is not None:
             words = f"until {100 * phase.until:.3g} %: {words}"

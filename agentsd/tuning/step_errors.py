@@ -111,7 +111,7 @@ class StepErrors:
         attended = attention if branch != OUTPUT else None
         key = number, attended, branch, order, *(sources[id(f)] for f in features)
         if key not in self._errors:
-            value = forecast(features, step)
+            value = forecast(features, step).value
             output = (
                 value if branch == OUTPUT else self._probe.light(call, attention, branch, value)
             )
