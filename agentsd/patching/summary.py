@@ -109,7 +109,7 @@ def summary(x: Any) -> Summary:
         >>> pipe = apply_patch(load_pipeline("pocket"), "balanced", cache_min_steps=4)
         >>> _ = pipe("a red circle", num_inference_steps=4, height=128, width=128)
         >>> [call.text for call in summary(pipe).runs[0]]
-        ['whole', 'whole', 'light: -1 × step 0 +2 × step 1', 'whole']
+        ['whole', 'whole', 'light: -0.5 × step 0 +1.5 × step 1', 'whole']
     """
     unet = find_unet(x)
     patch = patch_of(unet)
