@@ -508,7 +508,7 @@ def test_the_summary_tells_images_in_turn_apart(unet: Any) -> None:
                 call(unet, timestep)
     runs = summary(unet).runs
     assert len(runs) == 2
-    assert runs[0][3].weights == runs[1][3].weights == {0: -0.5, 2: 1.5}
+    assert runs[0][3].weights == runs[1][3].weights == {0: -0.25, 2: 1.25}
     assert "in 2 interleaved runs" in summary(unet).title
 
 

@@ -14,7 +14,7 @@ STEPS = 8
 """The fewest in which a cache of interval 2 has light steps."""
 
 
-def cache(interval: int, branch: int, order: int) -> int:
+def cache(interval: int, branch: int, order: int | None = None) -> int:
     """The index of a cache among the candidates'."""
     wanted = Cache.model_validate({"interval": interval, "branch": branch, "order": order})
     return CACHES.index(wanted)
@@ -27,6 +27,6 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(split, part, 2)
     monkeypatch.setattr(screening, "ROUNDS", 0)
     monkeypatch.setattr(step_costs, "ROUNDS", 1)
-    few = [(Segment(FULL, c, STEPS),) for c in (cache(2, 0, 0), cache(2, -1, 1), cache(2, -1, 0))]
+    few = [(Segment(FULL, c, STEPS),) for c in (cache(2, 0, 0), cache(2, -1), cache(2, -1, 0))]
     for module in (screening, tuner):
         monkeypatch.setattr(module, "uniform_candidates", lambda _: few)

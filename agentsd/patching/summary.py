@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import PatchError
@@ -134,4 +133,7 @@ def summary(x: Any) -> Summary:
 def _means(weights: dict[int, float | Tensor] | None) -> dict[int, float] | None:
     if weights is None:
         return None
-    return {step: float(torch.as_tensor(weight).mean()) for step, weight in weights.items()}
+    return {
+        step: float(weight.mean()) if isinstance(weight, Tensor) else weight
+        for step, weight in weights.items()
+    }
