@@ -94,7 +94,7 @@ def line_share(features: Sequence[Feature], step: int) -> Tensor:
         step: Index of the step to forecast.
 
     Returns:
-        Shares from 0 to 1 in float32, [B, 1, ...]; read without waiting for the device.
+        Shares from 0 to 1 in float32, [B, 1, ...], on the features' device.
     """
     *_, before, last = (feature.value for feature in features)
     rows = [len(last), *(1 for _ in last.shape[1:])]
@@ -111,13 +111,14 @@ def line_share(features: Sequence[Feature], step: int) -> Tensor:
     return share
 
 
-def _ar_share(last: int, ahead: int, correlation: float = 0.5) -> float:
+def _ar_share(last: int, ahead: int) -> float:
     """The best share of the line through an autoregressive process's last ``last`` increments.
 
-    The share for other correlations is close to a power of this one: at a gap of two steps the
-    exact share differs from that power by at most 0.03.
+    For a correlation of ½ between successive increments. The share for other correlations is close
+    to a power of this one: at a gap of two steps the exact share differs from that power by at most
+    0.03.
     """
-    r = correlation
+    r = 0.5
     shared = sum(r ** (i + j) for i in range(last) for j in range(1, ahead + 1))
     own = sum(r ** abs(i - j) for i in range(last) for j in range(last))
     return shared / own * last / ahead
